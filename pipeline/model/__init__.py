@@ -1,0 +1,27 @@
+"""The repository's words, as values: no I/O, no pyVmomi, no SQL. Everything may import this."""
+
+from pipeline.model.ids import BlobId, RepositoryId, RestorePointId
+from pipeline.model.restore_point import (
+    Consistency,
+    DiskPoint,
+    PointKind,
+    RestorePoint,
+    VmIdentity,
+)
+from pipeline.model.stats import BlockCounts, Bottleneck, DiskStats, ReadMode, StageTimes
+
+__all__ = [
+    "BlobId",
+    "BlockCounts",
+    "Bottleneck",
+    "Consistency",
+    "DiskPoint",
+    "DiskStats",
+    "PointKind",
+    "ReadMode",
+    "RepositoryId",
+    "RestorePoint",
+    "RestorePointId",
+    "StageTimes",
+    "VmIdentity",
+]

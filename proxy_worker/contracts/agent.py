@@ -1,0 +1,97 @@
+"""The repository agent: one child process of the server for each repository, told in JSON lines.
+
+The server may not import the pipeline's engine (it would pull block data's code into the process that
+holds all passwords), so administration of a repository happens in this child. One request line in on
+standard input, one answer line out on standard output, in order; standard error is for the log.
+
+Request: {"id": int, "call": str, "args": {...}}. Answer: {"id": int, "ok": {...}} or
+{"id": int, "error": {"kind": "transient" | "permanent" | "integrity", "message": str}}.
+
+Calls and their args / ok:
+
+| call | args | ok |
+|---|---|---|
+| create | location, password, block_size_bytes | repository_id, master_key |
+| open | location, password | repository_id, master_key, block_size_bytes |
+| commit | point (see encode_restore_point) | created: bool (false: it was there already, the same) |
+| points | | points: [...] |
+| point | id | point |
+| forget | ids | forgotten: int |
+| prune | keep_task_ids (work areas still needed), min_age_s | removed_packs, removed_bytes, rewritten_bytes, kept_packs |
+| check | read_data: bool, sample_share: float | problems: [str], points, packs, blobs, read_bytes |
+| space | | free_bytes, total_bytes, used_bytes |
+
+`create` and `open` come first and once. A master key is 64 hexadecimal digits and is what TaskSecrets
+hands to a proxy. The program is `python -m proxy_worker.agent`.
+"""
+
+from __future__ import annotations
+
+import base64
+from datetime import datetime
+from typing import Any
+
+from pipeline.model import (
+    BlobId,
+    Consistency,
+    DiskPoint,
+    PointKind,
+    RestorePoint,
+    RestorePointId,
+    VmIdentity,
+)
+
+
+def encode_restore_point(point: RestorePoint) -> dict[str, Any]:
+    """JSON form of a restore point, for the agent's lines."""
+    return {
+        "id": point.id,
+        "vm": {
+            "instance_uuid": point.vm.instance_uuid,
+            "bios_uuid": point.vm.bios_uuid,
+            "name": point.vm.name,
+            "moref": point.vm.moref,
+            "vcenter_uuid": point.vm.vcenter_uuid,
+        },
+        "created_at": point.created_at.isoformat(),
+        "kind": point.kind.value,
+        "consistency": point.consistency.value,
+        "previous": point.previous,
+        "job_name": point.job_name,
+        "disks": [
+            {
+                "disk_key": disk.disk_key,
+                "label": disk.label,
+                "disk_uuid": disk.disk_uuid,
+                "path": disk.path,
+                "capacity_bytes": disk.capacity_bytes,
+                "map_root": disk.map_root,
+                "change_id": disk.change_id,
+                "thin": disk.thin,
+                "sha256": disk.sha256,
+            }
+            for disk in point.disks
+        ],
+        "skipped_disks": list(point.skipped_disks),
+        "vm_config": base64.b64encode(point.vm_config).decode(),
+        "nvram": base64.b64encode(point.nvram).decode(),
+    }
+
+
+def decode_restore_point(data: dict[str, Any]) -> RestorePoint:
+    """Inverse of encode_restore_point. Raises KeyError, TypeError or ValueError on a wrong shape."""
+    return RestorePoint(
+        id=RestorePointId(data["id"]),
+        vm=VmIdentity(**data["vm"]),
+        created_at=datetime.fromisoformat(data["created_at"]),
+        kind=PointKind(data["kind"]),
+        consistency=Consistency(data["consistency"]),
+        previous=RestorePointId(data["previous"]) if data["previous"] else None,
+        job_name=data["job_name"],
+        disks=tuple(
+            DiskPoint(**{**disk, "map_root": BlobId(disk["map_root"])}) for disk in data["disks"]
+        ),
+        skipped_disks=tuple(data["skipped_disks"]),
+        vm_config=base64.b64decode(data["vm_config"], validate=True),
+        nvram=base64.b64decode(data["nvram"], validate=True),
+    )

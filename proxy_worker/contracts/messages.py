@@ -1,0 +1,219 @@
+"""Work orders and reports between the backup server and its proxies.
+
+Down: `TaskRequest` travels as the argument of one Celery task, `LeaseAnswer` and `ResultAck` through
+the proxy's own `down` stream. Up: the `*Report` classes go into the proxy's own `up` stream.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final
+
+from pipeline.model import DiskStats, ReadMode
+from proxy_worker.contracts.ids import Attempt, ProxyId, SessionId, TaskId
+from transports.base import DiskRef, TransportMode
+
+SCHEMA_VERSION: Final = 1
+
+
+class TaskKind(StrEnum):
+    BACKUP_DISK = "backup-disk"
+    RESTORE_DISK_TO_VM = "restore-disk-to-vm"
+    RESTORE_DISK_TO_FILE = "restore-disk-to-file"
+
+
+class CompressionLevel(StrEnum):
+    NONE = "none"
+    FAST = "fast"
+    BALANCED = "balanced"
+    HIGH = "high"
+
+
+class TaskOutcome(StrEnum):
+    SUCCESS = "success"
+    WARNING = "warning"  # done, but something should be looked at
+    FAILED = "failed"  # permanent: the same attempt again would fail again
+    RETRY = "retry"  # transient: worth another attempt, here or elsewhere
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackupDiskOrder:
+    """Read one disk of a VM snapshot into a repository."""
+
+    disk: DiskRef
+    previous_map_root: str
+    """Map of this disk in the point that the increment builds on; empty for a full."""
+    previous_change_id: str
+    """Change id stored with that point; empty: tracking cannot be used."""
+    current_change_id: str
+    """Change id of the snapshot being read; empty: the disk is not tracked."""
+    full_read_reason: str
+    """Why the server wants everything read although a previous map exists; empty: no reason."""
+    datastore_is_vmfs: bool
+    compression: CompressionLevel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestoreDiskOrder:
+    """Write one disk of a restore point to a VM's disk or to a raw file."""
+
+    map_root: str
+    capacity_bytes: int
+    expected_sha256: str
+    """Hash of the raw image when the point knows one; empty otherwise."""
+    target_disk: DiskRef | None = None
+    target_path: str = ""
+    """Path of the raw file on the proxy's machine. The file is created; an existing one is refused
+    unless `overwrite`."""
+    overwrite: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RepositoryRef:
+    """Where a repository is, without its secrets."""
+
+    repository_id: str
+    """Id inside the repository: the mover refuses another repository found at the same place."""
+    location: str
+    """Path of the directory, as the proxies see it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskRequest:
+    """One work order: one VM disk in one session, on one proxy, for one attempt."""
+
+    schema_version: int = SCHEMA_VERSION
+    kind: TaskKind
+    task_id: TaskId
+    session_id: SessionId
+    attempt: Attempt
+    proxy_id: ProxyId
+    expires_at_s: float
+    """Unix time after which an order that was not begun must not be begun."""
+    title: str
+    """For people, logs and Flower: "backup db01 / Hard disk 2"."""
+    mode: TransportMode
+    repository: RepositoryRef
+    backup: BackupDiskOrder | None = None
+    restore: RestoreDiskOrder | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VsphereAccess:
+    """A session of vCenter for one task. The clone ticket works once, for a short time."""
+
+    host: str
+    port: int
+    thumbprint_sha256: str
+    clone_ticket: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskSecrets:
+    """Answer to a redeemed lease; on the wire sealed to the proxy's X25519 key. Never stored."""
+
+    schema_version: int = SCHEMA_VERSION
+    task_id: TaskId
+    attempt: Attempt
+    repository_key: str = field(repr=False)
+    """The repository's master key, hexadecimal."""
+    vsphere: VsphereAccess | None = None
+
+
+# ---- proxy -> server ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunningTask:
+    task_id: TaskId
+    attempt: Attempt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeartbeatReport:
+    """Every heartbeat interval, and at once when a slot becomes free or the worker starts or stops."""
+
+    schema_version: int = SCHEMA_VERSION
+    proxy_id: ProxyId
+    boot_id: str
+    """New at every start of the worker: leases of another boot id are lost."""
+    sequence: int
+    version: str
+    clock_s: float
+    """The proxy's Unix time, for the clock check."""
+    slots: int
+    running: tuple[RunningTask, ...]
+    stopping: bool
+    modes: tuple[TransportMode, ...]
+    cpu_share: float
+    free_memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProgressReport:
+    """Latest state of one task; may be lost, never needed for correctness."""
+
+    schema_version: int = SCHEMA_VERSION
+    task_id: TaskId
+    attempt: Attempt
+    phase: str
+    """One of opening, querying-changes, reading, writing, finishing."""
+    total_bytes: int
+    """Bytes that will have to be considered; 0 while unknown."""
+    done_bytes: int
+    read_bytes: int
+    stored_bytes: int
+    bytes_per_s: float
+    """Over the last few seconds."""
+    bottleneck: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResultReport:
+    """The end of one attempt. Kept by the proxy and sent again until the server acknowledges it."""
+
+    schema_version: int = SCHEMA_VERSION
+    task_id: TaskId
+    attempt: Attempt
+    outcome: TaskOutcome
+    reason: str
+    """For people; empty for a plain success."""
+    read_mode: ReadMode | None = None
+    read_mode_reason: str = ""
+    """Why not an increment, when it is not."""
+    map_root: str = ""
+    sha256: str = ""
+    mode: TransportMode | None = None
+    stats: DiskStats | None = None
+
+
+UpReport = HeartbeatReport | ProgressReport | ResultReport
+
+
+# ---- server -> proxy, besides TaskRequest ---------------------------------------------------------
+
+
+class LeaseVerdict(StrEnum):
+    HELD = "held"
+    LOST = "lost"  # stop at once, report nothing that changes anything
+    CANCEL = "cancel"  # stop in order, report CANCELLED
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseAnswer:
+    schema_version: int = SCHEMA_VERSION
+    task_id: TaskId
+    attempt: Attempt
+    verdict: LeaseVerdict
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResultAck:
+    schema_version: int = SCHEMA_VERSION
+    task_id: TaskId
+    attempt: Attempt
+
+
+DownMessage = LeaseAnswer | ResultAck

@@ -1,0 +1,114 @@
+"""What the product may ask of a vCenter or a standalone host.
+
+`transports.vsphere.connect()` gives the implementation. All methods may be called from several
+threads. A session that expired is renewed silently where the client was given a Login; a client made
+from a CloneTicket raises SessionExpiredError instead. Errors are those of `transports.errors`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from transports.base import Extent
+from transports.vsphere.model import (
+    About,
+    DatastoreInfo,
+    DiskInfo,
+    Inventory,
+    NewDisk,
+    NfcTicket,
+    Secret,
+    SnapshotInfo,
+    VmConfig,
+    VmInfo,
+    VmPlacement,
+)
+
+Cancelled = Callable[[], bool]
+
+
+class Vsphere(Protocol):
+    # -- session
+    def about(self) -> About: ...
+    def clock_offset_s(self) -> float:
+        """Server's clock minus ours."""
+
+    def keep_alive(self) -> None: ...
+    def clone_ticket(self) -> Secret:
+        """A ticket with which another process can make a session of the same user, once."""
+
+    def missing_privileges(self, role: str) -> list[str]:
+        """Privileges of `role` ("backup", "restore") that this account lacks at the root folder."""
+
+    def close(self) -> None: ...
+
+    # -- reading
+    def inventory(self) -> Inventory: ...
+    def vm(self, moref: str) -> VmInfo:
+        """ObjectGoneError when it is no longer registered."""
+
+    def datastore(self, name: str, datacenter: str) -> DatastoreInfo: ...
+    def snapshots(self, vm_moref: str) -> list[SnapshotInfo]:
+        """All snapshots of the VM's tree, parents first."""
+
+    def changed_areas(
+        self, vm_moref: str, snapshot_moref: str, disk_key: int, change_id: str
+    ) -> list[Extent]:
+        """Everything changed since `change_id` ("*": allocated), paged to the end, merged, ascending.
+
+        ChangeTrackingUnusableError with the reason in every case in which the answer is not to be
+        trusted.
+        """
+
+    def nfc_ticket(self, vm_moref: str, disk_key: int, *, write: bool) -> NfcTicket:
+        """One connection's permission; made for the host on which the VM runs now."""
+
+    def vm_config(self, vm_moref: str, snapshot_moref: str | None) -> VmConfig:
+        """Configuration as it was at the snapshot, with names of networks, datastores and places."""
+
+    # -- changing (the caller has written its intent down before)
+    def enable_change_tracking(self, vm_moref: str) -> None:
+        """Switch tracking on and read it back. PermanentTransportError when it did not take."""
+
+    def create_snapshot(
+        self,
+        vm_moref: str,
+        *,
+        name: str,
+        description: str,
+        quiesce: bool,
+        cancelled: Cancelled = lambda: False,
+    ) -> SnapshotInfo:
+        """Without memory. QuiesceFailedError when the guest could not be quiesced (see errors)."""
+
+    def remove_snapshot(self, vm_moref: str, snapshot_moref: str) -> None:
+        """Remove one snapshot, children kept, and fold its disks. Success when it is already gone.
+
+        Busy VMs and locked files are TransientTransportError: call again later.
+        """
+
+    def consolidation_needed(self, vm_moref: str) -> bool: ...
+    def consolidate(self, vm_moref: str) -> None: ...
+
+    def create_vm(self, config: VmConfig, placement: VmPlacement, *, mark: str) -> str:
+        """Create the VM of `config` without disks, powered off, with `mark` in its annotation
+        extra config (`vmhaul.mark`); answers its moref. PermanentTransportError when a VM of that
+        name exists at that place.
+        """
+
+    def find_marked_vm(self, mark: str) -> str | None:
+        """Moref of the VM that bears the mark (made before a crash), or None."""
+
+    def add_disks(
+        self, vm_moref: str, config: VmConfig, disks: Sequence[NewDisk], placement: VmPlacement
+    ) -> dict[int, DiskInfo]:
+        """Create new empty disks at the controller positions that `config` names; old key -> disk."""
+
+    def finish_vm(self, vm_moref: str, config: VmConfig, placement: VmPlacement) -> list[str]:
+        """Boot order, nvram and what else needs the disks; removes the mark. Answers warnings."""
+
+    def destroy_marked_vm(self, vm_moref: str, mark: str) -> None:
+        """Delete a VM and its files, only when it bears `mark`; success when it is gone."""
+
+    def power_on(self, vm_moref: str) -> None: ...

@@ -1,0 +1,228 @@
+"""What vSphere told us, as values. All sizes in bytes, all morefs as text ("vm-123")."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Secret:
+    """A text that is never shown: prints as ***; `reveal()` where it is used."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def reveal(self) -> str:
+        return self._text
+
+    def __repr__(self) -> str:
+        return "***"
+
+    __str__ = __repr__
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and other._text == self._text
+
+    def __hash__(self) -> int:
+        return hash(self._text)
+
+
+class PowerState(StrEnum):
+    ON = "poweredOn"
+    OFF = "poweredOff"
+    SUSPENDED = "suspended"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """A vCenter or a standalone ESXi host. The certificate is pinned by `thumbprint_sha256`
+    (upper-case hex pairs with colons), taken when the server was added and confirmed by a person.
+    """
+
+    host: str
+    port: int = 443
+    thumbprint_sha256: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Login:
+    username: str
+    password: Secret
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CloneTicket:
+    """One-time ticket of another session of the same vCenter."""
+
+    ticket: Secret
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class About:
+    name: str
+    version: str
+    build: str
+    api_version: str
+    api_type: str
+    """"VirtualCenter" or "HostAgent"."""
+    instance_uuid: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiskInfo:
+    """One virtual disk of a VM (or of a snapshot of it)."""
+
+    key: int
+    label: str
+    path: str
+    """Datastore path of the descriptor in use now."""
+    base_path: str
+    """Datastore path of the root of its chain (without snapshot deltas)."""
+    uuid: str
+    capacity_bytes: int
+    datastore: str
+    controller: str
+    """For people and for the order: "SCSI (0:1)"."""
+    disk_mode: str
+    thin: bool
+    change_id: str
+    """Only meaningful for disks of a snapshot."""
+    backup_obstacle: str
+    """Why a snapshot does not contain this disk (independent, physical RDM, shared bus, ...); empty
+    when it does."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VmInfo:
+    moref: str
+    name: str
+    """Unescaped for people."""
+    instance_uuid: str
+    bios_uuid: str
+    power_state: PowerState
+    is_template: bool
+    change_tracking_supported: bool
+    change_tracking_enabled: bool
+    hardware_version: str
+    tools_running: bool
+    guest_os: str
+    host_moref: str
+    path: tuple[str, ...]
+    """Folder path from the datacenter down: ("DC0", "vm", "Prod")."""
+    datacenter: str
+    cluster: str
+    resource_pool: str
+    tags: tuple[str, ...]
+    has_snapshots: bool
+    consolidation_needed: bool
+    managed_by: str
+    """Extension that owns the VM (vCLS, appliances); empty for ordinary VMs."""
+    disks: tuple[DiskInfo, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatastoreInfo:
+    moref: str
+    name: str
+    kind: str
+    """"VMFS", "NFS", "NFS41", "vsan", "VVOL" or what the server says."""
+    capacity_bytes: int
+    free_bytes: int
+    accessible: bool
+    datacenter: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostInfo:
+    moref: str
+    name: str
+    version: str
+    build: str
+    connected: bool
+    in_maintenance: bool
+    cluster: str
+    datacenter: str
+    datastores: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inventory:
+    """Everything a job can select from, read in one go."""
+
+    about: About
+    datacenters: tuple[str, ...]
+    clusters: tuple[str, ...]
+    folders: tuple[str, ...]
+    """Slash-joined paths below the datacenter's VM folder: "DC0/Prod/Web"."""
+    resource_pools: tuple[str, ...]
+    """Slash-joined: "DC0/Cluster0/Resources/Gold"."""
+    hosts: tuple[HostInfo, ...]
+    datastores: tuple[DatastoreInfo, ...]
+    vms: tuple[VmInfo, ...]
+    tags_known: bool
+    """False when the server has no tagging service (standalone ESXi) or refused it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotInfo:
+    """A VM snapshot as taken; `disks` come from the snapshot's own configuration."""
+
+    moref: str
+    name: str
+    description: str
+    vm_moref: str
+    quiesced: bool
+    """What was asked and granted; vSphere silently skips quiescing without running tools."""
+    power_state: PowerState
+    disks: tuple[DiskInfo, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NfcTicket:
+    """Permission for one NFC connection; used once."""
+
+    host: str
+    port: int
+    service: str
+    """"vpxa-nfc" through vCenter, "nfc" on a standalone host."""
+    session_id: Secret
+    thumbprint_sha1: str
+    certificate_pem: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VmPlacement:
+    """Where a restored VM goes. Names as in Inventory; empty: as the configuration says."""
+
+    name: str
+    datacenter: str
+    folder: str = ""
+    resource_pool: str = ""
+    host: str = ""
+    datastore: str
+    keep_identity: bool = False
+    """Keep uuid, instanceUuid and MAC addresses (the original must be gone); else new ones."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewDisk:
+    """A disk to add to a VM that is being restored."""
+
+    disk_key: int
+    """Key that it had in the restore point; the answer names the key that it has now."""
+    capacity_bytes: int
+    thin: bool
+    datastore: str = ""
+    """Empty: the placement's."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VmConfig:
+    """Configuration of a VM, kept with a restore point. `json` is pyVmomi's JSON of ConfigInfo plus
+    names that the morefs in it stand for; only this package looks inside.
+    """
+
+    json: bytes
+    nvram: bytes = field(default=b"", repr=False)
