@@ -1,0 +1,45 @@
+# vmhaul. `make demo` and `make test` need nothing but a Debian machine and root (or sudo).
+.DEFAULT_GOAL := help
+PYTHON := .venv/bin/python
+KEEP ?=
+SIZE ?= normal
+
+.PHONY: help demo test lint fix unit bench clean setup-demo setup-test lab
+
+help:  ## what there is
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+
+setup-demo:
+	@tools/setup.sh demo
+
+setup-test:
+	@tools/setup.sh test
+
+lab: setup-demo
+	@lab/labvc/build.sh lab/build/labvc
+
+demo: lab  ## set up, then back up and restore VMs of a simulated site (KEEP=1 leaves it running)
+	@.venv/bin/vmhaul-lab demo --size $(SIZE) $(if $(KEEP),--keep)
+
+test: setup-test lab lint  ## set up, then pass every test
+	cd lab/labvc && ./test.sh
+	$(PYTHON) -m pytest -q -n 2 --dist loadgroup
+
+lint: setup-test  ## style, types, import contracts
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+
+fix:  ## let ruff repair what it can
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+unit: setup-test  ## the quick tests only
+	$(PYTHON) -m pytest -q tests/unit tests/format tests/property
+
+bench: setup-test  ## data mover beside its roofline
+	$(PYTHON) bench/bench_mover.py
+
+clean:  ## remove what was made here (not the system packages)
+	rm -rf .venv .demo lab/build build dist *.egg-info lab/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

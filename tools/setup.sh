@@ -1,0 +1,59 @@
+#!/usr/bin/env bash
+# Prepare this machine: system packages (only those that are missing) and a virtual environment.
+#   tools/setup.sh demo   what `make demo` needs
+#   tools/setup.sh test   the same, and what the tests need beside it
+# Running it again costs nothing when nothing changed.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+stage="${1:-demo}"
+
+demo_packages=(golang-go golang-github-vmware-govmomi-dev e2fsprogs xfsprogs lvm2 gdisk mount util-linux)
+test_packages=("${demo_packages[@]}" redis-server postgresql qemu-utils chromium fonts-dejavu-core zstd)
+case "$stage" in
+  demo) packages=("${demo_packages[@]}") ;;
+  test) packages=("${test_packages[@]}") ;;
+  *) echo "usage: tools/setup.sh demo|test" >&2; exit 2 ;;
+esac
+
+say() { printf '\033[1m==>\033[0m %s\n' "$*" >&2; }
+
+missing=()
+if command -v dpkg-query >/dev/null; then
+  for package in "${packages[@]}"; do
+    dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
+  done
+else
+  echo "setup: this machine has no dpkg; install by hand what corresponds to: ${packages[*]}" >&2
+fi
+
+python=""
+for candidate in python3.13 python3.12 python3.11 python3; do
+  if command -v "$candidate" >/dev/null && "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+    python="$candidate"; break
+  fi
+done
+if [ -z "$python" ]; then
+  missing+=(python3 python3-venv); python=python3
+elif ! "$python" -c 'import venv, ensurepip' 2>/dev/null; then
+  missing+=(python3-venv)
+fi
+
+if [ "${#missing[@]}" -gt 0 ]; then
+  say "installing system packages: ${missing[*]}"
+  as_root=()
+  if [ "$(id -u)" != 0 ]; then
+    command -v sudo >/dev/null || { echo "setup: run as root (or install sudo): apt-get install ${missing[*]}" >&2; exit 1; }
+    as_root=(sudo)
+  fi
+  "${as_root[@]}" apt-get -q update >&2
+  "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -q -y install --no-install-recommends "${missing[@]}" >&2
+fi
+
+# The stamp names what the environment was made from, so that a changed requirement is installed.
+stamp="$(cat pyproject.toml lab/pyproject.toml tools/setup.sh | sha256sum | cut -d' ' -f1) $("$python" --version)"
+if [ ! -x .venv/bin/python ] || [ "$(cat .venv/.made-from 2>/dev/null)" != "$stamp" ]; then
+  say "making the virtual environment .venv"
+  [ -x .venv/bin/python ] || "$python" -m venv .venv
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' -e ./lab >&2
+  echo "$stamp" > .venv/.made-from
+fi
