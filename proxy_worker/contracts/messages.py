@@ -192,6 +192,15 @@ class ResultReport:
 UpReport = HeartbeatReport | ProgressReport | ResultReport
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SecretsRequest:
+    """Asks for the secrets of a task, over HTTP; the signature and the lease are the authority."""
+
+    schema_version: int = SCHEMA_VERSION
+    task_id: TaskId
+    attempt: Attempt
+
+
 # ---- server -> proxy, besides TaskRequest ---------------------------------------------------------
 
 
@@ -214,6 +223,19 @@ class ResultAck:
     schema_version: int = SCHEMA_VERSION
     task_id: TaskId
     attempt: Attempt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SealedSecrets:
+    """Answer to a SecretsRequest. The box is anonymous; the envelope around it says that it is the
+    server's.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    task_id: TaskId
+    attempt: Attempt
+    sealed: str = field(repr=False)
+    """TaskSecrets as JSON in a libsodium sealed box to the proxy's X25519 key, base64url."""
 
 
 DownMessage = LeaseAnswer | ResultAck
