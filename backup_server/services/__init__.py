@@ -1,0 +1,26 @@
+"""What the server can be asked to do. The doors (API, web, CLI) and the scheduler call these functions
+and nothing below them.
+
+Every function takes the `Context` first. Objects are named by `ref`: an id or a name. Answers are plain
+dicts in the shapes of docs/reference/api.md (times are RFC 3339 text). Errors are those of
+`backup_server.errors`; `InvalidError.details` maps each bad field to its reason.
+
+| module | functions |
+|---|---|
+| `bootstrap` | `open_context(settings, *, clock, vsphere, start_agent=None) -> Context`: database migrated, keys made, default proxy made |
+| `about` | `about(ctx)`, `health(ctx)` |
+| `vcenters` | `list_all(ctx)`, `get(ctx, ref)`, `probe(ctx, host, port)`, `add(ctx, *, name, host, port, username, password: Secret, thumbprint_sha256)`, `edit(ctx, ref, changes)`, `remove(ctx, ref)`, `inventory(ctx, ref, *, refresh=False)`, `load_inventory(ctx, vcenter_id, *, max_age_s=None) -> Inventory` |
+| `repositories` | `list_all(ctx)`, `get(ctx, ref)`, `add(ctx, *, name, location, password: Secret, block_size_bytes=None, max_tasks=None, import_existing=False)`, `edit(ctx, ref, changes)`, `remove(ctx, ref)`, `check(ctx, ref, *, read_data=False, sample_share=0.0)`, `rescan(ctx, ref)`, `prune(ctx, ref)` (the last three answer a Session), `refresh_space(ctx, repository_id)` |
+| `proxies` | `list_all(ctx)`, `get(ctx, ref)`, `add(ctx, *, name, slots=None, local=False, description="")` (with `join_token` when not local), `edit(ctx, ref, changes)`, `remove(ctx, ref)`, `enrol(ctx, *, token, name, signing_key, sealing_key, version)`, `ensure_default(ctx)`, `write_local_proxies(ctx)` |
+| `jobs` | `list_all(ctx)`, `get(ctx, ref)`, `create(ctx, data)`, `edit(ctx, ref, changes)`, `remove(ctx, ref)`, `set_enabled(ctx, ref, enabled)`, `plan(ctx, ref)`, `run(ctx, ref, *, full=False, only_failed=False)` (answers a Session) |
+| `schedule` | `next_run(schedule, after) -> datetime or None`, `due_runs(schedule, since, now) -> Due(fire, missed)`, pure |
+| `sessions` | `list_all(ctx, *, job=None, state=None, kind=None, limit=100, after=None)`, `get(ctx, session_id)`, `cancel(ctx, session_id)`, `events(ctx, session_id, *, after=0)`, `why(ctx, task_id)`, `start_backup(db, job, *, now, options=None, ...) -> Session row` inside the caller's transaction |
+| `restore_points` | `list_all(ctx, *, vm=None, repository=None, job=None, limit=100, after=None)`, `get(ctx, ref)`, `resolve(ctx, ref) -> id` (id, id prefix, `VM@latest`, `VM@<n>` counted back from 0, `VM@<time prefix>`), `remove(ctx, ref)` |
+| `restores` | `restore_disk(ctx, request)`, `restore_vm(ctx, request)` (answer a Session) |
+| `events` | `record(db, now, name, text, *, session_id=None, task_id=None, level="info")` inside a transaction |
+| `task_secrets` | `redeem(ctx, proxy_id, task_id, attempt) -> TaskSecrets` |
+| `doctor` | `run_checks(ctx) -> [{name, level, text, advice}]` |
+| `engine` | `SessionEngine(ctx)` with `start()`, `stop()`, `run_once()` |
+| `janitor` | `Janitor(ctx)` with `start()`, `stop()`, `run_once()` |
+| `tasks` | `cancel_session_tasks(db, session_id)`, `apply_result(ctx, proxy_id, report)`, claims and leases |
+"""

@@ -1,0 +1,116 @@
+"""Connections to the job database.
+
+SQLite runs in WAL mode: readers never wait for the writer. Every transaction that may write begins
+with BEGIN IMMEDIATE, because a transaction that read first and wants to write later fails at once
+("database is locked") when another wrote in between, whatever the time-out; with IMMEDIATE the second
+writer waits at its beginning instead. `synchronous=FULL`: intents must be on the disk before the side
+effect that they announce; NORMAL would lose the last commits with the power (not with the process).
+
+PostgreSQL through psycopg 3, isolation READ COMMITTED: changes are UPDATEs guarded by the old state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.engine import make_url
+from sqlalchemy.orm import Session as DbSession
+from sqlalchemy.orm import sessionmaker
+
+from backup_server.errors import SettingsError, UnavailableError
+
+BUSY_TIMEOUT_S: Final = 30
+_READ_ONLY: Final = "vmhaul_read_only"
+
+
+class Database:
+    """Transactions on the job database.
+
+    `with database() as s:` is one write transaction: committed at the end, rolled back by an
+    exception. `with database.read() as s:` sees one consistent state and does not hold up writers.
+    Rows stay readable after the end.
+    """
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self.engine = engine
+        self._write = sessionmaker(engine, expire_on_commit=False)
+        reader = engine.execution_options(**{_READ_ONLY: True})
+        self._read = sessionmaker(reader, expire_on_commit=False, autoflush=False)
+
+    @contextmanager
+    def __call__(self) -> Iterator[DbSession]:
+        with self._write() as session, session.begin():
+            yield session
+
+    @contextmanager
+    def read(self) -> Iterator[DbSession]:
+        with self._read() as session:
+            yield session
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+
+def create_engine(url: str, *, pool_size: int = 20) -> sa.Engine:
+    """An engine for a SQLite or PostgreSQL URL, set up as this module's docstring says."""
+    try:
+        parsed = make_url(url)
+    except sa.exc.ArgumentError as error:
+        raise SettingsError(
+            "the database URL cannot be read; give sqlite:///file or postgresql+psycopg://user@host/name"
+        ) from error
+    if parsed.get_backend_name() == "postgresql":
+        parsed = parsed.set(drivername="postgresql+psycopg")
+        return sa.create_engine(parsed, pool_size=pool_size, max_overflow=10, pool_pre_ping=True)
+    if parsed.get_backend_name() != "sqlite":
+        raise SettingsError(
+            f"no support for database {parsed.get_backend_name()}; use SQLite or PostgreSQL"
+        )
+    if parsed.database and parsed.database != ":memory:":
+        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+    engine = sa.create_engine(
+        parsed, pool_size=pool_size, max_overflow=10, connect_args={"timeout": BUSY_TIMEOUT_S}
+    )
+    sa.event.listen(engine, "connect", _set_up_sqlite)
+    sa.event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _set_up_sqlite(connection: Any, record: Any) -> None:
+    del record
+    # The driver must not begin transactions by itself: _begin_sqlite does, in the right way.
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    for pragma in (
+        "journal_mode=WAL",
+        "foreign_keys=ON",
+        "synchronous=FULL",
+        f"busy_timeout={BUSY_TIMEOUT_S * 1000}",
+    ):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _begin_sqlite(connection: sa.Connection) -> None:
+    read_only = connection.get_execution_options().get(_READ_ONLY, False)
+    connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+
+
+def open_database(url: str) -> Database:
+    """Database with its schema brought up to date; UnavailableError when it does not answer."""
+    from backup_server.db.migrate import upgrade
+
+    engine = create_engine(url)
+    try:
+        upgrade(engine)
+    except sa.exc.OperationalError as error:
+        engine.dispose()
+        shown = engine.url.render_as_string(hide_password=True)
+        raise UnavailableError(
+            f"the job database {shown} does not answer: {error.orig}; check that it runs and may be reached"
+        ) from error
+    return Database(engine)

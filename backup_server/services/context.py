@@ -1,0 +1,52 @@
+"""What every service is handed: one value, put together once by the composition root."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import structlog
+
+from backup_server.config import Settings
+from backup_server.credentials import CredentialStore
+from backup_server.db.engine import Database
+from backup_server.services.repository_agent import AgentPool
+from backup_server.services.vcenter_pool import VcenterPool, VsphereDoor
+
+Clock = Callable[[], datetime]
+"""Aware, UTC."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    """Everything that services need. `with ctx.db() as s` is a write transaction, `ctx.db.read()` a
+    read; both are `backup_server.db.engine.Database`.
+    """
+
+    settings: Settings
+    server_id: str
+    """UUID of this installation; stands in every mark that vmhaul leaves in a vCenter."""
+    db: Database
+    clock: Clock
+    credentials: CredentialStore
+    vsphere: VsphereDoor
+    """How vCenters are reached: the real client's functions, or a test's."""
+    vcenters: VcenterPool
+    agents: AgentPool
+    log: Any = field(default_factory=structlog.get_logger)
+    wake_engine: threading.Event = field(default_factory=threading.Event)
+    """Set after a commit that gives the session engine something to do."""
+    wake_dispatcher: threading.Event = field(default_factory=threading.Event)
+    """Set after a commit that inserted pending tasks or freed what they wait for."""
+    stopping: threading.Event = field(default_factory=threading.Event)
+    """Set when the process is to end; waits inside of steps end with it."""
+
+    def close(self) -> None:
+        """End connections and children. The loops must have been stopped before."""
+        self.stopping.set()
+        self.agents.close()
+        self.vcenters.close()
+        self.db.close()

@@ -1,0 +1,234 @@
+"""The server's hand on a repository: typed calls to its agent, and the pool of agents.
+
+An agent is started with the first call, opened with the stored password, and started again when it
+died. Calls to one agent wait for each other; long ones (check, prune) get an agent of their own, so
+that commits do not wait for hours.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from backup_server.credentials import CredentialStore
+from backup_server.db.engine import Database
+from backup_server.db.tables import Repository
+from backup_server.errors import ConflictError, NotFoundError, UnavailableError
+from backup_server.services.agent_link import AgentLink, StartAgent
+from pipeline.model import RestorePoint, RestorePointId
+from proxy_worker.contracts.agent import decode_restore_point, encode_restore_point
+from transports.vsphere.model import Secret
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenedRepository:
+    """What `create` and `open` tell."""
+
+    repository_id: str
+    master_key: Secret
+    block_size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Space:
+    free_bytes: int
+    total_bytes: int
+    used_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RepositoryAccess:
+    """Where a repository is and how it is opened."""
+
+    location: str
+    password: Secret
+    repository_id: str
+    """What must be found there; empty: anything."""
+
+
+class RepositoryAgent:
+    """One repository through one agent process. May be used by several threads."""
+
+    def __init__(
+        self,
+        start: StartAgent,
+        access: RepositoryAccess,
+        *,
+        timeout_s: float,
+        long_timeout_s: float,
+    ) -> None:
+        self._start = start
+        self._access = access
+        self._timeout_s = timeout_s
+        self._long_timeout_s = long_timeout_s
+        self._lock = threading.Lock()
+        self._link: AgentLink | None = None
+        self._opened: OpenedRepository | None = None
+
+    def _ready(self) -> tuple[AgentLink, OpenedRepository]:
+        if self._link is not None and self._opened is not None and self._link.alive:
+            return self._link, self._opened
+        self._drop()
+        link = self._start()
+        try:
+            opened = open_repository(link, self._access, timeout_s=self._timeout_s)
+        except BaseException:
+            link.close()
+            raise
+        self._link, self._opened = link, opened
+        return link, opened
+
+    def _drop(self) -> None:
+        if self._link is not None:
+            self._link.close()
+        self._link = self._opened = None
+
+    def _call(self, call: str, args: dict[str, Any], timeout_s: float | None = None) -> dict[str, Any]:
+        with self._lock:
+            link, _ = self._ready()
+            return link.call(call, args, timeout_s=timeout_s or self._timeout_s)
+
+    def opened(self) -> OpenedRepository:
+        """Identity and master key; opens the repository when it is not open."""
+        with self._lock:
+            return self._ready()[1]
+
+    def commit(self, point: RestorePoint) -> bool:
+        """True when the point is new, False when it was there already, the same."""
+        return bool(self._call("commit", {"point": encode_restore_point(point)})["created"])
+
+    def points(self) -> list[RestorePoint]:
+        answer = self._call("points", {}, self._long_timeout_s)
+        return [decode_restore_point(point) for point in answer["points"]]
+
+    def point(self, point_id: str) -> RestorePoint:
+        return decode_restore_point(self._call("point", {"id": point_id})["point"])
+
+    def forget(self, ids: Sequence[RestorePointId | str]) -> int:
+        """Number of points that were there. Forgetting what is gone is no error."""
+        return int(self._call("forget", {"ids": list(ids)})["forgotten"])
+
+    def prune(self, keep_task_ids: Sequence[str], min_age_s: float) -> dict[str, Any]:
+        args = {"keep_task_ids": list(keep_task_ids), "min_age_s": min_age_s}
+        return self._call("prune", args, self._long_timeout_s)
+
+    def check(self, *, read_data: bool, sample_share: float) -> dict[str, Any]:
+        args = {"read_data": read_data, "sample_share": sample_share}
+        return self._call("check", args, self._long_timeout_s)
+
+    def space(self) -> Space:
+        answer = self._call("space", {})
+        return Space(
+            free_bytes=int(answer["free_bytes"]),
+            total_bytes=int(answer["total_bytes"]),
+            used_bytes=int(answer["used_bytes"]),
+        )
+
+    def close(self) -> None:
+        with self._lock:
+            self._drop()
+
+
+def open_repository(link: AgentLink, access: RepositoryAccess, *, timeout_s: float) -> OpenedRepository:
+    """Open an existing repository; ConflictError when another one lies at its place."""
+    args = {"location": access.location, "password": access.password.reveal()}
+    opened = _opened(link.call("open", args, timeout_s=timeout_s))
+    if access.repository_id and opened.repository_id != access.repository_id:
+        raise ConflictError(
+            f"at {access.location} lies repository {opened.repository_id}, not {access.repository_id}; "
+            "mount the right directory there"
+        )
+    return opened
+
+
+def create_repository(
+    link: AgentLink, location: str, password: Secret, block_size_bytes: int, *, timeout_s: float
+) -> OpenedRepository:
+    args = {
+        "location": location,
+        "password": password.reveal(),
+        "block_size_bytes": block_size_bytes,
+    }
+    answer = link.call("create", args, timeout_s=timeout_s)
+    return _opened({"block_size_bytes": block_size_bytes, **answer})
+
+
+def _opened(answer: dict[str, Any]) -> OpenedRepository:
+    try:
+        return OpenedRepository(
+            repository_id=str(answer["repository_id"]),
+            master_key=Secret(str(answer["master_key"])),
+            block_size_bytes=int(answer["block_size_bytes"]),
+        )
+    except (KeyError, ValueError, TypeError):
+        # The answer holds the master key: nothing of it may get into an error's text.
+        raise UnavailableError(
+            "the repository agent's answer to open lacks what it must hold"
+        ) from None
+
+
+class AgentPool:
+    """One agent for each repository, by the id of its row."""
+
+    def __init__(
+        self,
+        db: Database,
+        credentials: CredentialStore,
+        start: Callable[[], AgentLink],
+        *,
+        timeout_s: float,
+        long_timeout_s: float,
+    ) -> None:
+        self._db = db
+        self._credentials = credentials
+        self.start = start
+        self.timeout_s = timeout_s
+        self._long_timeout_s = long_timeout_s
+        self._lock = threading.Lock()
+        self._agents: dict[str, RepositoryAgent] = {}
+
+    def get(self, repository_id: str) -> RepositoryAgent:
+        """The repository's agent (started with its first call). NotFoundError without such a row."""
+        with self._lock:
+            if repository_id not in self._agents:
+                self._agents[repository_id] = self._make(repository_id)
+            return self._agents[repository_id]
+
+    @contextmanager
+    def dedicated(self, repository_id: str) -> Iterator[RepositoryAgent]:
+        """An agent of one's own for a long call; ended afterwards."""
+        agent = self._make(repository_id)
+        try:
+            yield agent
+        finally:
+            agent.close()
+
+    def _make(self, repository_id: str) -> RepositoryAgent:
+        with self._db.read() as s:
+            row = s.get(Repository, repository_id)
+            if row is None:
+                raise NotFoundError(f"there is no repository {repository_id}")
+            access = RepositoryAccess(
+                location=row.location,
+                password=self._credentials.fetch(s, row.credential_id),
+                repository_id=row.repository_id,
+            )
+        return RepositoryAgent(
+            self.start, access, timeout_s=self.timeout_s, long_timeout_s=self._long_timeout_s
+        )
+
+    def forget(self, repository_id: str) -> None:
+        """End the repository's agent; the next get() starts another with what is stored then."""
+        with self._lock:
+            agent = self._agents.pop(repository_id, None)
+        if agent is not None:
+            agent.close()
+
+    def close(self) -> None:
+        with self._lock:
+            agents, self._agents = list(self._agents.values()), {}
+        for agent in agents:
+            agent.close()
