@@ -1,0 +1,82 @@
+"""Loop devices and mounts that are always given back.
+
+Both exist in the kernel, not in a process: what is left behind stays until the next boot. So every
+use is a context manager, and `release_under` frees what a killed process left in a directory.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from vmhaul_lab.commands import run
+from vmhaul_lab.errors import CommandError, LabError
+from vmhaul_lab.volumes import Volume
+
+# The lab's disks are never powered off in the middle of a write, and the kernel's own flushing to the
+# backing file would only slow the lab down; the uuid option lets a disk and its copy be mounted together.
+_OPTIONS = {"ext4": "noatime,nobarrier,noinit_itable", "xfs": "noatime,nouuid"}
+_READ_ONLY_OPTIONS = {"ext4": "ro,noload", "xfs": "ro,norecovery,nouuid"}
+
+
+@contextmanager
+def loop_device(image: Path, volume: Volume, *, read_only: bool) -> Iterator[Path]:
+    """A loop device over one volume of an image for the length of a `with` block."""
+    words = ["losetup", "--find", "--show"]
+    words += ["--offset", str(volume.offset_bytes), "--sizelimit", str(volume.length_bytes)]
+    if read_only:
+        words.append("--read-only")
+    device = Path(run(*words, image).stdout.strip())
+    try:
+        yield device
+    finally:
+        run("losetup", "--detach", device)
+
+
+@contextmanager
+def mounted(image: Path, volume: Volume, *, read_only: bool) -> Iterator[Path]:
+    """The file system of a volume, mounted on a directory of its own for the length of a `with` block.
+
+    Read-only mounts replay no journal, so they never change the image. `LabError` when the volume
+    holds nothing that this kernel mounts.
+    """
+    if not volume.mountable:
+        raise LabError(
+            f"volume {volume.name} of {image} holds {volume.kind}: the lab mounts ext4 and xfs"
+        )
+    options = (_READ_ONLY_OPTIONS if read_only else _OPTIONS)[volume.kind]
+    with (
+        loop_device(image, volume, read_only=read_only) as device,
+        tempfile.TemporaryDirectory(prefix="vmhaul-lab-") as name,
+    ):
+        run("mount", "-t", volume.kind, "-o", options, device, name)
+        try:
+            yield Path(name)
+        finally:
+            run("umount", name)
+
+
+def loops_under(directory: Path) -> list[Path]:
+    """Loop devices whose backing file lies under `directory`."""
+    listed = run("losetup", "--json", "--list", "--output", "NAME,BACK-FILE").stdout
+    devices = json.loads(listed)["loopdevices"] if listed.strip() else []
+    root = str(directory.resolve()) + os.sep
+    return [Path(item["name"]) for item in devices if str(item["back-file"] or "").startswith(root)]
+
+
+def release_under(directory: Path) -> list[Path]:
+    """Unmount and detach all loop devices whose backing file lies under `directory`; name them."""
+    devices = loops_under(directory)
+    for device in devices:
+        for line in Path("/proc/self/mounts").read_text().splitlines():
+            source, target = line.split()[:2]
+            if source == str(device):
+                run("umount", target)
+        try:
+            run("losetup", "--detach", device)
+        except CommandError:
+            if device in loops_under(directory):
+                raise
+    return devices

@@ -1,0 +1,272 @@
+"""What a site holds: data centre, hosts, datastores, VMs and their disks, as values."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from vmhaul_lab.content import MIB
+from vmhaul_lab.errors import LabError
+from vmhaul_lab.images import Content, DiskPlan
+
+GIB = 1024 * MIB
+USER = "administrator@vsphere.local"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VmPlan:
+    """One VM; `host` and `pool` must be among those of the site's cluster."""
+
+    name: str
+    disks: tuple[DiskPlan, ...]
+    folder: str = ""
+    pool: str = ""
+    host: str = "esx1.lab"
+    power: str = "on"
+    guest_id: str = "debian12_64Guest"
+    annotation: str = ""
+    tags: tuple[str, ...] = ()
+    memory_mb: int = 2048
+    cpus: int = 2
+    firmware: str = "efi"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatastorePlan:
+    """A datastore; its files lie in a folder of its name below the site's directory."""
+
+    name: str
+    kind: str = "VMFS"
+    capacity_bytes: int = 4096 * GIB
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SitePlan:
+    """A whole site with one data centre and one cluster."""
+
+    vms: tuple[VmPlan, ...]
+    datacenter: str = "DC1"
+    cluster: str = "Cluster1"
+    hosts: tuple[str, ...] = ("esx1.lab", "esx2.lab")
+    pools: tuple[str, ...] = ("Gold", "Silver")
+    networks: tuple[str, ...] = ("VM Network",)
+    datastores: tuple[DatastorePlan, ...] = (
+        DatastorePlan(name="vmfs-fast"),
+        DatastorePlan(name="nfs-bulk", kind="NFS"),
+    )
+    cbt_page_bytes: int = 0
+    users: tuple[dict[str, Any], ...] = ()
+
+    def disks(self) -> list[tuple[str, DiskPlan]]:
+        """All disks as ('vm', plan) pairs."""
+        return [(vm.name, disk) for vm in self.vms for disk in vm.disks]
+
+    def site_json(
+        self, directory: Path, images: dict[str, Path], password: str, listen: str
+    ) -> dict[str, Any]:
+        """The site as `labvc` reads it; `images` by 'vm/label', see `images.build_all`."""
+        site: dict[str, Any] = {
+            "listen": listen,
+            "control": "127.0.0.1:0",
+            "api_version": "8.0.3.0",
+            "user": USER,
+            "password": password,
+            "users": list(self.users),
+            "datacenters": [
+                {
+                    "name": self.datacenter,
+                    "folders": sorted({vm.folder for vm in self.vms if vm.folder}),
+                    "networks": list(self.networks),
+                    "clusters": [
+                        {"name": self.cluster, "hosts": list(self.hosts), "pools": list(self.pools)}
+                    ],
+                    "datastores": [
+                        {
+                            "name": store.name,
+                            "type": store.kind,
+                            "path": str(directory / "datastores" / store.name),
+                            "capacity_bytes": store.capacity_bytes,
+                        }
+                        for store in self.datastores
+                    ],
+                }
+            ],
+            "vms": [self._vm_json(vm, images) for vm in self.vms],
+        }
+        if self.cbt_page_bytes:
+            site["cbt_page_bytes"] = self.cbt_page_bytes
+        return site
+
+    def _vm_json(self, vm: VmPlan, images: dict[str, Path]) -> dict[str, Any]:
+        return {
+            "name": vm.name,
+            "datacenter": self.datacenter,
+            "folder": vm.folder,
+            "cluster": self.cluster,
+            "pool": vm.pool,
+            "host": vm.host,
+            "power": vm.power,
+            "guest_id": vm.guest_id,
+            "annotation": vm.annotation,
+            "tags": list(vm.tags),
+            "memory_mb": vm.memory_mb,
+            "cpus": vm.cpus,
+            "firmware": vm.firmware,
+            "disks": [
+                {
+                    "capacity_bytes": disk.capacity_bytes,
+                    "thin": disk.thin,
+                    "datastore": disk.datastore or self.datastores[0].name,
+                    "image": str(images.get(f"{vm.name}/{disk.label}", "")),
+                    "mode": disk.mode,
+                    "controller": disk.controller,
+                    "label": disk.label,
+                }
+                for disk in vm.disks
+            ],
+        }
+
+
+def quick_vms(count: int = 2, *, disks: int = 2, capacity_bytes: int = 16 * MIB) -> tuple[VmPlan, ...]:
+    """VMs with small disks of bare blocks: no file systems, no root, made in a moment."""
+    return tuple(
+        VmPlan(
+            name=f"vm{number:02d}",
+            disks=tuple(
+                DiskPlan(label=f"disk{index}", capacity_bytes=capacity_bytes, layout="raw")
+                for index in range(disks)
+            ),
+        )
+        for number in range(1, count + 1)
+    )
+
+
+def _disk(
+    label: str, layout: str, capacity_mib: int, /, *, thin: bool = True, **contents_mib: int
+) -> DiskPlan:
+    return DiskPlan(
+        label=label,
+        layout=layout,
+        capacity_bytes=capacity_mib * MIB,
+        thin=thin,
+        contents=tuple(
+            Content(maker=maker, budget_bytes=size * MIB) for maker, size in contents_mib.items()
+        ),
+    )
+
+
+def _small() -> tuple[VmPlan, ...]:
+    return (
+        VmPlan(
+            name="web01",
+            folder="Prod/Web",
+            pool="Gold",
+            tags=("backup:daily",),
+            disks=(
+                _disk("system", "system", 192, host=24, logs=8),
+                _disk("content", "xfs", 320, small=6, media=8),
+            ),
+        ),
+        VmPlan(
+            name="db01",
+            folder="Prod/DB",
+            pool="Silver",
+            host="esx2.lab",
+            tags=("backup:daily",),
+            disks=(
+                _disk("data", "lvm-ext4", 128, dump=10, texts=4),
+                replace(_disk("orders", "gpt-ext4", 64, sqlite=10), datastore="nfs-bulk"),
+            ),
+        ),
+        VmPlan(
+            name="files01",
+            folder="Prod",
+            power="off",
+            disks=(_disk("archive", "raw", 64, thin=False), _disk("spare", "empty", 256)),
+        ),
+    )
+
+
+def _normal() -> tuple[VmPlan, ...]:
+    web_system = _disk("system", "system", 1024, host=110, logs=40, texts=10)
+    return (
+        VmPlan(
+            name="web01",
+            folder="Prod/Web",
+            pool="Gold",
+            tags=("backup:daily",),
+            disks=(web_system, _disk("content", "gpt-xfs", 768, small=50, media=50)),
+        ),
+        VmPlan(
+            name="web02",
+            folder="Prod/Web",
+            pool="Gold",
+            host="esx2.lab",
+            tags=("backup:daily",),
+            disks=(
+                replace(web_system, clone_of="web01/system"),
+                _disk("content", "gpt-ext4", 512, mail=30, logs=30),
+            ),
+        ),
+        VmPlan(
+            name="db01",
+            folder="Prod/DB",
+            pool="Silver",
+            host="esx2.lab",
+            tags=("backup:daily",),
+            disks=(
+                _disk("system", "system", 768, host=80, logs=20),
+                _disk("data", "lvm-xfs", 1024, dump=100, texts=20),
+                replace(_disk("orders", "gpt-ext4", 512, sqlite=90), datastore="nfs-bulk"),
+            ),
+        ),
+        VmPlan(
+            name="files01",
+            folder="Prod/Files",
+            pool="Silver",
+            tags=("backup:daily",),
+            disks=(
+                replace(
+                    _disk("share", "xfs", 2048, media=140, small=30, mail=30), datastore="nfs-bulk"
+                ),
+                _disk("archive", "lvm-ext4", 256, media=40, thin=False),
+                _disk("spare", "gpt-ext4", 2048, texts=4),
+            ),
+        ),
+        VmPlan(
+            name="scratch01",
+            folder="Test",
+            disks=(_disk("scratch", "raw", 64),),
+        ),
+    )
+
+
+def _larger(disk: DiskPlan, capacity: int, content: int) -> DiskPlan:
+    return replace(
+        disk,
+        capacity_bytes=disk.capacity_bytes * capacity,
+        contents=tuple(
+            replace(item, budget_bytes=item.budget_bytes * content) for item in disk.contents
+        ),
+    )
+
+
+def huge_vm() -> VmPlan:
+    """A VM with a 2 TiB thin disk that holds next to nothing."""
+    return VmPlan(
+        name="huge01", folder="Prod/Files", disks=(_disk("huge", "gpt-xfs", 2 << 20, texts=8),)
+    )
+
+
+def sized(size: str, *, huge: bool = False) -> SitePlan:
+    """The site of one size: `small`, `normal` or `large` (with `huge`: also a 2 TiB disk)."""
+    if size == "small":
+        vms = _small()
+    elif size == "normal":
+        vms = _normal()
+    elif size == "large":
+        vms = tuple(
+            replace(vm, disks=tuple(_larger(disk, 8, 8) for disk in vm.disks)) for vm in _normal()
+        )
+    else:
+        raise LabError(f"size {size!r} is not known; take small, normal or large")
+    return SitePlan(vms=(*vms, huge_vm()) if huge or size == "large" else vms)

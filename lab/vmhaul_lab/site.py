@@ -1,0 +1,192 @@
+"""A running simulated site: made from a plan, used by tests and the demo, cleaned up at the end."""
+
+import json
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from vmhaul_lab import day, images, verify
+from vmhaul_lab.control import ControlClient, LabDisk
+from vmhaul_lab.errors import LabError
+from vmhaul_lab.plan import USER, SitePlan, VmPlan, quick_vms
+from vmhaul_lab.process import Child, labvc_binary
+
+# A disk above this gets a digest of its data in place of a SHA-256 over terabytes of zeros.
+_LARGEST_HASHED_BYTES = 64 << 30
+
+
+class LabSite:
+    """One simulated vCenter with hosts, datastores and VMs in a directory of its own.
+
+    A context manager: entering builds the disks and starts the site, leaving stops it. The files
+    stay; whoever made the directory removes it.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        plan: SitePlan,
+        *,
+        seed: int = 1,
+        binary: Path | None = None,
+        listen: str = "127.0.0.1:0",
+    ) -> None:
+        self.directory = directory.resolve()
+        self.plan = plan
+        self.user = USER
+        self.password = secrets.token_urlsafe(15)
+        self.vcenter_host = ""
+        self.vcenter_port = 0
+        self.thumbprint_sha1 = ""
+        self.thumbprint_sha256 = ""
+        self.hosts: list[dict[str, Any]] = []
+        self._seed = seed
+        self._binary = binary
+        self._listen = listen
+        self._child: Child | None = None
+        self._control: ControlClient | None = None
+
+    @classmethod
+    def quick(
+        cls,
+        directory: Path,
+        vms: Sequence[VmPlan] | int = 2,
+        *,
+        seed: int = 1,
+        binary: Path | None = None,
+        cbt_page_bytes: int = 0,
+        users: Sequence[dict[str, Any]] = (),
+    ) -> Self:
+        """A site for tests (not yet started): VMs with small disks of bare blocks, or those of `vms`."""
+        plans = quick_vms(vms) if isinstance(vms, int) else tuple(vms)
+        plan = SitePlan(vms=plans, cbt_page_bytes=cbt_page_bytes, users=tuple(users))
+        return cls(directory, plan, seed=seed, binary=binary)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def address(self) -> str:
+        """`host:port` of the vCenter."""
+        return f"{self.vcenter_host}:{self.vcenter_port}"
+
+    @property
+    def control(self) -> ControlClient:
+        """The control interface; `LabError` while the site is not started."""
+        if self._control is None:
+            raise LabError(f"the site in {self.directory} is not started")
+        return self._control
+
+    @property
+    def pid(self) -> int:
+        """Process id of the site's server program."""
+        if self._child is None:
+            raise LabError(f"the site in {self.directory} is not started")
+        return self._child.process.pid
+
+    def start(self) -> None:
+        """Build the disks and start the site."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        binary = self._binary or labvc_binary()
+        description = self.directory / "site.json"
+        if description.exists():
+            raise LabError(f"{self.directory} holds a site already; name an empty directory")
+        made = self._build_images()
+        for store in self.plan.datastores:
+            (self.directory / "datastores" / store.name).mkdir(parents=True)
+        description.touch(mode=0o600)
+        site = self.plan.site_json(self.directory, made, self.password, self._listen)
+        description.write_text(json.dumps(site, indent=1))
+        self._child = Child((binary, "-site", description, "-stdinexit"), self.directory / "labvc.log")
+        ready = self._child.ready()
+        host, _, port = ready["vcenter"].rpartition(":")
+        self.vcenter_host, self.vcenter_port = host, int(port)
+        self.thumbprint_sha1 = ready["thumbprint_sha1"]
+        self.thumbprint_sha256 = ready["thumbprint_sha256"]
+        self.hosts = ready.get("hosts") or []
+        self._control = ControlClient(ready["control"])
+
+    def _build_images(self) -> dict[str, Path]:
+        directory = self.directory / "images"
+        if all(disk.layout in {"raw", "empty"} for _, disk in self.plan.disks()):
+            # Small and without file systems: made here and now, faster than another process starts.
+            directory.mkdir()
+            made: dict[str, Path] = {}
+            for vm, disk in self.plan.disks():
+                if disk.layout == "empty" and disk.thin:
+                    continue
+                key = f"{vm}/{disk.label}"
+                made[key] = directory / f"{vm}-{disk.label}.raw"
+                images.build(disk, made[key], f"{self._seed}/{key}")
+            return made
+        return images.build_all(self.plan.disks(), directory, self._seed)
+
+    def stop(self) -> None:
+        """Stop the site; its directory stays. May be called twice."""
+        if self._child is not None:
+            self._child.stop()
+            self._child = None
+            self._control = None
+
+    # ---- guests
+
+    def disks(self, vm: str | None = None) -> list[LabDisk]:
+        """The disks as they are now."""
+        return self.control.disks(vm)
+
+    def disk(self, vm: str, number: int = 1) -> LabDisk:
+        """Disk `number` (from 1, in the order of keys) of a VM."""
+        return sorted(self.disks(vm), key=lambda disk: disk.key)[number - 1]
+
+    def guest_write(self, disk: LabDisk, offset_bytes: int, data: bytes) -> None:
+        """Write into the live file of a disk, as its guest does.
+
+        The file is looked up again: a snapshot since `disk` was read may have changed it.
+        """
+        if offset_bytes < 0 or offset_bytes + len(data) > disk.capacity_bytes:
+            raise LabError(f"bytes {offset_bytes}+{len(data)} do not lie in {disk.vm} {disk.label}")
+        with self._live_path(disk).open("r+b") as file:
+            file.seek(offset_bytes)
+            file.write(data)
+
+    def guest_read(self, disk: LabDisk, offset_bytes: int, length_bytes: int) -> bytes:
+        """Read from the live file of a disk, as its guest does."""
+        with self._live_path(disk).open("rb") as file:
+            file.seek(offset_bytes)
+            return file.read(length_bytes)
+
+    def live_sha256(self, disk: LabDisk) -> str:
+        """SHA-256 of what the guest has on the disk now."""
+        return verify.sha256(self._live_path(disk))
+
+    def _live_path(self, disk: LabDisk) -> Path:
+        for now in self.disks(disk.vm):
+            if now.vm_moref == disk.vm_moref and now.key == disk.key:
+                return now.live_path
+        raise LabError(f"{disk.vm} has no disk with key {disk.key} any more")
+
+    def day_of_work(
+        self, seed: str = "day", *, share: float = 0.03, trim: bool = False
+    ) -> dict[str, day.DayReport]:
+        """Let every guest work for a day; what was done, by 'vm/label'."""
+        return {
+            f"{disk.vm}/{disk.label}": day.work_on_disk(
+                disk.live_path, f"{seed}/{disk.vm}/{disk.label}", share=share, trim=trim
+            )
+            for disk in self.disks()
+        }
+
+
+def digest(image: Path) -> str:
+    """The digest by which disks are compared: SHA-256, for terabytes a digest of their data."""
+    if image.stat().st_size > _LARGEST_HASHED_BYTES:
+        return verify.content_digest(image)
+    return verify.sha256(image)
