@@ -1,0 +1,60 @@
+"""The whole command tree. One visible list; nothing is found by scanning."""
+
+from __future__ import annotations
+
+import typer
+
+from backup_server.cli import (
+    console,
+    doctor,
+    exits,
+    job,
+    proxy,
+    repository,
+    restore,
+    restore_point,
+    session,
+    task,
+    up,
+    vcenter,
+)
+from backup_server.cli.door import DataOption, JsonOption, RootOptions, ServerOption, TokenOption
+
+EPILOG = "Exit codes:\n\n" + exits.help_text()
+
+
+def build() -> typer.Typer:
+    """The application with all its nouns."""
+    app = typer.Typer(
+        name="vmhaul",
+        help="Back up and restore VMware vSphere VMs.",
+        epilog=EPILOG,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+    )
+    app.callback()(root)
+    up.register(app)
+    doctor.register(app)
+    app.add_typer(vcenter.app, name="vcenter")
+    app.add_typer(repository.app, name="repository")
+    app.add_typer(proxy.app, name="proxy")
+    app.add_typer(job.app, name="job")
+    app.add_typer(session.app, name="session")
+    app.add_typer(task.app, name="task")
+    app.add_typer(restore_point.app, name="restore-point")
+    app.add_typer(restore.app, name="restore")
+    console.register(app)
+    return app
+
+
+def root(
+    ctx: typer.Context,
+    data: DataOption = None,
+    server: ServerOption = None,
+    token_file: TokenOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Back up and restore VMware vSphere VMs."""
+    ctx.obj = RootOptions(data=data, server=server, token_file=token_file, json=as_json)
+
+

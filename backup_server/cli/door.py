@@ -1,0 +1,172 @@
+"""What every command shares: how it reaches the server, `--json`, and how errors leave it."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+
+from backup_server.cli.client import ApiClient, ServerAddress, default_data_dir, find_server
+from backup_server.cli.exits import CliError
+
+PANEL: Final = "Server and output"
+
+DataOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--data",
+        metavar="DIR",
+        envvar="VMHAUL_DATA",
+        help="Data directory of the server on this machine.",
+        show_default=False,
+        rich_help_panel=PANEL,
+    ),
+]
+ServerOption = Annotated[
+    str | None,
+    typer.Option(
+        "--server",
+        metavar="URL",
+        envvar="VMHAUL_SERVER",
+        help="URL of a server elsewhere; needs --token-file.",
+        rich_help_panel=PANEL,
+    ),
+]
+TokenOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--token-file",
+        metavar="FILE",
+        envvar="VMHAUL_TOKEN_FILE",
+        help="File with the API's token, or a copy of run/server.json.",
+        rich_help_panel=PANEL,
+    ),
+]
+JsonOption = Annotated[
+    bool,
+    typer.Option("--json", help="Print JSON in the API's shapes.", rich_help_panel=PANEL),
+]
+
+
+@dataclass(slots=True, kw_only=True)
+class Door:
+    """One command's way to the server. The connection opens with the first use of `api`."""
+
+    data: Path | None
+    server: str | None
+    token_file: Path | None
+    json: bool
+    _api: ApiClient | None = field(default=None, repr=False)
+
+    @property
+    def data_dir(self) -> Path:
+        return self.data or default_data_dir()
+
+    @property
+    def remote(self) -> bool:
+        return self.server is not None
+
+    def address(self) -> ServerAddress:
+        return find_server(self.data, self.server, self.token_file)
+
+    @property
+    def api(self) -> ApiClient:
+        if self._api is None:
+            self._api = ApiClient(self.address())
+        return self._api
+
+    def hint(self, command: str) -> str:
+        """A command line that a person can copy: with the same way to the server as this one."""
+        words = ["vmhaul", command]
+        if self.server:
+            words += ["--server", self.server, "--token-file", str(self.token_file)]
+        elif self.data:
+            words += ["--data", str(self.data)]
+        return " ".join(words)
+
+    def close(self) -> None:
+        if self._api is not None:
+            self._api.close()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RootOptions:
+    """What stood before the noun: `vmhaul --data D job list`."""
+
+    data: Path | None = None
+    server: str | None = None
+    token_file: Path | None = None
+    json: bool = False
+
+
+@contextmanager
+def errors_on_stderr() -> Iterator[None]:
+    """Turn CliError into a message and an exit code."""
+    try:
+        yield
+    except CliError as error:
+        print(f"vmhaul: {error}", file=sys.stderr)
+        raise typer.Exit(error.code.value) from None
+
+
+_SHARED: Final = (
+    ("data", DataOption, None),
+    ("server", ServerOption, None),
+    ("token_file", TokenOption, None),
+    ("as_json", JsonOption, False),
+)
+
+
+def with_door(function: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the shared options; the function takes the Door as its first argument."""
+    signature = inspect.signature(function, eval_str=True)
+    own = list(signature.parameters.values())[1:]
+    shared = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+        for name, kind, default in _SHARED
+    ]
+    context = inspect.Parameter("ctx", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+
+    @functools.wraps(function)
+    def wrapper(
+        *,
+        ctx: typer.Context,
+        data: Path | None,
+        server: str | None,
+        token_file: Path | None,
+        as_json: bool,
+        **values: Any,
+    ) -> None:
+        root = ctx.find_root().obj or RootOptions()
+        door = Door(
+            data=data or root.data,
+            server=server or root.server,
+            token_file=token_file or root.token_file,
+            json=as_json or root.json,
+        )
+        with errors_on_stderr():
+            try:
+                function(door, **values)
+            finally:
+                door.close()
+
+    parameters = [
+        *(own_parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for own_parameter in own),
+        context,
+        *shared,
+    ]
+    setattr(wrapper, "__signature__", signature.replace(parameters=parameters))  # noqa: B010
+    wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return wrapper
+
+
+def noun(help_text: str) -> typer.Typer:
+    """A group of commands."""
+    return typer.Typer(help=help_text, no_args_is_help=True)

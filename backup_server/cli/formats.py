@@ -1,0 +1,89 @@
+"""How figures and times look to people. Pure functions."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Final
+
+from backup_server.cli.exits import CliError, Exit
+
+_UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
+_FACTORS: Final = {
+    "": 1,
+    "b": 1,
+    **{name: 1024**power for power, letter in enumerate("kmgt", start=1) for name in (letter, letter + "ib")},
+    **{letter + "b": 1000**power for power, letter in enumerate("kmgt", start=1)},
+}
+_MINUTE_S: Final = 60
+_HOUR_S: Final = 3600
+_DAY_S: Final = 86_400
+
+
+def size(count_bytes: float | None) -> str:
+    """1536 -> "1.5 KiB"; "-" for unknown."""
+    if count_bytes is None:
+        return "-"
+    value = float(count_bytes)
+    for unit in _UNITS:
+        if value < 1024 or unit == _UNITS[-1]:  # noqa: PLR2004 - the unit's own base
+            return f"{int(value)} B" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    raise AssertionError("unreachable: the last unit takes everything")
+
+
+def rate(bytes_per_s: float | None) -> str:
+    """Decimal megabytes per second, as network and storage people count."""
+    return "-" if bytes_per_s is None else f"{bytes_per_s / 1e6:.1f} MB/s"
+
+
+def duration(seconds: float | None) -> str:
+    """59 -> "59s", 61 -> "1m 01s", 3700 -> "1h 01m", 90000 -> "1d 01h"; "-" for unknown."""
+    if seconds is None:
+        return "-"
+    whole_s = int(seconds)
+    if whole_s < _MINUTE_S:
+        return f"{seconds:.1f}s" if seconds < 10 else f"{whole_s}s"  # noqa: PLR2004
+    if whole_s < _HOUR_S:
+        return f"{whole_s // _MINUTE_S}m {whole_s % _MINUTE_S:02d}s"
+    if whole_s < _DAY_S:
+        return f"{whole_s // _HOUR_S}h {whole_s % _HOUR_S // _MINUTE_S:02d}m"
+    return f"{whole_s // _DAY_S}d {whole_s % _DAY_S // _HOUR_S:02d}h"
+
+
+def ratio(read_bytes: float | None, stored_bytes: float | None) -> str:
+    """How many bytes were read for each byte that was stored: "3.4x"."""
+    if not read_bytes or not stored_bytes:
+        return "-"
+    return f"{read_bytes / stored_bytes:.1f}x"
+
+
+def moment(text: str | None) -> str:
+    """An RFC 3339 time in the local time zone, to the second; "-" for none."""
+    return "-" if not text else parse_time(text).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def parse_time(text: str) -> datetime:
+    """Aware datetime of an RFC 3339 text."""
+    return datetime.fromisoformat(text)
+
+
+def span(start: str | None, end: str | None) -> timedelta | None:
+    return parse_time(end) - parse_time(start) if start and end else None
+
+
+def parse_size(text: str) -> int:
+    """"1MiB", "512K" and "4194304" to bytes. CliError (usage) for anything else."""
+    cleaned = text.strip().lower()
+    digits = cleaned.rstrip("abcdefghijklmnopqrstuvwxyz ")
+    unit = cleaned[len(digits) :].strip()
+    try:
+        count = float(digits) * _FACTORS[unit]
+    except (ValueError, KeyError) as error:
+        raise CliError(f"'{text}' is not a size; write for example 1MiB or 512K", Exit.USAGE) from error
+    if count <= 0 or count != int(count):
+        raise CliError(f"'{text}' is not a whole number of bytes above zero", Exit.USAGE)
+    return int(count)
+
+
+def plural(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -1,0 +1,362 @@
+"""`vmhaul job`: what is backed up, when and how."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from backup_server.cli import formats, output, secrets_in
+from backup_server.cli import job_options as options
+from backup_server.cli.client import ApiError, part
+from backup_server.cli.door import Door, noun, with_door
+from backup_server.cli.exits import CliError, Exit
+from backup_server.cli.follow import follow
+
+app = noun("Jobs: which VMs are backed up, when, and how.")
+
+NameArgument = Annotated[str, typer.Argument(metavar="JOB", help="Name or id of the job.")]
+DescriptionOption = Annotated[str | None, typer.Option("--description", help="For people.")]
+
+
+@app.command("create")
+@with_door
+def create(
+    door: Door,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What to call it.")],
+    vcenter: Annotated[str, typer.Option("--vcenter", metavar="NAME", help="Where the VMs are.")],
+    repository: Annotated[str, typer.Option("--repository", metavar="NAME", help="Where restore points go.")],
+    description: DescriptionOption = None,
+    vm: options.VmOption = None,
+    folder: options.FolderOption = None,
+    pool: options.PoolOption = None,
+    cluster: options.ClusterOption = None,
+    datacenter: options.DatacenterOption = None,
+    tag: options.TagOption = None,
+    all_: options.AllOption = False,
+    exclude_vm: options.ExcludeVmOption = None,
+    exclude_folder: options.ExcludeFolderOption = None,
+    exclude_pool: options.ExcludePoolOption = None,
+    exclude_cluster: options.ExcludeClusterOption = None,
+    exclude_datacenter: options.ExcludeDatacenterOption = None,
+    exclude_tag: options.ExcludeTagOption = None,
+    exclude_disk: options.ExcludeDiskOption = None,
+    schedule: options.ScheduleOption = None,
+    time_zone: options.TimeZoneOption = None,
+    missed: options.MissedOption = None,
+    keep: options.KeepOption = None,
+    keep_days: options.KeepDaysOption = None,
+    full_every_days: options.FullEveryOption = None,
+    quiesce: options.QuiesceOption = None,
+    compression: options.CompressionOption = None,
+    retries: options.RetriesOption = None,
+    retry_wait: options.RetryWaitOption = None,
+    proxy: options.ProxyOption = None,
+    mode: options.ModeOption = None,
+    change_tracking: options.TrackingOption = None,
+) -> None:
+    """Create a job over the VMs that the selectors name."""
+    chosen = _chosen(vm, folder, pool, cluster, datacenter, tag, everything=all_)
+    if not chosen.selectors():
+        raise CliError("the job selects no VM: use --vm, --folder, --tag, ... or --all", Exit.USAGE)
+    excluded = _chosen(exclude_vm, exclude_folder, exclude_pool, exclude_cluster, exclude_datacenter, exclude_tag)
+    body: dict[str, Any] = {
+        "name": name,
+        "vcenter": vcenter,
+        "repository": repository,
+        "selection": options.selection(chosen, excluded, exclude_disk or ()),
+        "schedule": options.schedule(schedule, time_zone, missed),
+    }
+    body |= _settings(
+        description=description,
+        retention=options.retention(keep, keep_days),
+        full_every_days=full_every_days,
+        quiesce=quiesce,
+        compression=compression,
+        proxies=proxy,
+        modes=mode,
+        change_tracking=change_tracking,
+    )
+    if retries is not None or retry_wait is not None:
+        body["retries"] = _retries(retries, retry_wait, {"count": 0, "wait_s": 300})
+    job = door.api.post("/jobs", body)
+    if door.json:
+        output.print_json(job)
+        return
+    output.say(
+        f"Job '{name}' created: {options.describe_selectors(job['selection']['include'])}; "
+        f"runs {options.describe_schedule(job['schedule'])}, keeps {options.describe_retention(job['retention'])}."
+    )
+    output.say(f"See what it will take with `{door.hint(f'job plan {name}')}`, run it with `{door.hint(f'job run {name}')}`.")
+
+
+def _chosen(
+    vm: options.Names,
+    folder: options.Names,
+    pool: options.Names,
+    cluster: options.Names,
+    datacenter: options.Names,
+    tag: options.Names,
+    *,
+    everything: bool = False,
+) -> options.Chosen:
+    return options.Chosen(
+        vm=vm or (),
+        folder=folder or (),
+        resource_pool=pool or (),
+        cluster=cluster or (),
+        datacenter=datacenter or (),
+        tag=tag or (),
+        everything=everything,
+    )
+
+
+def _settings(**given: Any) -> dict[str, Any]:
+    """Only what was given; 0 days between fulls means never."""
+    found = {key: value for key, value in given.items() if value is not None}
+    if "full_every_days" in found:
+        found["full_every_days"] = found["full_every_days"] or None
+    if "modes" in found:
+        found["modes"] = [mode.value for mode in found["modes"]]
+    return found
+
+
+def _retries(count: int | None, wait_s: int | None, old: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "count": old["count"] if count is None else count,
+        "wait_s": old["wait_s"] if wait_s is None else wait_s,
+    }
+
+
+@app.command("list")
+@with_door
+def list_(door: Door) -> None:
+    """List the jobs with their last result and next run."""
+    items = list(door.api.items("/jobs"))
+    if door.json:
+        output.print_json({"items": items, "next": None})
+        return
+    output.table(
+        ("name", "enabled", "vCenter", "repository", "VMs", "schedule", "next run", "keeps", "last run", "result"),
+        [_row(item) for item in items],
+        empty="No job yet: create one with `vmhaul job create NAME --vcenter V --repository R --vm PATTERN`.",
+    )
+
+
+def _row(job: dict[str, Any]) -> tuple[object, ...]:
+    last = job.get("last_session") or {}
+    return (
+        job["name"],
+        job["enabled"],
+        job["vcenter"],
+        job["repository"],
+        options.describe_selectors(job["selection"]["include"]),
+        options.describe_schedule(job["schedule"]),
+        formats.moment(job.get("next_run_at")),
+        options.describe_retention(job["retention"]),
+        formats.moment(last.get("started_at")),
+        last.get("result") or last.get("state"),
+    )
+
+
+def _show(door: Door, job: dict[str, Any]) -> None:
+    if door.json:
+        output.print_json(job)
+        return
+    last = job.get("last_session") or {}
+    picked = job["selection"]
+    full_days = job.get("full_every_days")
+    retries = job.get("retries") or {"count": 0, "wait_s": 0}
+    output.facts(
+        [
+            ("name", job["name"]),
+            ("id", job["id"]),
+            ("description", job.get("description")),
+            ("enabled", job["enabled"]),
+            ("vCenter", job["vcenter"]),
+            ("repository", job["repository"]),
+            ("takes", options.describe_selectors(picked["include"])),
+            ("but not", options.describe_selectors(picked["exclude"])),
+            ("nor disks", ", ".join(f"{disk['vm']}:{disk['disk']}" for disk in picked["exclude_disks"])),
+            ("schedule", options.describe_schedule(job["schedule"])),
+            ("missed runs", (job["schedule"] or {}).get("missed")),
+            ("next run", formats.moment(job.get("next_run_at"))),
+            ("keeps", options.describe_retention(job["retention"])),
+            ("quiesce", job.get("quiesce")),
+            ("compression", job.get("compression")),
+            ("change tracking", job.get("change_tracking")),
+            ("full read", f"every {full_days} days" if full_days else "when needed"),
+            ("retries", f"{retries['count']}, after {formats.duration(retries['wait_s'])}"),
+            ("proxies", job.get("proxies") or "any"),
+            ("modes", job.get("modes") or "any"),
+            ("last run", formats.moment(last.get("started_at"))),
+            ("last result", last.get("result") or last.get("state")),
+            ("reason", last.get("reason")),
+        ]
+    )
+
+
+@app.command("show")
+@with_door
+def show(door: Door, job: NameArgument) -> None:
+    """Show one job."""
+    _show(door, door.api.get(f"/jobs/{part(job)}"))
+
+
+@app.command("edit")
+@with_door
+def edit(
+    door: Door,
+    job: NameArgument,
+    name: Annotated[str | None, typer.Option("--name", help="New name.")] = None,
+    repository: Annotated[str | None, typer.Option("--repository", metavar="NAME")] = None,
+    description: DescriptionOption = None,
+    vm: options.VmOption = None,
+    folder: options.FolderOption = None,
+    pool: options.PoolOption = None,
+    cluster: options.ClusterOption = None,
+    datacenter: options.DatacenterOption = None,
+    tag: options.TagOption = None,
+    all_: options.AllOption = False,
+    exclude_vm: options.ExcludeVmOption = None,
+    exclude_folder: options.ExcludeFolderOption = None,
+    exclude_pool: options.ExcludePoolOption = None,
+    exclude_cluster: options.ExcludeClusterOption = None,
+    exclude_datacenter: options.ExcludeDatacenterOption = None,
+    exclude_tag: options.ExcludeTagOption = None,
+    exclude_disk: options.ExcludeDiskOption = None,
+    no_exclusions: Annotated[
+        bool, typer.Option("--no-exclusions", help="Drop all exclusions.", rich_help_panel=options.VMS)
+    ] = False,
+    schedule: options.ScheduleOption = None,
+    no_schedule: Annotated[
+        bool, typer.Option("--no-schedule", help="Run by hand only.", rich_help_panel=options.WHEN)
+    ] = False,
+    time_zone: options.TimeZoneOption = None,
+    missed: options.MissedOption = None,
+    keep: options.KeepOption = None,
+    keep_days: options.KeepDaysOption = None,
+    full_every_days: options.FullEveryOption = None,
+    quiesce: options.QuiesceOption = None,
+    compression: options.CompressionOption = None,
+    retries: options.RetriesOption = None,
+    retry_wait: options.RetryWaitOption = None,
+    proxy: options.ProxyOption = None,
+    any_proxy: Annotated[
+        bool, typer.Option("--any-proxy", help="Any proxy may work for it.", rich_help_panel=options.HOW)
+    ] = False,
+    mode: options.ModeOption = None,
+    any_mode: Annotated[
+        bool, typer.Option("--any-mode", help="Any transport mode may be used.", rich_help_panel=options.HOW)
+    ] = False,
+    change_tracking: options.TrackingOption = None,
+) -> None:
+    """Change a job: what is not named stays. Selectors replace those before, exclusions too."""
+    path = f"/jobs/{part(job)}"
+    old = door.api.get(path)
+    before = dict(old["selection"])
+    if no_exclusions:
+        before |= {"exclude": [], "exclude_disks": []}
+    changes = _settings(
+        name=name,
+        repository=repository,
+        description=description,
+        retention=options.retention(keep, keep_days),
+        full_every_days=full_every_days,
+        quiesce=quiesce,
+        compression=compression,
+        proxies=[] if any_proxy else proxy,
+        modes=[] if any_mode else mode,
+        change_tracking=change_tracking,
+    )
+    picked = options.selection(
+        _chosen(vm, folder, pool, cluster, datacenter, tag, everything=all_),
+        _chosen(exclude_vm, exclude_folder, exclude_pool, exclude_cluster, exclude_datacenter, exclude_tag),
+        exclude_disk or (),
+        before,
+    )
+    if picked != old["selection"]:
+        changes["selection"] = picked
+    if no_schedule:
+        changes["schedule"] = None
+    elif schedule or time_zone or missed:
+        changes["schedule"] = options.schedule(schedule, time_zone, missed, old["schedule"])
+    if retries is not None or retry_wait is not None:
+        changes["retries"] = _retries(retries, retry_wait, old["retries"])
+    if not changes:
+        raise CliError("nothing to change: name at least one option with a new value", Exit.USAGE)
+    _show(door, door.api.patch(path, changes))
+
+
+@app.command("enable")
+@with_door
+def enable(door: Door, job: NameArgument) -> None:
+    """Let its schedule run it."""
+    _show(door, door.api.patch(f"/jobs/{part(job)}", {"enabled": True}))
+
+
+@app.command("disable")
+@with_door
+def disable(door: Door, job: NameArgument) -> None:
+    """Keep its schedule from running it."""
+    _show(door, door.api.patch(f"/jobs/{part(job)}", {"enabled": False}))
+
+
+@app.command("delete")
+@with_door
+def delete(
+    door: Door,
+    job: NameArgument,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Delete a job; its restore points stay."""
+    secrets_in.confirm(f"Delete job '{job}'? Its restore points stay.", assume_yes=yes, option="--yes")
+    door.api.delete(f"/jobs/{part(job)}")
+    if not door.json:
+        output.say(f"Job '{job}' deleted. Its restore points stay.")
+
+
+@app.command("plan")
+@with_door
+def plan(door: Door, job: NameArgument) -> None:
+    """Show which VMs and disks the next run takes, what it leaves out, and why."""
+    planned = door.api.get(f"/jobs/{part(job)}/plan", slow=True)
+    if door.json:
+        output.print_json(planned)
+        return
+    from backup_server.cli.plan import print_plan
+
+    print_plan(planned)
+
+
+@app.command("run")
+@with_door
+def run(
+    door: Door,
+    job: NameArgument,
+    full: Annotated[bool, typer.Option("--full", help="Read everything, not only what changed.")] = False,
+    failed_only: Annotated[
+        bool, typer.Option("--failed-only", help="Only the VMs that failed in the last session.")
+    ] = False,
+    no_follow: Annotated[bool, typer.Option("--no-follow", help="Start it and return at once.")] = False,
+) -> None:
+    """Run a job now and follow it. Ctrl-C detaches; the session goes on."""
+    try:
+        session = door.api.post(
+            f"/jobs/{part(job)}/run", {"full": full, "only_failed": failed_only}, slow=True
+        )
+    except ApiError as error:
+        running = error.details.get("session_id")
+        if error.error_code == "conflict" and running:
+            hint = door.hint(f"session follow {str(running)[:8]}")
+            raise CliError(f"{error}; follow it with `{hint}`") from error
+        raise
+    if not no_follow:
+        if not door.json:
+            output.say(f"Session {session['id']} of job '{job}' started.")
+        follow(door, session)
+    elif door.json:
+        output.print_json(session)
+    else:
+        hint = door.hint(f"session follow {session['id'][:8]}")
+        output.say(f"Session {session['id']} started. Follow it with `{hint}`.")

@@ -1,0 +1,234 @@
+"""Options of `vmhaul job create` and `edit`, and what they say in the API's shape. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Annotated, Any, Final
+
+import typer
+
+from backup_server.cli.exits import CliError, Exit
+
+
+class Quiesce(StrEnum):
+    OFF = "off"
+    TRY = "try"
+    REQUIRE = "require"
+
+
+class Compression(StrEnum):
+    NONE = "none"
+    FAST = "fast"
+    BALANCED = "balanced"
+    HIGH = "high"
+
+
+class Missed(StrEnum):
+    RUN_ONCE = "run-once"
+    SKIP = "skip"
+
+
+class Mode(StrEnum):
+    NBDSSL = "nbdssl"
+    NBD = "nbd"
+
+
+VMS: Final = "Which VMs"
+WHEN: Final = "When, and what is kept"
+HOW: Final = "How"
+
+
+def _names(option: str, metavar: str, help_text: str) -> Any:
+    return typer.Option(option, metavar=metavar, help=help_text + "; repeat for more.", rich_help_panel=VMS)
+
+
+Names = list[str] | None
+VmOption = Annotated[Names, _names("--vm", "PATTERN", "VMs of this name; * and ? match any text and letter")]
+FolderOption = Annotated[Names, _names("--folder", "PATH", "VMs below this folder (DC0/Prod/Web)")]
+PoolOption = Annotated[Names, _names("--pool", "PATH", "VMs of this resource pool")]
+ClusterOption = Annotated[Names, _names("--cluster", "NAME", "VMs of this cluster")]
+DatacenterOption = Annotated[Names, _names("--datacenter", "NAME", "VMs of this datacenter")]
+TagOption = Annotated[Names, _names("--tag", "TAG", "VMs with this tag")]
+AllOption = Annotated[bool, typer.Option("--all", help="All VMs of the vCenter.", rich_help_panel=VMS)]
+ExcludeVmOption = Annotated[Names, _names("--exclude-vm", "PATTERN", "Not the VMs of this name")]
+ExcludeFolderOption = Annotated[Names, _names("--exclude-folder", "PATH", "Not the VMs below this folder")]
+ExcludePoolOption = Annotated[Names, _names("--exclude-pool", "PATH", "Not the VMs of this resource pool")]
+ExcludeClusterOption = Annotated[Names, _names("--exclude-cluster", "NAME", "Not the VMs of this cluster")]
+ExcludeDatacenterOption = Annotated[
+    Names, _names("--exclude-datacenter", "NAME", "Not the VMs of this datacenter")
+]
+ExcludeTagOption = Annotated[Names, _names("--exclude-tag", "TAG", "Not the VMs with this tag")]
+ExcludeDiskOption = Annotated[
+    Names,
+    _names("--exclude-disk", "VM:DISK", "Not this disk: label, key, 'SCSI (0:1)' or *, of VMs of this name"),
+]
+
+ScheduleOption = Annotated[
+    str | None,
+    typer.Option(
+        "--schedule",
+        metavar="CRON",
+        help="When it runs by itself: minute hour day month weekday, as in '30 2 * * *'.",
+        rich_help_panel=WHEN,
+    ),
+]
+TimeZoneOption = Annotated[
+    str | None,
+    typer.Option(
+        "--time-zone",
+        metavar="ZONE",
+        help="Time zone of the schedule, as in Europe/Berlin; UTC by default.",
+        rich_help_panel=WHEN,
+    ),
+]
+MissedOption = Annotated[
+    Missed | None,
+    typer.Option(
+        "--missed",
+        help="A run that was due while the server was down: run once at start, or skip it.",
+        rich_help_panel=WHEN,
+    ),
+]
+KeepOption = Annotated[
+    int | None,
+    typer.Option("--keep", min=1, metavar="N", help="Keep the newest N restore points of a VM.", rich_help_panel=WHEN),
+]
+KeepDaysOption = Annotated[
+    int | None,
+    typer.Option("--keep-days", min=1, metavar="N", help="Keep the restore points of N days.", rich_help_panel=WHEN),
+]
+FullEveryOption = Annotated[
+    int | None,
+    typer.Option(
+        "--full-every-days",
+        min=0,
+        metavar="N",
+        help="Read everything again every N days; 0: only when it is needed.",
+        rich_help_panel=WHEN,
+    ),
+]
+QuiesceOption = Annotated[
+    Quiesce | None,
+    typer.Option("--quiesce", help="Ask the guest to bring its file systems to rest.", rich_help_panel=HOW),
+]
+CompressionOption = Annotated[
+    Compression | None, typer.Option("--compression", help="How hard to compress.", rich_help_panel=HOW)
+]
+RetriesOption = Annotated[
+    int | None,
+    typer.Option("--retries", min=0, metavar="N", help="Run failed VMs again up to N times.", rich_help_panel=HOW),
+]
+RetryWaitOption = Annotated[
+    int | None,
+    typer.Option("--retry-wait", min=0, metavar="S", help="Seconds before such a retry.", rich_help_panel=HOW),
+]
+ProxyOption = Annotated[
+    Names,
+    typer.Option("--proxy", metavar="NAME", help="Only these proxies; repeat for more.", rich_help_panel=HOW),
+]
+ModeOption = Annotated[
+    list[Mode] | None,
+    typer.Option("--mode", help="Only these transport modes; repeat for more.", rich_help_panel=HOW),
+]
+TrackingOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--change-tracking/--no-change-tracking",
+        help="Use changed block tracking, or read and compare everything.",
+        show_default=False,
+        rich_help_panel=HOW,
+    ),
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chosen:
+    """Names for each type of selector."""
+
+    vm: Sequence[str] = ()
+    folder: Sequence[str] = ()
+    resource_pool: Sequence[str] = ()
+    cluster: Sequence[str] = ()
+    datacenter: Sequence[str] = ()
+    tag: Sequence[str] = ()
+    everything: bool = False
+
+    def selectors(self) -> list[dict[str, str]]:
+        groups = (
+            ("vm", self.vm),
+            ("folder", self.folder),
+            ("resource-pool", self.resource_pool),
+            ("cluster", self.cluster),
+            ("datacenter", self.datacenter),
+            ("tag", self.tag),
+        )
+        found = [{"type": kind, "name": name} for kind, names in groups for name in names]
+        return [*found, {"type": "all", "name": "*"}] if self.everything else found
+
+
+def excluded_disks(texts: Sequence[str]) -> list[dict[str, str]]:
+    """VM:DISK texts; the disk may hold colons, as in "db01:SCSI (0:1)"."""
+    disks = []
+    for text in texts:
+        vm, separator, disk = text.partition(":")
+        if not separator or not vm or not disk:
+            raise CliError(f"--exclude-disk '{text}' is not VM:DISK, as in 'db01:Hard disk 2'", Exit.USAGE)
+        disks.append({"vm": vm, "disk": disk})
+    return disks
+
+
+def selection(
+    include: Chosen, exclude: Chosen, exclude_disks: Sequence[str], old: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """The selection; a part for which no option was given stays as in `old`."""
+    before = old or {"include": [], "exclude": [], "exclude_disks": []}
+    return {
+        "include": include.selectors() or before["include"],
+        "exclude": exclude.selectors() or before["exclude"],
+        "exclude_disks": excluded_disks(exclude_disks) or before["exclude_disks"],
+    }
+
+
+def schedule(
+    cron: str | None,
+    time_zone: str | None,
+    missed: Missed | None,
+    old: dict[str, Any] | None = None,
+) -> dict[str, Any] | None:
+    """The schedule, changed where an option was given."""
+    if cron is None and old is None:
+        if time_zone or missed:
+            raise CliError("--time-zone and --missed need --schedule", Exit.USAGE)
+        return None
+    before = old or {"cron": "", "time_zone": "UTC", "missed": Missed.RUN_ONCE.value}
+    return {
+        "cron": cron or before["cron"],
+        "time_zone": time_zone or before["time_zone"],
+        "missed": missed.value if missed else before["missed"],
+    }
+
+
+def retention(keep: int | None, keep_days: int | None) -> dict[str, int] | None:
+    if keep is not None and keep_days is not None:
+        raise CliError("--keep and --keep-days exclude each other", Exit.USAGE)
+    if keep is not None:
+        return {"keep": keep}
+    return {"days": keep_days} if keep_days is not None else None
+
+
+def describe_schedule(value: dict[str, Any] | None) -> str:
+    return f"{value['cron']} ({value['time_zone']})" if value else "by hand"
+
+
+def describe_retention(value: dict[str, Any] | None) -> str:
+    if not value:
+        return "-"
+    return f"{value['days']} days" if value.get("days") else f"last {value.get('keep')}"
+
+
+def describe_selectors(selectors: Sequence[dict[str, Any]]) -> str:
+    return ", ".join(
+        "all" if item["type"] == "all" else f"{item['type']} {item['name']}" for item in selectors
+    )

@@ -1,0 +1,103 @@
+"""Tables for people and JSON for programs, on standard output."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+PLAIN_WIDTH: Final = 200
+"""Columns where the output is not a terminal: rows stay whole for grep and for logs."""
+
+STYLES: Final = {
+    "success": "green",
+    "ok": "green",
+    "online": "green",
+    "warning": "yellow",
+    "draining": "yellow",
+    "failed": "red",
+    "error": "red",
+    "offline": "red",
+    "cancelled": "magenta",
+    "running": "cyan",
+}
+
+
+def console(*, stderr: bool = False) -> Console:
+    from rich.console import Console
+
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(
+        file=stream,
+        width=None if stream.isatty() else PLAIN_WIDTH,
+        highlight=False,
+        soft_wrap=not stream.isatty(),
+        markup=False,
+        emoji=False,
+    )
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def say(text: str) -> None:
+    """One sentence on standard output."""
+    print(text, flush=True)
+
+
+def note(text: str) -> None:
+    """Something that is not the answer: on standard error, so that pipes stay clean."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    *,
+    right: Iterable[str] = (),
+    empty: str = "",
+) -> None:
+    """Print rows under their columns; `right` names the columns of figures."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    cells = [[_text(value) for value in row] for row in rows]
+    if not cells and empty:
+        say(empty)
+        return
+    figures = set(right)
+    grid = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
+    for column in columns:
+        grid.add_column(
+            column,
+            justify="right" if column in figures else "left",
+            overflow="fold",
+            no_wrap=column in figures,
+        )
+    for row in cells:
+        grid.add_row(*(Text(cell, style=STYLES.get(cell, "")) for cell in row))
+    console().print(grid)
+
+
+def facts(pairs: Iterable[tuple[str, object]]) -> None:
+    """One object: a name and a value on each line."""
+    known = [(name, _text(value)) for name, value in pairs]
+    width = max((len(name) for name, _ in known), default=0)
+    for name, value in known:
+        say(f"{name:<{width}}  {value}")
+
+
+def _text(value: object) -> str:
+    if value is None or value == "":
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(str(part) for part in value) or "-"
+    return str(value)

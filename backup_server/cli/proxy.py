@@ -1,0 +1,199 @@
+"""`vmhaul proxy`: backup proxies, on this machine and elsewhere."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from backup_server.cli import formats, output, secrets_in
+from backup_server.cli.client import part
+from backup_server.cli.door import Door, errors_on_stderr, noun, with_door
+from backup_server.cli.exits import CliError, Exit
+
+app = noun("Backup proxies: they move the data.")
+
+NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Name or id of the proxy.")]
+SlotsOption = Annotated[
+    int | None, typer.Option("--slots", min=1, help="Disks that it works on at the same time.")
+]
+ProxyDataOption = Annotated[
+    Path, typer.Option("--data", metavar="DIR", help="The proxy's own directory: identity and unsent results.")
+]
+
+
+@app.command("add")
+@with_door
+def add(
+    door: Door,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What to call it.")],
+    local: Annotated[
+        bool, typer.Option("--local", help="A further proxy on the server's machine, run by `vmhaul up`.")
+    ] = False,
+    slots: SlotsOption = None,
+    description: Annotated[str, typer.Option("--description", help="For people.")] = "",
+) -> None:
+    """Add a proxy. For one on another machine a join token is shown, once."""
+    body: dict[str, Any] = {"name": name, "local": local, "description": description}
+    if slots:
+        body["slots"] = slots
+    proxy = door.api.post("/proxies", body)
+    if door.json:
+        output.print_json(proxy)
+        return
+    if not proxy.get("join_token"):
+        output.say(f"Proxy '{name}' added; `vmhaul up` starts it within a few seconds.")
+        return
+    output.say(f"Proxy '{name}' added. On its machine run:")
+    output.say(f"  vmhaul proxy join --server {door.api.url} --token-stdin --data DIR")
+    output.say("  vmhaul proxy run --data DIR")
+    output.say("and give it this token, which works once and is not shown again:")
+    output.say(f"  {proxy['join_token']}")
+
+
+@app.command("list")
+@with_door
+def list_(door: Door) -> None:
+    """List the proxies with their state and load."""
+    items = list(door.api.items("/proxies"))
+    if door.json:
+        output.print_json({"items": items, "next": None})
+        return
+    output.table(
+        ("name", "state", "enabled", "local", "running", "slots", "modes", "version", "last seen"),
+        [
+            (
+                item["name"],
+                item["state"],
+                item["enabled"],
+                item["local"],
+                item["running"],
+                item["slots"],
+                item["modes"] or "any",
+                item["version"],
+                formats.moment(item.get("last_seen_at")),
+            )
+            for item in items
+        ],
+        right=("running", "slots"),
+        empty="No proxies.",
+    )
+
+
+def _show(door: Door, proxy: dict[str, Any]) -> None:
+    if door.json:
+        output.print_json(proxy)
+        return
+    offset = proxy.get("clock_offset_s")
+    output.facts(
+        [
+            ("name", proxy["name"]),
+            ("id", proxy["id"]),
+            ("description", proxy.get("description")),
+            ("state", proxy["state"]),
+            ("enabled", proxy["enabled"]),
+            ("local", proxy["local"]),
+            ("running", f"{proxy['running']} of {formats.plural(proxy['slots'], 'slot')}"),
+            ("modes", proxy["modes"] or "any"),
+            ("version", proxy.get("version")),
+            ("last seen", formats.moment(proxy.get("last_seen_at"))),
+            ("clock offset", None if offset is None else f"{offset:+.1f}s"),
+        ]
+    )
+
+
+@app.command("show")
+@with_door
+def show(door: Door, name: NameArgument) -> None:
+    """Show one proxy."""
+    _show(door, door.api.get(f"/proxies/{part(name)}"))
+
+
+@app.command("edit")
+@with_door
+def edit(
+    door: Door,
+    name: NameArgument,
+    slots: SlotsOption = None,
+    description: Annotated[str | None, typer.Option("--description", help="For people.")] = None,
+    mode: Annotated[
+        list[str] | None,
+        typer.Option("--mode", metavar="MODE", help="Allowed transport mode (nbdssl, nbd); repeat for more."),
+    ] = None,
+    any_mode: Annotated[bool, typer.Option("--any-mode", help="Allow every mode that it can.")] = False,
+) -> None:
+    """Change a proxy: what is not named stays."""
+    changes: dict[str, Any] = {}
+    if slots is not None:
+        changes["slots"] = slots
+    if description is not None:
+        changes["description"] = description
+    if mode or any_mode:
+        changes["modes"] = list(mode or ())
+    if not changes:
+        raise CliError("nothing to change: name at least one option", Exit.USAGE)
+    _show(door, door.api.patch(f"/proxies/{part(name)}", changes))
+
+
+@app.command("enable")
+@with_door
+def enable(door: Door, name: NameArgument) -> None:
+    """Give it tasks again."""
+    _show(door, door.api.patch(f"/proxies/{part(name)}", {"enabled": True}))
+
+
+@app.command("disable")
+@with_door
+def disable(door: Door, name: NameArgument) -> None:
+    """Give it no more tasks; what runs on it ends in peace."""
+    _show(door, door.api.patch(f"/proxies/{part(name)}", {"enabled": False}))
+
+
+@app.command("remove")
+@with_door
+def remove(door: Door, name: NameArgument) -> None:
+    """Remove a proxy; refused while a job names it or tasks run on it."""
+    door.api.delete(f"/proxies/{part(name)}")
+    if not door.json:
+        output.say(f"Proxy '{name}' removed.")
+
+
+@app.command("join")
+def join(
+    server: Annotated[str, typer.Option("--server", metavar="URL", help="URL of the backup server.")],
+    data: ProxyDataOption,
+    token_stdin: Annotated[
+        bool, typer.Option("--token-stdin", help="Read the join token from standard input.")
+    ] = False,
+) -> None:
+    """Make this machine a proxy of a server, with the token that `vmhaul proxy add` showed."""
+    with errors_on_stderr():
+        token = secrets_in.read_secret("Join token", from_stdin=token_stdin, option="--token-stdin")
+        _join(server, token, data)
+
+
+def _join(server: str, token: str, data: Path) -> None:
+    import subprocess
+
+    done = subprocess.run(
+        [sys.executable, "-m", "proxy_worker", "--data", str(data), "--join", server],
+        input=token + "\n",
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise CliError(f"this machine did not join {server}: the lines above say why")
+    output.say(f"Joined. Start the proxy with `vmhaul proxy run --data {data}`.")
+
+
+@app.command("run")
+def run(data: ProxyDataOption) -> None:
+    """Run this machine's proxy in the foreground."""
+    with errors_on_stderr():
+        if not data.is_dir():
+            raise CliError(f"{data} is not a directory: join a server first with `vmhaul proxy join`")
+    # The worker takes the place of this process, so signals reach it and its exit code is ours.
+    os.execv(sys.executable, [sys.executable, "-m", "proxy_worker", "--data", str(data)])

@@ -1,0 +1,137 @@
+"""What a session became, as a table of its disks and one sentence. Pure but for `print_summary`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+from backup_server.cli import formats, output
+
+COLUMNS: Final = (
+    "VM",
+    "disk",
+    "mode",
+    "proxy",
+    "read as",
+    "read",
+    "transferred",
+    "ratio",
+    "rate",
+    "result",
+)
+FIGURES: Final = ("read", "transferred", "ratio", "rate")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Totals:
+    """Sums over the disks of a session."""
+
+    disks: int
+    read_bytes: int
+    stored_bytes: int
+    considered_bytes: int
+    """What the disks' blocks would have taken without zeros, unchanged blocks and compression."""
+
+
+def disk_tasks(session: dict[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Every (VM, task) of a session."""
+    for vm in session.get("vms") or ():
+        for task in vm.get("tasks") or ():
+            yield vm, task
+
+
+def disk_row(vm: dict[str, Any], task: dict[str, Any]) -> tuple[object, ...]:
+    """One line of the closing table."""
+    stats = task.get("stats") or {}
+    read_bytes, stored_bytes = stats.get("read_bytes"), stats.get("stored_bytes")
+    duration_s = stats.get("duration_s") or 0
+    rate = read_bytes / duration_s if read_bytes is not None and duration_s > 0 else None
+    return (
+        vm["name"],
+        task.get("label") or task.get("disk_key"),
+        task.get("mode"),
+        task.get("proxy"),
+        task.get("read_mode"),
+        formats.size(read_bytes),
+        formats.size(stored_bytes),
+        formats.ratio(read_bytes, stored_bytes),
+        formats.rate(rate),
+        task.get("result") or task.get("state"),
+    )
+
+
+def totals(session: dict[str, Any]) -> Totals:
+    stats = [task.get("stats") or {} for _, task in disk_tasks(session)]
+    return Totals(
+        disks=len(stats),
+        read_bytes=sum(item.get("read_bytes") or 0 for item in stats),
+        stored_bytes=sum(item.get("stored_bytes") or 0 for item in stats),
+        considered_bytes=sum(item.get("capacity_bytes") or 0 for item in stats),
+    )
+
+
+def title(session: dict[str, Any]) -> str:
+    """"Backup nightly", "Restore", "Repository check"."""
+    kind = str(session["kind"]).replace("-", " ").capitalize()
+    job = session.get("job")
+    return f"{kind} {job}" if job else kind
+
+
+def sentence(session: dict[str, Any]) -> str:
+    """How it ended and what it moved, in one sentence."""
+    took = formats.span(session.get("started_at"), session.get("finished_at"))
+    seconds = took.total_seconds() if took else None
+    words = [f"{title(session)} ended: {session.get('result') or session['state']}"]
+    sums = totals(session)
+    if sums.disks:
+        vms = formats.plural(len(session["vms"]), "VM")
+        words.append(f"{vms} with {formats.plural(sums.disks, 'disk')}")
+        words.append(f"{formats.size(sums.read_bytes)} read")
+        words.append(f"{formats.size(sums.stored_bytes)} transferred")
+    if seconds is not None:
+        words.append(f"{formats.duration(seconds)} in all")
+        if sums.read_bytes and seconds > 0:
+            words.append(formats.rate(sums.read_bytes / seconds))
+    text = ", ".join(words)
+    reason = str(session.get("reason") or "").rstrip(".")
+    return f"{text}: {reason}." if reason else f"{text}."
+
+
+def remarks(session: dict[str, Any]) -> Iterator[str]:
+    """Reasons that belong to a VM or a disk, one line each."""
+    for vm in session.get("vms") or ():
+        for text in [vm.get("reason"), *(vm.get("warnings") or ())]:
+            if text:
+                yield f"{vm['name']}: {text}"
+        for task in vm.get("tasks") or ():
+            label = f"{vm['name']} / {task.get('label') or task.get('disk_key')}"
+            if task.get("reason"):
+                yield f"{label}: {task['reason']}"
+            if task.get("read_mode") in {"full", "full-scan"} and task.get("read_mode_reason"):
+                yield f"{label}: read in full: {task['read_mode_reason']}"
+
+
+def report_facts(session: dict[str, Any]) -> Iterator[tuple[str, object]]:
+    """Figures of a session that has no VMs: a check, a prune, a rescan."""
+    for name, value in (session.get("report") or {}).items():
+        if name == "problems":
+            continue
+        label = name.removesuffix("_bytes").removesuffix("_s").replace("_", " ")
+        shown = formats.size(value) if name.endswith("_bytes") else value
+        yield label, formats.duration(value) if name.endswith("_s") else shown
+
+
+def print_summary(session: dict[str, Any]) -> None:
+    """The closing table, the remarks and the sentence."""
+    rows = [disk_row(vm, task) for vm, task in disk_tasks(session)]
+    if rows:
+        output.table(COLUMNS, rows, right=FIGURES)
+    figures = list(report_facts(session))
+    if figures:
+        output.facts(figures)
+    for problem in (session.get("report") or {}).get("problems") or ():
+        output.say(f"problem: {problem}")
+    for line in remarks(session):
+        output.say(line)
+    output.say(sentence(session))
