@@ -1,0 +1,11 @@
+-- Count a task that SQL knows as running, after the index was lost. Twice is once.
+-- ARGV: task, proxy, attempt, datastore, repository, now_ms
+local tid, p, att, ds, repo, now = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
+if redis.call('EXISTS', 'vmhaul:t:' .. tid) == 1 then return 0 end
+redis.call('HSET', 'vmhaul:t:' .. tid, 'ds', ds, 'repo', repo, 'att', att)
+redis.call('HSET', 'vmhaul:li:' .. tid, 'p', p, 'att', att, 'ds', ds, 'repo', repo)
+redis.call('ZADD', 'vmhaul:lease', now, tid)
+redis.call('HINCRBY', 'vmhaul:px:' .. p, 'used', 1)
+redis.call('HINCRBY', 'vmhaul:use', 'd:' .. ds, 1)
+redis.call('HINCRBY', 'vmhaul:use', 'r:' .. repo, 1)
+return 1

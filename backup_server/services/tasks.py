@@ -1,0 +1,514 @@
+"""Disk tasks: handed out, kept alive, ended. Every change goes through `db.states.change_state`.
+
+An **attempt** is one hand-out of a task and its fencing token: whatever a proxy says about an attempt
+that is not the present one changes nothing. A **lease** is the time until which the server believes that
+the proxy works on it. All functions work inside the caller's transaction and take the time; after the
+commit the caller wakes the session engine where a task became terminal (`Ended.terminal`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session as DbSession
+
+from backup_server.db.states import Result, SessionState, StaleStateError, TaskState, change_state
+from backup_server.db.tables import OutboxRow, Proxy, Repository, Session, Task
+from backup_server.services import events
+from proxy_worker.contracts.codec import decode_order, to_json
+from proxy_worker.contracts.events import EventName
+from proxy_worker.contracts.ids import Attempt, ProxyId, SessionId, TaskId
+from proxy_worker.contracts.messages import (
+    BackupDiskOrder,
+    LeaseAnswer,
+    LeaseVerdict,
+    ProgressReport,
+    RepositoryRef,
+    RestoreDiskOrder,
+    ResultReport,
+    RunningTask,
+    TaskKind,
+    TaskOutcome,
+    TaskRequest,
+)
+from transports.base import TransportMode
+
+OUTBOX_TASK = "task"
+OUTBOX_DOWN = "down"
+_BATCH = 500
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryPolicy:
+    attempts: int
+    """A task that failed this often is not handed out again."""
+    wait_s: float
+    """Before the second attempt; doubled for each further one, up to `wait_max_s`."""
+    wait_max_s: float = 900.0
+
+    def wait_after(self, failures: int) -> timedelta:
+        return timedelta(seconds=min(self.wait_max_s, self.wait_s * 2 ** max(0, failures - 1)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """Where a claimed task goes: what `placement.decide` chose."""
+
+    proxy_id: str
+    proxy_name: str
+    boot_id: str | None
+    mode: TransportMode
+    decision: Mapping[str, Any]
+
+
+class Applied(StrEnum):
+    ENDED = "ended"
+    WAITS = "waits"  # pending again
+    STALE = "stale"  # another attempt, another proxy, or ended already: nothing changed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """An attempt that is over: its claim can be released."""
+
+    task_id: str
+    attempt: int
+    terminal: bool
+
+
+def start_attempt(
+    db: DbSession,
+    row: Task,
+    placement: Placement,
+    *,
+    now: datetime,
+    lease_s: float,
+    order_ttl_s: float,
+) -> TaskRequest:
+    """Hand out the next attempt of a pending task, with its outbox row, in one transaction.
+
+    Raises StaleStateError when the task is no longer pending with the attempt that `row` shows, and
+    MessageError when its stored order cannot be read (no attempt can succeed then).
+    """
+    attempt = row.attempt + 1
+    request = _request(db, row, placement, attempt, now + timedelta(seconds=order_ttl_s))
+    change_state(
+        db,
+        Task,
+        row.id,
+        TaskState.PENDING,
+        TaskState.RUNNING,
+        attempt=row.attempt,
+        started_at=row.started_at or now,
+        proxy_id=placement.proxy_id,
+        proxy_name=placement.proxy_name,
+        proxy_boot_id=placement.boot_id,
+        mode=placement.mode.value,
+        leased_until=now + timedelta(seconds=lease_s),
+        decision=dict(placement.decision),
+        not_before=None,
+        reason="",
+        progress={},
+    )
+    # The row is ours now (its state was changed just above, in this transaction), so the number that
+    # the guard stood on can be raised.
+    db.execute(sa.update(Task).where(Task.id == row.id).values(attempt=attempt))
+    db.add(
+        OutboxRow(
+            kind=OUTBOX_TASK,
+            proxy_id=placement.proxy_id,
+            task_id=row.id,
+            attempt=attempt,
+            body=to_json(request),
+            created_at=now,
+        )
+    )
+    events.record(
+        db,
+        now,
+        EventName.TASK_PLACED,
+        f"{row.title}: attempt {attempt} goes to {placement.proxy_name} by {placement.mode.value}",
+        session_id=row.session_id,
+        task_id=row.id,
+    )
+    return request
+
+
+def _request(
+    db: DbSession, row: Task, placement: Placement, attempt: int, expires_at: datetime
+) -> TaskRequest:
+    order = decode_order(row.kind, row.order)
+    repository = db.get_one(Repository, row.repository_id)
+    return TaskRequest(
+        kind=TaskKind(row.kind),
+        task_id=TaskId(row.id),
+        session_id=SessionId(row.session_id),
+        attempt=Attempt(attempt),
+        proxy_id=ProxyId(placement.proxy_id),
+        expires_at_s=expires_at.timestamp(),
+        title=row.title,
+        mode=placement.mode,
+        repository=RepositoryRef(repository_id=repository.repository_id, location=repository.location),
+        backup=order if isinstance(order, BackupDiskOrder) else None,
+        restore=order if isinstance(order, RestoreDiskOrder) else None,
+    )
+
+
+def give_up(db: DbSession, row: Task, reason: str, now: datetime) -> None:
+    """End a task that is still pending and that no attempt can help. StaleStateError: it moved on."""
+    change_state(
+        db,
+        Task,
+        row.id,
+        TaskState.PENDING,
+        TaskState.DONE,
+        attempt=row.attempt,
+        result=Result.FAILED.value,
+        reason=reason,
+        finished_at=now,
+    )
+    _say(db, row, now, EventName.TASK_GIVEN_UP, f"{row.title}: failed: {reason}", events.ERROR)
+
+
+def explain_waiting(db: DbSession, task_ids: Sequence[str], decision: Mapping[str, Any]) -> None:
+    """Store why no proxy can take these pending tasks now."""
+    for chunk in _chunks(task_ids):
+        db.execute(
+            sa.update(Task)
+            .where(Task.id.in_(chunk), Task.state == TaskState.PENDING.value)
+            .values(decision=dict(decision))
+        )
+
+
+# ---- what proxies report --------------------------------------------------------------------------
+
+
+def renew_leases(
+    db: DbSession,
+    proxy_id: str,
+    boot_id: str,
+    running: Sequence[RunningTask],
+    *,
+    now: datetime,
+    lease_s: float,
+) -> list[LeaseAnswer]:
+    """Renew what the proxy rightly says it runs; a verdict for each task it named."""
+    rows: dict[str, Any] = {}
+    for chunk in _chunks([task.task_id for task in running]):
+        found = db.execute(
+            sa.select(
+                Task.id,
+                Task.state,
+                Task.attempt,
+                Task.proxy_id,
+                Task.proxy_boot_id,
+                Task.cancel_requested,
+            ).where(Task.id.in_(chunk))
+        )
+        rows.update({row.id: row for row in found})
+    answers: list[LeaseAnswer] = []
+    held: list[str] = []
+    for task in running:
+        row = rows.get(task.task_id)
+        verdict = LeaseVerdict.LOST
+        if (
+            row is not None
+            and row.state == TaskState.RUNNING.value
+            and (row.attempt, row.proxy_id) == (task.attempt, proxy_id)
+            and row.proxy_boot_id in (None, boot_id)
+        ):
+            verdict = LeaseVerdict.CANCEL if row.cancel_requested else LeaseVerdict.HELD
+            held.append(row.id)
+        answers.append(LeaseAnswer(task_id=task.task_id, attempt=task.attempt, verdict=verdict))
+    for chunk in _chunks(held):
+        db.execute(
+            sa.update(Task)
+            .where(
+                Task.id.in_(chunk),
+                Task.state == TaskState.RUNNING.value,
+                Task.proxy_id == proxy_id,
+            )
+            .values(leased_until=now + timedelta(seconds=lease_s), proxy_boot_id=boot_id)
+        )
+    return answers
+
+
+def record_progress(db: DbSession, reports: Iterable[tuple[str, ProgressReport]]) -> None:
+    """Latest progress of running tasks; `reports` are pairs of proxy id and report."""
+    statement = (
+        sa.update(Task)
+        .where(
+            Task.id == sa.bindparam("b_id"),
+            Task.attempt == sa.bindparam("b_attempt"),
+            Task.proxy_id == sa.bindparam("b_proxy"),
+            Task.state == TaskState.RUNNING.value,
+        )
+        .values(progress=sa.bindparam("b_progress"))
+        .execution_options(synchronize_session=False)
+    )
+    values = [
+        {
+            "b_id": report.task_id,
+            "b_attempt": report.attempt,
+            "b_proxy": proxy_id,
+            "b_progress": {
+                name: value
+                for name, value in to_json(report).items()
+                if name not in {"schema_version", "task_id", "attempt"}
+            },
+        }
+        for proxy_id, report in reports
+    ]
+    if values:
+        db.connection().execute(statement, values)
+
+
+def apply_result(
+    db: DbSession, proxy_id: str, report: ResultReport, *, policy: RetryPolicy, now: datetime
+) -> Applied:
+    """Bring the end of an attempt into the database; a repeat or an old attempt changes nothing."""
+    row = db.get(Task, report.task_id, populate_existing=True)
+    if (
+        row is None
+        or row.state != TaskState.RUNNING.value
+        or (row.attempt, row.proxy_id) != (report.attempt, proxy_id)
+    ):
+        return Applied.STALE
+    try:
+        if report.outcome in (TaskOutcome.SUCCESS, TaskOutcome.WARNING):
+            return _succeed(db, row, report, now)
+        if report.outcome is TaskOutcome.FAILED:
+            return _end(db, row, Result.FAILED, report.reason, now, report)
+        if report.outcome is TaskOutcome.CANCELLED and row.cancel_requested:
+            return _end(db, row, Result.CANCELLED, report.reason or "cancelled", now, report)
+        return _try_again(db, row, report.reason or "the proxy ended the attempt", policy, now)
+    except StaleStateError:
+        return Applied.STALE
+
+
+def _succeed(db: DbSession, row: Task, report: ResultReport, now: datetime) -> Applied:
+    result = Result.WARNING if report.outcome is TaskOutcome.WARNING else Result.SUCCESS
+    return _end(db, row, result, report.reason, now, report)
+
+
+def _end(
+    db: DbSession,
+    row: Task,
+    result: Result,
+    reason: str,
+    now: datetime,
+    report: ResultReport | None = None,
+) -> Applied:
+    values: dict[str, Any] = {}
+    if report is not None:
+        values = {
+            "read_mode": report.read_mode.value if report.read_mode else None,
+            "read_mode_reason": report.read_mode_reason,
+            "map_root": report.map_root,
+            "sha256": report.sha256,
+            "stats": to_json(report.stats) if report.stats else None,
+        }
+        if report.mode is not None:
+            values["mode"] = report.mode.value
+    change_state(
+        db,
+        Task,
+        row.id,
+        TaskState.RUNNING,
+        TaskState.DONE,
+        attempt=row.attempt,
+        result=result.value,
+        reason=reason,
+        finished_at=now,
+        leased_until=None,
+        **values,
+    )
+    level = {Result.FAILED: events.ERROR, Result.WARNING: events.WARNING}.get(result, events.INFO)
+    name = EventName.TASK_CANCELLED if result is Result.CANCELLED else EventName.TASK_FINISHED
+    tail = f": {reason}" if reason else ""
+    _say(db, row, now, name, f"{row.title}: {result.value}{tail}", level)
+    return Applied.ENDED
+
+
+def _try_again(db: DbSession, row: Task, reason: str, policy: RetryPolicy, now: datetime) -> Applied:
+    """An attempt that came to nothing: pending again after a pause, or the end of the task."""
+    if row.cancel_requested:
+        return _end(db, row, Result.CANCELLED, "cancelled", now)
+    failures = row.failures + 1
+    if failures >= policy.attempts:
+        reason = f"given up after {failures} attempts, the last on {row.proxy_name}: {reason}"
+        return _end(db, row, Result.FAILED, reason, now)
+    wait = policy.wait_after(failures)
+    change_state(
+        db,
+        Task,
+        row.id,
+        TaskState.RUNNING,
+        TaskState.PENDING,
+        attempt=row.attempt,
+        failures=failures,
+        reason=reason,
+        not_before=now + wait,
+        leased_until=None,
+    )
+    text = f"{row.title}: attempt {row.attempt} on {row.proxy_name} ended: {reason}; another follows"
+    _say(db, row, now, EventName.TASK_RETRIED, text, events.WARNING)
+    return Applied.WAITS
+
+
+def _say(db: DbSession, row: Task, now: datetime, name: str, text: str, level: str) -> None:
+    events.record(db, now, name, text, session_id=row.session_id, task_id=row.id, level=level)
+
+
+# ---- what time and people do ----------------------------------------------------------------------
+
+
+def expire_leases(db: DbSession, *, now: datetime, policy: RetryPolicy) -> list[Ended]:
+    """Take back every task whose proxy was not heard of in time."""
+    where = sa.and_(Task.leased_until.is_not(None), Task.leased_until < now)
+    return _take_back(db, where, "the proxy was not heard of for longer than the lease", policy, now)
+
+
+def end_leases_of_other_boots(
+    db: DbSession, proxy_id: str, boot_id: str, *, now: datetime, policy: RetryPolicy
+) -> list[Ended]:
+    """The proxy's worker was started anew: what its earlier self ran is lost."""
+    where = sa.and_(
+        Task.proxy_id == proxy_id,
+        Task.proxy_boot_id.is_not(None),
+        Task.proxy_boot_id != boot_id,
+    )
+    return _take_back(db, where, "the proxy's worker was started anew", policy, now)
+
+
+def _take_back(
+    db: DbSession, where: sa.ColumnElement[bool], reason: str, policy: RetryPolicy, now: datetime
+) -> list[Ended]:
+    rows = db.scalars(
+        sa.select(Task)
+        .where(Task.state == TaskState.RUNNING.value, where)
+        .order_by(Task.id)
+        .limit(_BATCH)
+    ).all()
+    ended: list[Ended] = []
+    for row in rows:
+        try:
+            applied = _try_again(db, row, reason, policy, now)
+        except StaleStateError:
+            continue  # its result came first
+        ended.append(Ended(task_id=row.id, attempt=row.attempt, terminal=applied is Applied.ENDED))
+    return ended
+
+
+def cancel_session_tasks(db: DbSession, session_id: str, now: datetime) -> int:
+    """Cancel what is left of a session's tasks; answers how many were running.
+
+    Pending tasks end at once. Running ones are marked and their proxies told; they end when the proxy
+    says so or its lease is over. The caller wakes engine and dispatcher after its commit.
+    """
+    # The mark first: a hand-out at the same moment then either sees the row locked by us or is seen.
+    db.execute(
+        sa.update(Task)
+        .where(
+            Task.session_id == session_id,
+            Task.state != TaskState.DONE.value,
+            Task.cancel_requested.is_(False),
+        )
+        .values(cancel_requested=True)
+        .execution_options(synchronize_session=False)
+    )
+    rows = db.scalars(
+        sa.select(Task)
+        .where(Task.session_id == session_id, Task.state != TaskState.DONE.value)
+        .execution_options(populate_existing=True)
+    ).all()
+    running = 0
+    for row in rows:
+        if row.state == TaskState.PENDING.value:
+            _cancel_pending(db, row, now)
+        elif row.proxy_id is not None:
+            running += 1
+            answer = LeaseAnswer(
+                task_id=TaskId(row.id), attempt=Attempt(row.attempt), verdict=LeaseVerdict.CANCEL
+            )
+            db.add(
+                OutboxRow(
+                    kind=OUTBOX_DOWN,
+                    proxy_id=row.proxy_id,
+                    task_id=row.id,
+                    attempt=row.attempt,
+                    body=to_json(answer),
+                    created_at=now,
+                )
+            )
+    return running
+
+
+def _cancel_pending(db: DbSession, row: Task, now: datetime) -> None:
+    try:
+        change_state(
+            db,
+            Task,
+            row.id,
+            TaskState.PENDING,
+            TaskState.DONE,
+            attempt=row.attempt,
+            result=Result.CANCELLED.value,
+            reason="cancelled before it was handed out",
+            finished_at=now,
+        )
+    except StaleStateError:
+        return  # handed out meanwhile; it bears the mark and ends with the next heartbeat
+    _say(db, row, now, EventName.TASK_CANCELLED, f"{row.title}: cancelled", events.INFO)
+
+
+def sessions_to_cancel(db: DbSession) -> list[str]:
+    """Sessions that were asked to end and still have tasks that do not know it."""
+    return list(
+        db.scalars(
+            sa.select(Session.id)
+            .where(
+                Session.cancel_requested.is_(True),
+                Session.state != SessionState.FINISHED.value,
+                sa.exists().where(
+                    Task.session_id == Session.id,
+                    sa.or_(
+                        Task.state == TaskState.PENDING.value,
+                        sa.and_(
+                            Task.state == TaskState.RUNNING.value,
+                            Task.cancel_requested.is_(False),
+                        ),
+                    ),
+                ),
+            )
+            .order_by(Session.created_at)
+        )
+    )
+
+
+def holds_attempt(db: DbSession, proxy_id: str, task_id: str, attempt: int) -> bool:
+    """Whether that proxy may work on that attempt now; what secrets are given out by."""
+    return (
+        db.scalar(
+            sa.select(Task.id)
+            .join(Proxy, Proxy.id == Task.proxy_id)
+            .where(
+                Task.id == task_id,
+                Task.attempt == attempt,
+                Task.proxy_id == proxy_id,
+                Task.state == TaskState.RUNNING.value,
+                Task.cancel_requested.is_(False),
+                Proxy.signing_key.is_not(None),
+            )
+        )
+        is not None
+    )
+
+
+def _chunks(items: Sequence[str]) -> Iterable[Sequence[str]]:
+    return (items[i : i + _BATCH] for i in range(0, len(items), _BATCH))
