@@ -1,0 +1,189 @@
+"""How each disk of a VM is to be read: increment, full scan or full, and why. Pure.
+
+The server decides what it can from what it stored; the proxy, which asks for changed areas, may still
+find that tracking cannot answer and reads everything. A full scan compares with the previous map and
+stores only what differs, so it is safe whenever an increment is in doubt.
+
+Known, and not seen from change ids: a VM that was reverted to a snapshot and then ran on until its
+change counter was past the stored one. What is seen is a counter that went back (`change_went_back`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from transports.vsphere.model import DiskInfo
+
+NO_PREVIOUS = "first backup of this VM in this repository"
+FULL_ASKED = "a full backup was asked for"
+TRACKING_OFF = "change tracking is switched off in the job"
+NOT_TRACKED = "the disk is not tracked: its snapshot has no change id"
+NO_STORED_ID = "the previous restore point has no change id of this disk"
+TRACKING_RESET = "change tracking was reset since the previous restore point"
+WENT_BACK = "the VM was reverted to an older state since the previous restore point"
+DISK_NEW = "the disk is new in this VM"
+DISK_REPLACED = "the disk was replaced by another since the previous restore point"
+VM_REVERTED = "the VM was reverted to a snapshot since the previous restore point"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreviousDisk:
+    """A disk of the restore point that an increment would build on."""
+
+    disk_key: int
+    disk_uuid: str
+    capacity_bytes: int
+    map_root: str
+    change_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreviousPoint:
+    id: str
+    created_at: datetime
+    disks: tuple[PreviousDisk, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiskPlan:
+    """What goes into the disk's order."""
+
+    previous_map_root: str
+    previous_change_id: str
+    current_change_id: str
+    reason: str
+    """Why everything is read; empty when tracking may be asked."""
+
+
+def previous_from_row(
+    point_id: str, created_at: datetime, disks: Sequence[Mapping[str, Any]]
+) -> PreviousPoint:
+    """From the catalogue's columns."""
+    return PreviousPoint(
+        id=point_id,
+        created_at=created_at,
+        disks=tuple(
+            PreviousDisk(
+                disk_key=int(disk["disk_key"]),
+                disk_uuid=str(disk["disk_uuid"]),
+                capacity_bytes=int(disk["capacity_bytes"]),
+                map_root=str(disk["map_root"]),
+                change_id=str(disk["change_id"]),
+            )
+            for disk in disks
+        ),
+    )
+
+
+def full_reason(
+    previous: PreviousPoint | None,
+    *,
+    forced: bool,
+    full_every_days: int | None,
+    last_full_at: datetime | None,
+    now: datetime,
+) -> str:
+    """Why the whole VM is to be read in full; empty when it may build on `previous`."""
+    if previous is None:
+        return NO_PREVIOUS
+    if forced:
+        return FULL_ASKED
+    if full_every_days is not None:
+        if last_full_at is None:
+            return "no full restore point of this VM is left in the repository"
+        # A day less an hour: a daily job starts a little earlier or later each day.
+        if now - last_full_at >= timedelta(days=full_every_days) - timedelta(hours=1):
+            return f"the last full restore point is from {last_full_at:%Y-%m-%d}, the job wants one every {full_every_days} days"
+    return ""
+
+
+def plan_disks(
+    disks: Sequence[DiskInfo],
+    previous: PreviousPoint | None,
+    *,
+    full: str,
+    change_tracking: bool,
+    reverted: bool = False,
+) -> dict[int, DiskPlan]:
+    """Disk key -> plan. `full`: answer of full_reason(); `disks` are those of the snapshot."""
+    plans: dict[int, DiskPlan] = {}
+    uuids = Counter(disk.uuid for disk in disks)
+    for disk in disks:
+        if previous is None or full:
+            plans[disk.key] = _full(disk, full or NO_PREVIOUS)
+            continue
+        base, why_not = match_disk(disk, previous.disks, unique=uuids[disk.uuid] == 1)
+        if base is None:
+            plans[disk.key] = _full(disk, why_not)
+        elif base.capacity_bytes != disk.capacity_bytes:
+            change = f"from {base.capacity_bytes} to {disk.capacity_bytes} bytes"
+            plans[disk.key] = _full(disk, f"the disk's capacity changed {change}")
+        else:
+            reason = VM_REVERTED if reverted else tracking_reason(disk, base, wanted=change_tracking)
+            plans[disk.key] = DiskPlan(
+                previous_map_root=base.map_root,
+                previous_change_id="" if reason else base.change_id,
+                current_change_id=disk.change_id,
+                reason=reason,
+            )
+    return plans
+
+
+def _full(disk: DiskInfo, reason: str) -> DiskPlan:
+    return DiskPlan(
+        previous_map_root="",
+        previous_change_id="",
+        current_change_id=disk.change_id,
+        reason=reason,
+    )
+
+
+def match_disk(
+    disk: DiskInfo, previous: Sequence[PreviousDisk], *, unique: bool
+) -> tuple[PreviousDisk | None, str]:
+    """The same disk in the previous point, or None and why there is none.
+
+    The uuid decides. Uuids can be duplicated by cloning files, or be absent: then the key decides.
+    """
+    same_key = next((base for base in previous if base.disk_key == disk.key), None)
+    if disk.uuid and unique:
+        same_uuid = [base for base in previous if base.disk_uuid == disk.uuid]
+        if len(same_uuid) == 1:
+            return same_uuid[0], ""
+        if not same_uuid and (same_key is None or same_key.disk_uuid):
+            return None, DISK_NEW if same_key is None else DISK_REPLACED
+    if same_key is None:
+        return None, DISK_NEW
+    if disk.uuid and same_key.disk_uuid and disk.uuid != same_key.disk_uuid:
+        return None, DISK_REPLACED
+    return same_key, ""
+
+
+def tracking_reason(disk: DiskInfo, base: PreviousDisk, *, wanted: bool) -> str:
+    """Why change tracking cannot be used for this disk; empty when it can be asked."""
+    if not wanted:
+        return TRACKING_OFF
+    if not disk.change_id:
+        return NOT_TRACKED
+    if not base.change_id:
+        return NO_STORED_ID
+    if _tracking_uuid(disk.change_id) != _tracking_uuid(base.change_id):
+        return TRACKING_RESET
+    if change_went_back(base.change_id, disk.change_id):
+        return WENT_BACK
+    return ""
+
+
+def _tracking_uuid(change_id: str) -> str:
+    """Change ids are "<uuid as hex>/<number>"; another uuid means that tracking began anew."""
+    return change_id.rpartition("/")[0].replace(" ", "").lower()
+
+
+def change_went_back(old: str, new: str) -> bool:
+    """True when the counter of `new` is below that of `old`; False when either is no number."""
+    before, after = old.rpartition("/")[2], new.rpartition("/")[2]
+    return before.isdigit() and after.isdigit() and int(after) < int(before)

@@ -1,0 +1,133 @@
+"""Preview of a job's next run: the same selection and decisions as the run, changing nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session as DbSession
+
+from backup_server.db.tables import Job, RestorePointRow, Vcenter
+from backup_server.services import disk_plan, vcenters
+from backup_server.services.context import Context
+from backup_server.services.selection import ChosenVm, select
+from backup_server.services.shapes import when
+from pipeline.model import PointKind, ReadMode
+
+_PREVIEW_TRACKED = "known when the snapshot exists"
+
+
+def preview(ctx: Context, job: Job) -> dict[str, Any]:
+    """The plan's answer; errors of transports.errors when the inventory cannot be read."""
+    inventory = vcenters.load_inventory(ctx, job.vcenter_id, max_age_s=0)
+    chosen = select(job.selection, inventory)
+    with ctx.db.read() as s:
+        vms = [_vm(ctx, s, job, one) for one in chosen.vms]
+        read_at = s.get_one(Vcenter, job.vcenter_id).inventory_at
+    warnings = list(chosen.warnings)
+    warnings += [f"VM {name!r} is named by the job but does not exist" for name in chosen.missing]
+    return {
+        "job": job.name,
+        "inventory_at": when(read_at),
+        "vms": vms,
+        "skipped": [
+            {"name": vm.name, "moref": vm.moref, "reason": vm.reason, "expected": vm.expected}
+            for vm in chosen.skipped
+        ],
+        "warnings": warnings,
+        "total_bytes": sum(disk["capacity_bytes"] for vm in vms for disk in vm["disks"]),
+    }
+
+
+def _vm(ctx: Context, s: DbSession, job: Job, one: ChosenVm) -> dict[str, Any]:
+    vm = one.vm
+    previous = previous_point(s, job.repository_id, vm.instance_uuid)
+    full = disk_plan.full_reason(
+        previous,
+        forced=False,
+        full_every_days=job.options["full_every_days"],
+        last_full_at=last_full_at(s, job.repository_id, vm.instance_uuid),
+        now=ctx.clock(),
+    )
+    plans = disk_plan.plan_disks(
+        one.disks, previous, full=full, change_tracking=job.options["change_tracking"]
+    )
+    warnings = []
+    if job.options["change_tracking"] and not vm.change_tracking_enabled:
+        if not vm.change_tracking_supported:
+            warnings.append("change tracking is not supported by this VM: each run reads everything")
+        elif vm.has_snapshots:
+            warnings.append(
+                "change tracking is off and cannot be switched on while the VM has snapshots"
+            )
+        else:
+            warnings.append("change tracking is off: the run switches it on")
+    if vm.consolidation_needed:
+        warnings.append("the VM's disks need consolidation")
+    return {
+        "name": vm.name,
+        "moref": vm.moref,
+        "instance_uuid": vm.instance_uuid,
+        "power_state": vm.power_state.value,
+        "disks": [
+            {
+                "key": disk.key,
+                "label": disk.label,
+                "disk": disk.path,
+                "controller": disk.controller,
+                "capacity_bytes": disk.capacity_bytes,
+                "datastore": disk.datastore,
+                **_read(plans[disk.key]),
+            }
+            for disk in one.disks
+        ],
+        "skipped_disks": [
+            {"key": disk.key, "label": disk.label, "reason": disk.reason} for disk in one.skipped_disks
+        ],
+        "warnings": warnings,
+    }
+
+
+def _read(plan: disk_plan.DiskPlan) -> dict[str, str]:
+    # The inventory has no change ids, so "not tracked" only means "not known yet" here.
+    if not plan.previous_map_root:
+        return {"read": ReadMode.FULL.value, "reason": plan.reason}
+    if plan.reason in ("", disk_plan.NOT_TRACKED):
+        return {"read": ReadMode.INCREMENT.value, "reason": _PREVIEW_TRACKED}
+    return {"read": ReadMode.FULL_SCAN.value, "reason": plan.reason}
+
+
+def previous_point(
+    s: DbSession, repository_id: str, instance_uuid: str
+) -> disk_plan.PreviousPoint | None:
+    """Newest good restore point of the VM in the repository."""
+    row = s.scalar(
+        _points(repository_id, instance_uuid).order_by(
+            RestorePointRow.created_at.desc(), RestorePointRow.id
+        )
+    )
+    return None if row is None else disk_plan.previous_from_row(row.id, row.created_at, row.disks)
+
+
+def last_full_at(s: DbSession, repository_id: str, instance_uuid: str) -> Any:
+    """When the newest full restore point of the VM was taken, or None."""
+    return s.scalar(
+        sa.select(sa.func.max(RestorePointRow.created_at)).where(
+            RestorePointRow.repository_id == repository_id,
+            RestorePointRow.instance_uuid == instance_uuid,
+            RestorePointRow.deleting.is_(False),
+            RestorePointRow.kind == PointKind.FULL.value,
+        )
+    )
+
+
+def _points(repository_id: str, instance_uuid: str) -> sa.Select[tuple[RestorePointRow]]:
+    return (
+        sa.select(RestorePointRow)
+        .where(
+            RestorePointRow.repository_id == repository_id,
+            RestorePointRow.instance_uuid == instance_uuid,
+            RestorePointRow.deleting.is_(False),
+        )
+        .limit(1)
+    )

@@ -1,0 +1,243 @@
+"""Jobs: what to protect, where to, when and how."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError as DuplicateError
+from sqlalchemy.orm import Session as DbSession
+
+from backup_server.db.states import SessionState
+from backup_server.db.tables import Job, Proxy, Repository, Session, Vcenter, new_id
+from backup_server.errors import ConflictError, NotFoundError
+from backup_server.services import job_plan, sessions
+from backup_server.services.context import Context
+from backup_server.services.proxies import check_modes
+from backup_server.services.schedule import check_schedule, next_run
+from backup_server.services.selection import check_selection
+from backup_server.services.shapes import Fields, by_ref, when
+from backup_server.services.vcenters import as_server_error
+from proxy_worker.contracts.messages import CompressionLevel
+from transports.errors import TransportError
+
+QUIESCE: Final = ("off", "try", "require")
+COMPRESSION: Final = tuple(level.value for level in CompressionLevel)
+MAX_KEEP: Final = 10_000
+MAX_RETRIES: Final = 20
+MAX_RETRY_WAIT_S: Final = 86_400
+DEFAULT_RETENTION: Final = {"keep": 14}
+DEFAULT_RETRIES: Final = {"count": 3, "wait_s": 600}
+_READ_ONLY: Final = ("id", "next_run_at", "last_session", "created_at", "updated_at")
+
+
+def list_all(ctx: Context) -> list[dict[str, Any]]:
+    with ctx.db.read() as s:
+        return [_shape(s, row) for row in s.scalars(sa.select(Job).order_by(Job.name))]
+
+
+def get(ctx: Context, ref: str) -> dict[str, Any]:
+    with ctx.db.read() as s:
+        return _shape(s, by_ref(s, Job, ref))
+
+
+def create(ctx: Context, data: Mapping[str, Any]) -> dict[str, Any]:
+    """A new job; InvalidError names every field that cannot be accepted."""
+    now = ctx.clock()
+    try:
+        with ctx.db() as s:
+            values = _values(s, data, {})
+            row = Job(
+                id=new_id(),
+                created_at=now,
+                updated_at=now,
+                next_run_at=next_run(values["schedule"], now) if values["enabled"] else None,
+                **values,
+            )
+            s.add(row)
+    except DuplicateError:
+        raise _taken(data) from None
+    return get(ctx, row.id)
+
+
+def edit(ctx: Context, ref: str, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Change any fields. A running session goes on with what it began with."""
+    now = ctx.clock()
+    try:
+        with ctx.db() as s:
+            row = by_ref(s, Job, ref)
+            timing = (row.schedule, row.enabled)
+            for name, value in _values(s, changes, _shape(s, row)).items():
+                setattr(row, name, value)
+            row.updated_at = now
+            if (row.schedule, row.enabled) != timing:
+                row.next_run_at = next_run(row.schedule, now) if row.enabled else None
+            s.flush()
+    except DuplicateError:
+        raise _taken(changes) from None
+    return get(ctx, row.id)
+
+
+def set_enabled(ctx: Context, ref: str, enabled: bool) -> dict[str, Any]:
+    return edit(ctx, ref, {"enabled": enabled})
+
+
+def remove(ctx: Context, ref: str) -> None:
+    """Delete the job; its sessions and restore points stay. Refused while it runs."""
+    with ctx.db() as s:
+        row = by_ref(s, Job, ref)
+        running = sessions.open_session(s, row.id)
+        if running is not None:
+            raise ConflictError(
+                f"job {row.name!r} is running (session {running.id}); wait for it or cancel it first",
+                details={"session": running.id},
+            )
+        # PostgreSQL and SQLite set job_id NULL in what is kept; the name was kept beside it.
+        s.delete(row)
+
+
+def run(ctx: Context, ref: str, *, full: bool = False, only_failed: bool = False) -> dict[str, Any]:
+    """Begin a session now. ConflictError when one is open."""
+    with ctx.db() as s:
+        job = by_ref(s, Job, ref)
+        session = sessions.start_backup(s, job, now=ctx.clock(), full=full, only_failed=only_failed)
+    ctx.wake_engine.set()
+    return sessions.get(ctx, session.id)
+
+
+def plan(ctx: Context, ref: str) -> dict[str, Any]:
+    """What the next run would take, from the inventory as it is now. Changes nothing."""
+    with ctx.db.read() as s:
+        job = by_ref(s, Job, ref)
+    try:
+        return job_plan.preview(ctx, job)
+    except TransportError as error:
+        raise as_server_error(error) from error
+
+
+def _taken(data: Mapping[str, Any]) -> ConflictError:
+    return ConflictError(f"a job named {data.get('name')!r} exists already; give another name")
+
+
+def _values(s: DbSession, data: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
+    """Columns from a request, with `old` (the job's shape) for what it does not name."""
+    given = Fields({**{k: v for k, v in old.items() if k not in _READ_ONLY}, **data})
+    values: dict[str, Any] = {
+        "name": given.name(),
+        "description": given.text("description", default="", empty=True),
+        "enabled": given.flag("enabled", default=True),
+        "vcenter_id": _reference(s, given, "vcenter", Vcenter),
+        "repository_id": _reference(s, given, "repository", Repository),
+        "selection": given.checked("selection", check_selection),
+        "schedule": given.checked("schedule", lambda v: None if v is None else check_schedule(v)),
+        "retention": given.checked("retention", check_retention, default=DEFAULT_RETENTION),
+        "options": {
+            "quiesce": given.one_of("quiesce", QUIESCE, default="try"),
+            "compression": given.one_of("compression", COMPRESSION, default="balanced"),
+            "change_tracking": given.flag("change_tracking", default=True),
+            "full_every_days": given.checked("full_every_days", _check_days),
+            "retries": given.checked("retries", check_retries, default=DEFAULT_RETRIES),
+            "proxies": given.checked("proxies", lambda v: _proxy_ids(s, v), default=[]),
+            "modes": given.checked("modes", check_modes, default=[]),
+        },
+    }
+    given.finish("the job", ignore=_READ_ONLY)
+    return values
+
+
+def _reference(s: DbSession, given: Fields, name: str, table: type[Vcenter] | type[Repository]) -> str:
+    ref = given.text(name)
+    if not ref:
+        return ""
+    try:
+        return by_ref(s, table, ref).id
+    except NotFoundError as error:
+        given.wrong(name, str(error))
+        return ""
+
+
+def _proxy_ids(s: DbSession, value: Any) -> list[str]:
+    if not isinstance(value, list | tuple) or any(not isinstance(ref, str) for ref in value):
+        raise ValueError("must be a list of names of proxies; empty for any")
+    try:
+        return [by_ref(s, Proxy, ref).id for ref in value]
+    except NotFoundError as error:
+        raise ValueError(str(error)) from error
+
+
+def check_retention(value: Any) -> dict[str, int]:
+    """{"keep": n} or {"days": n}; ValueError with the reason."""
+    if isinstance(value, Mapping) and len(value) == 1:
+        [(kind, number)] = value.items()
+        if (
+            kind in ("keep", "days")
+            and isinstance(number, int)
+            and not isinstance(number, bool)
+            and 1 <= number <= MAX_KEEP
+        ):
+            return {str(kind): number}
+    raise ValueError(f"must be {{keep: n}} or {{days: n}} with n from 1 to {MAX_KEEP}")
+
+
+def check_retries(value: Any) -> dict[str, int]:
+    """{"count": n, "wait_s": n}; ValueError with the reason."""
+    if isinstance(value, Mapping) and not set(value) - {"count", "wait_s"}:
+        count = value.get("count", DEFAULT_RETRIES["count"])
+        wait_s = value.get("wait_s", DEFAULT_RETRIES["wait_s"])
+        whole = all(isinstance(n, int) and not isinstance(n, bool) for n in (count, wait_s))
+        if whole and 0 <= count <= MAX_RETRIES and 0 <= wait_s <= MAX_RETRY_WAIT_S:
+            return {"count": count, "wait_s": wait_s}
+    raise ValueError(
+        f"must be {{count: 0 to {MAX_RETRIES}, wait_s: 0 to {MAX_RETRY_WAIT_S}}}, whole numbers"
+    )
+
+
+def _check_days(value: Any) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_KEEP:
+        raise ValueError(f"must be null or a whole number of days from 1 to {MAX_KEEP}")
+    return value
+
+
+def _shape(s: DbSession, row: Job) -> dict[str, Any]:
+    proxy_ids = row.options.get("proxies", [])
+    names = dict(
+        s.execute(sa.select(Proxy.id, Proxy.name).where(Proxy.id.in_(proxy_ids))).tuples().all()
+    )
+    last = s.scalar(
+        sa.select(Session)
+        .where(Session.job_id == row.id)
+        .order_by(Session.created_at.desc(), Session.id.desc())
+        .limit(1)
+    )
+    return {
+        "id": row.id,
+        "name": row.name,
+        "description": row.description,
+        "enabled": row.enabled,
+        "vcenter": s.get_one(Vcenter, row.vcenter_id).name,
+        "repository": s.get_one(Repository, row.repository_id).name,
+        "selection": row.selection,
+        "schedule": row.schedule,
+        "retention": row.retention,
+        **row.options,
+        "proxies": [names[proxy_id] for proxy_id in proxy_ids if proxy_id in names],
+        "next_run_at": when(row.next_run_at),
+        "last_session": None if last is None else _last_session(last),
+        "created_at": when(row.created_at),
+        "updated_at": when(row.updated_at),
+    }
+
+
+def _last_session(row: Session) -> dict[str, Any]:
+    return {
+        "id": row.id,
+        "state": row.state,
+        "result": row.result,
+        "reason": row.reason,
+        "running": row.state != SessionState.FINISHED.value,
+        "started_at": when(row.started_at),
+        "finished_at": when(row.finished_at),
+    }

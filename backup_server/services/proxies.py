@@ -1,0 +1,303 @@
+"""Backup proxies: added by a person, enrolled by themselves, run by `vmhaul up` when they are local."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError as DuplicateError
+from sqlalchemy.orm import Session as DbSession
+
+from backup_server.credentials import new_join_token, token_hash
+from backup_server.db.states import TaskState
+from backup_server.db.tables import Job, Proxy, Task, new_id
+from backup_server.errors import ConflictError, UnauthorizedError
+from backup_server.services.context import Context
+from backup_server.services.shapes import Fields, by_ref, when
+from transports.base import TransportMode
+from transports.vsphere.model import Secret
+
+DEFAULT_NAME: Final = "default"
+JOIN_TOKEN_FILE: Final = "join-token"  # noqa: S105 - a file's name
+MAX_SLOTS: Final = 64
+_KEY_HEX_CHARS: Final = 64  # 32 bytes
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+
+
+def list_all(ctx: Context) -> list[dict[str, Any]]:
+    with ctx.db.read() as s:
+        rows = s.scalars(sa.select(Proxy).order_by(Proxy.name)).all()
+        running = _running_by_proxy(s)
+        return [_shape(ctx, row, running.get(row.id, 0)) for row in rows]
+
+
+def get(ctx: Context, ref: str) -> dict[str, Any]:
+    with ctx.db.read() as s:
+        row = by_ref(s, Proxy, ref)
+        return _shape(ctx, row, _running_by_proxy(s).get(row.id, 0))
+
+
+def add(
+    ctx: Context, *, name: str, slots: int | None = None, local: bool = False, description: str = ""
+) -> dict[str, Any]:
+    """A new proxy. One that is not local gets `join_token`, which is shown here and never again.
+
+    A local proxy's token goes into `proxies/<name>/join-token` (mode 0600), where its worker finds it.
+    """
+    given = Fields({"name": name, "slots": slots or ctx.settings.default_proxy_slots})
+    given.checked("name", _check_name)
+    given.number("slots", low=1, high=MAX_SLOTS)
+    given.finish("the proxy")
+    now = ctx.clock()
+    token = new_join_token()
+    row = Proxy(
+        id=new_id(),
+        name=name,
+        description=description,
+        local=local,
+        enabled=True,
+        slots=given.data["slots"],
+        modes=[],
+        join_token_hash=token_hash(token),
+        # Files of the data directory cannot be read by others: they need no expiry.
+        join_token_expires_at=None if local else _expiry(ctx, now),
+        facts={},
+        created_at=now,
+    )
+    try:
+        with ctx.db() as s:
+            s.add(row)
+    except DuplicateError:
+        raise ConflictError(
+            f"a proxy named {name!r} exists already; give another name or remove that one first"
+        ) from None
+    if local:
+        _write_join_token(ctx, name, token)
+        write_local_proxies(ctx)
+        return get(ctx, row.id)
+    return {**get(ctx, row.id), "join_token": token.reveal()}
+
+
+def new_token(ctx: Context, ref: str) -> dict[str, Any]:
+    """A fresh join token for a proxy that is to be enrolled again; its old keys end to be trusted."""
+    token = new_join_token()
+    with ctx.db() as s:
+        row = by_ref(s, Proxy, ref)
+        _refuse_while_running(s, row, "enrolled again")
+        row.join_token_hash = token_hash(token)
+        row.join_token_expires_at = None if row.local else _expiry(ctx, ctx.clock())
+        row.signing_key = row.sealing_key = None
+    if row.local:
+        _write_join_token(ctx, row.name, token)
+        return get(ctx, row.id)
+    return {**get(ctx, row.id), "join_token": token.reveal()}
+
+
+def edit(ctx: Context, ref: str, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Change slots, enabled, description or modes."""
+    given = Fields(changes)
+    values: dict[str, Any] = {}
+    if given.has("slots"):
+        values["slots"] = given.number("slots", low=1, high=MAX_SLOTS)
+    if given.has("enabled"):
+        values["enabled"] = given.flag("enabled")
+    if given.has("description"):
+        values["description"] = given.text("description", empty=True)
+    if given.has("modes"):
+        values["modes"] = given.checked("modes", check_modes)
+    given.finish("the change of the proxy")
+    with ctx.db() as s:
+        row = by_ref(s, Proxy, ref)
+        for name, value in values.items():
+            setattr(row, name, value)
+    write_local_proxies(ctx)
+    ctx.wake_dispatcher.set()
+    return get(ctx, row.id)
+
+
+def remove(ctx: Context, ref: str) -> None:
+    """Refused while a job names the proxy or tasks run on it. Its keys are trusted no longer."""
+    with ctx.db() as s:
+        row = by_ref(s, Proxy, ref)
+        for job in s.scalars(sa.select(Job)):
+            if row.id in job.options.get("proxies", []):
+                raise ConflictError(
+                    f"proxy {row.name!r} is named by job {job.name!r}; take it out of the job first"
+                )
+        _refuse_while_running(s, row, "removed")
+        s.delete(row)
+    if row.local:
+        with contextlib.suppress(FileNotFoundError):
+            _join_token_file(ctx, row.name).unlink()
+        write_local_proxies(ctx)
+
+
+def _refuse_while_running(s: DbSession, row: Proxy, what: str) -> None:
+    running = _running_by_proxy(s).get(row.id, 0)
+    if running:
+        raise ConflictError(
+            f"proxy {row.name!r} cannot be {what} while {running} tasks run on it; "
+            "disable it, and wait or cancel their sessions"
+        )
+
+
+def enrol(
+    ctx: Context, *, token: Secret, name: str, signing_key: str, sealing_key: str, version: str
+) -> str:
+    """Id of the proxy whose keys were stored. The token works once.
+
+    UnauthorizedError when no proxy of that name waits for this token or the token is too old.
+    """
+    given = Fields({"signing_key": signing_key, "sealing_key": sealing_key})
+    given.checked("signing_key", _check_key)
+    given.checked("sealing_key", _check_key)
+    given.finish("the enrolment")
+    now = ctx.clock()
+    with ctx.db() as s:
+        # One guarded UPDATE: of two that come with the same token, one is enrolled.
+        found = s.execute(
+            sa.update(Proxy)
+            .where(
+                Proxy.name == name,
+                Proxy.join_token_hash == token_hash(token),
+                sa.or_(Proxy.join_token_expires_at.is_(None), Proxy.join_token_expires_at > now),
+            )
+            .values(
+                join_token_hash=None,
+                join_token_expires_at=None,
+                signing_key=signing_key.lower(),
+                sealing_key=sealing_key.lower(),
+                version=version,
+            )
+            .returning(Proxy.id, Proxy.local)
+        ).first()
+    if found is None:
+        raise UnauthorizedError(
+            f"the join token is not (or no longer) valid for a proxy named {name!r}; "
+            "a token works once and for a short time: ask for a new one"
+        )
+    if found.local:
+        with contextlib.suppress(FileNotFoundError):
+            _join_token_file(ctx, name).unlink()
+    return str(found.id)
+
+
+def ensure_default(ctx: Context) -> None:
+    """The server's own proxy, made at the first start, and the files of local ones put right."""
+    with ctx.db.read() as s:
+        empty = s.scalar(sa.select(sa.func.count()).select_from(Proxy)) == 0
+        waiting = s.scalars(
+            sa.select(Proxy).where(Proxy.local.is_(True), Proxy.signing_key.is_(None))
+        ).all()
+    if empty:
+        add(ctx, name=DEFAULT_NAME, local=True, description="the backup server's own")
+        return
+    for row in waiting:
+        # A crash between the row and the file: only the hash is left of the token, so make another.
+        if not _join_token_file(ctx, row.name).exists():
+            new_token(ctx, row.id)
+    write_local_proxies(ctx)
+
+
+def write_local_proxies(ctx: Context) -> None:
+    """`run/local-proxies.json` for the supervisor: the enabled local proxies. Replaced as a whole."""
+    with ctx.db.read() as s:
+        rows = s.scalars(
+            sa.select(Proxy)
+            .where(Proxy.local.is_(True), Proxy.enabled.is_(True))
+            .order_by(Proxy.created_at, Proxy.name)
+        ).all()
+    content = {"proxies": [{"name": row.name, "id": row.id, "slots": row.slots} for row in rows]}
+    _replace_file(ctx.settings.run_dir / "local-proxies.json", json.dumps(content, indent=1) + "\n")
+
+
+def state_of(row: Proxy, now: datetime, offline_after_s: float) -> str:
+    """online, offline, draining (disabled, still answering) or never-seen."""
+    if row.last_seen_at is None:
+        return "never-seen"
+    if (now - row.last_seen_at).total_seconds() > offline_after_s:
+        return "offline"
+    return "online" if row.enabled else "draining"
+
+
+def check_modes(value: Any) -> list[str]:
+    """Names of transport modes, best first; ValueError for what is none."""
+    known = [mode.value for mode in TransportMode]
+    if not isinstance(value, list | tuple) or any(mode not in known for mode in value):
+        raise ValueError(f"must be a list of some of {', '.join(known)}")
+    return [mode for mode in known if mode in value]
+
+
+def _check_name(value: Any) -> str:
+    if not isinstance(value, str) or not _NAME.fullmatch(value):
+        raise ValueError(
+            "must be 1 to 63 letters, digits, dots, dashes or underscores, beginning with a letter or digit"
+        )
+    return value
+
+
+def _check_key(value: Any) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"[0-9a-fA-F]{64}", value):
+        raise ValueError(f"must be a public key of {_KEY_HEX_CHARS} hexadecimal digits")
+    return value
+
+
+def _expiry(ctx: Context, now: datetime) -> datetime:
+    return now + timedelta(seconds=ctx.settings.join_token_ttl_s)
+
+
+def _join_token_file(ctx: Context, name: str) -> Path:
+    return ctx.settings.proxies_dir / name / JOIN_TOKEN_FILE
+
+
+def _write_join_token(ctx: Context, name: str, token: Secret) -> None:
+    file = _join_token_file(ctx, name)
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _replace_file(file, token.reveal() + "\n")
+
+
+def _replace_file(path: Path, text: str) -> None:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    new = path.with_name(f".{path.name}.{new_id()}")
+    handle = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    new.replace(path)
+
+
+def _running_by_proxy(s: DbSession) -> dict[str, int]:
+    rows = s.execute(
+        sa.select(Task.proxy_id, sa.func.count())
+        .where(Task.state == TaskState.RUNNING.value, Task.proxy_id.is_not(None))
+        .group_by(Task.proxy_id)
+    )
+    return {proxy_id: int(count) for proxy_id, count in rows}
+
+
+def _shape(ctx: Context, row: Proxy, running: int) -> dict[str, Any]:
+    return {
+        "id": row.id,
+        "name": row.name,
+        "description": row.description,
+        "local": row.local,
+        "enabled": row.enabled,
+        "enrolled": row.signing_key is not None,
+        "state": state_of(row, ctx.clock(), ctx.settings.proxy_offline_after_s),
+        "slots": row.slots,
+        "running": running,
+        "modes": row.modes or row.facts.get("modes", []),
+        "version": row.version,
+        "last_seen_at": when(row.last_seen_at),
+        "clock_offset_s": row.clock_offset_s,
+        "cpu_share": row.facts.get("cpu_share"),
+        "free_memory_bytes": row.facts.get("free_memory_bytes"),
+    }

@@ -1,0 +1,264 @@
+"""Backup repositories: made or imported through their agent, forgotten without touching data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError as DuplicateError
+
+from backup_server.db.states import SessionKind, SessionState
+from backup_server.db.tables import Job, Repository, RestorePointRow, Session, Task, new_id
+from backup_server.errors import ConflictError, InvalidError
+from backup_server.services import catalogue, sessions
+from backup_server.services.context import Context
+from backup_server.services.repository_agent import (
+    OpenedRepository,
+    RepositoryAccess,
+    create_repository,
+    open_repository,
+)
+from backup_server.services.shapes import Fields, by_ref, when
+from transports.vsphere.model import Secret
+
+DEFAULT_BLOCK_BYTES: Final = 1 << 20
+MIN_BLOCK_BYTES: Final = 1 << 16
+MAX_BLOCK_BYTES: Final = 1 << 24
+MAX_TASKS: Final = 10_000
+MIN_PASSWORD_CHARS: Final = 8
+
+
+def list_all(ctx: Context) -> list[dict[str, Any]]:
+    with ctx.db.read() as s:
+        counts = _point_counts(s)
+        rows = s.scalars(sa.select(Repository).order_by(Repository.name))
+        return [_shape(row, counts.get(row.id, 0)) for row in rows]
+
+
+def get(ctx: Context, ref: str) -> dict[str, Any]:
+    with ctx.db.read() as s:
+        row = by_ref(s, Repository, ref)
+        return _shape(row, _point_counts(s).get(row.id, 0))
+
+
+def add(
+    ctx: Context,
+    *,
+    name: str,
+    location: str,
+    password: Secret,
+    block_size_bytes: int | None = None,
+    max_tasks: int | None = None,
+    import_existing: bool = False,
+) -> dict[str, Any]:
+    """Make a repository at `location`, or import the one that is there with its restore points."""
+    given = Fields(
+        {
+            "name": name,
+            "location": location,
+            "block_size_bytes": block_size_bytes or DEFAULT_BLOCK_BYTES,
+            "max_tasks": max_tasks or ctx.settings.repository_max_tasks,
+        }
+    )
+    name = given.name()
+    location = given.text("location")
+    given.checked("location", _check_location)
+    block = given.checked("block_size_bytes", _check_block)
+    tasks = given.number("max_tasks", low=1, high=MAX_TASKS)
+    if not import_existing and len(password.reveal()) < MIN_PASSWORD_CHARS:
+        given.wrong("password", f"must have at least {MIN_PASSWORD_CHARS} characters")
+    given.finish("the repository")
+    _refuse_taken_name(ctx, name)  # before anything is made on the disk
+    opened = _reach(ctx, location, password, block, import_existing=import_existing)
+    now = ctx.clock()
+    try:
+        with ctx.db() as s:
+            row = Repository(
+                id=new_id(),
+                name=name,
+                repository_id=opened.repository_id,
+                location=location,
+                credential_id=ctx.credentials.store(s, "repository", password, now),
+                block_size_bytes=opened.block_size_bytes,
+                max_tasks=tasks,
+                total_bytes=None,
+                free_bytes=None,
+                space_at=None,
+                created_at=now,
+            )
+            s.add(row)
+    except DuplicateError:
+        raise ConflictError(
+            f"the repository at {location} (id {opened.repository_id}) or the name {name!r} "
+            "is registered already; `vmhaul repository list` shows it"
+        ) from None
+    if import_existing:
+        catalogue.rebuild(ctx, row.id)
+    refresh_space(ctx, row.id)
+    return get(ctx, row.id)
+
+
+def _refuse_taken_name(ctx: Context, name: str) -> None:
+    with ctx.db.read() as s:
+        if s.scalar(sa.select(Repository.id).where(Repository.name == name)) is not None:
+            raise ConflictError(f"a repository named {name!r} exists already; give another name")
+
+
+def _reach(
+    ctx: Context, location: str, password: Secret, block: int, *, import_existing: bool
+) -> OpenedRepository:
+    timeout_s = ctx.agents.timeout_s
+    link = ctx.agents.start()
+    try:
+        if import_existing:
+            access = RepositoryAccess(location=location, password=password, repository_id="")
+            return open_repository(link, access, timeout_s=timeout_s)
+        return create_repository(link, location, password, block, timeout_s=timeout_s)
+    except ConflictError as error:
+        raise InvalidError(str(error), details={"location": str(error)}) from error
+    finally:
+        link.close()
+
+
+def edit(ctx: Context, ref: str, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Change name or max_tasks."""
+    given = Fields(changes)
+    values: dict[str, Any] = {}
+    if given.has("name"):
+        values["name"] = given.name()
+    if given.has("max_tasks"):
+        values["max_tasks"] = given.number("max_tasks", low=1, high=MAX_TASKS)
+    given.finish("the change of the repository")
+    try:
+        with ctx.db() as s:
+            row = by_ref(s, Repository, ref)
+            for field_name, value in values.items():
+                setattr(row, field_name, value)
+    except DuplicateError:
+        raise ConflictError(f"a repository named {values['name']!r} exists already") from None
+    ctx.wake_dispatcher.set()
+    return get(ctx, row.id)
+
+
+def remove(ctx: Context, ref: str) -> None:
+    """Forget the repository: its data stay where they are and can be imported again."""
+    with ctx.db() as s:
+        row = by_ref(s, Repository, ref)
+        jobs = s.scalars(sa.select(Job.name).where(Job.repository_id == row.id)).all()
+        if jobs:
+            raise ConflictError(
+                f"repository {row.name!r} is used by job {', '.join(jobs)}; delete or change the job first"
+            )
+        busy = s.scalar(
+            sa.select(sa.func.count())
+            .select_from(Session)
+            .where(Session.repository_id == row.id, Session.state != SessionState.FINISHED.value)
+        )
+        if busy:
+            raise ConflictError(
+                f"repository {row.name!r} is used by a session; wait for it or cancel it"
+            )
+        credential = row.credential_id
+        s.execute(sa.delete(RestorePointRow).where(RestorePointRow.repository_id == row.id))
+        s.execute(sa.delete(Task).where(Task.repository_id == row.id))
+        s.execute(sa.update(Session).where(Session.repository_id == row.id).values(repository_id=None))
+        s.delete(row)
+        s.flush()
+        ctx.credentials.forget(s, credential)
+    ctx.agents.forget(row.id)
+
+
+def check(
+    ctx: Context, ref: str, *, read_data: bool = False, sample_share: float = 1.0
+) -> dict[str, Any]:
+    """Begin a check: structure always, the data of a share (0 to 1) of the packs with `read_data`."""
+    if not 0 <= sample_share <= 1:
+        raise InvalidError(
+            "sample_share must be from 0 to 1", details={"sample_share": "must be from 0 to 1"}
+        )
+    options = {"read_data": bool(read_data), "sample_share": float(sample_share)}
+    return _maintenance(ctx, ref, SessionKind.CHECK, options)
+
+
+def rescan(ctx: Context, ref: str) -> dict[str, Any]:
+    """Begin to rebuild the catalogue from the repository."""
+    return _maintenance(ctx, ref, SessionKind.RESCAN, {})
+
+
+def prune(ctx: Context, ref: str) -> dict[str, Any]:
+    """Begin to remove data that no restore point needs. Waits for the repository's other sessions."""
+    return _maintenance(ctx, ref, SessionKind.PRUNE, {})
+
+
+def _maintenance(ctx: Context, ref: str, kind: SessionKind, options: dict[str, Any]) -> dict[str, Any]:
+    with ctx.db() as s:
+        row = by_ref(s, Repository, ref)
+        open_one = s.scalar(
+            sa.select(Session.id).where(
+                Session.repository_id == row.id,
+                Session.kind == kind.value,
+                Session.state != SessionState.FINISHED.value,
+            )
+        )
+        if open_one is not None:
+            raise ConflictError(
+                f"a {kind.value} of repository {row.name!r} is under way: session {open_one}",
+                details={"session": open_one},
+            )
+        session = sessions.insert(s, kind, now=ctx.clock(), repository_id=row.id, options=options)
+    ctx.wake_engine.set()
+    return sessions.get(ctx, session.id)
+
+
+def refresh_space(ctx: Context, repository_id: str) -> None:
+    """Ask the agent for free and total bytes and store them."""
+    space = ctx.agents.get(repository_id).space()
+    with ctx.db() as s:
+        s.execute(
+            sa.update(Repository)
+            .where(Repository.id == repository_id)
+            .values(total_bytes=space.total_bytes, free_bytes=space.free_bytes, space_at=ctx.clock())
+        )
+
+
+def _check_location(value: Any) -> str:
+    if not isinstance(value, str) or not value.startswith("/"):
+        raise ValueError("must be an absolute path of a directory, as server and proxies see it")
+    return value
+
+
+def _check_block(value: Any) -> int:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int)
+        or not MIN_BLOCK_BYTES <= value <= MAX_BLOCK_BYTES
+        or value & (value - 1)
+    ):
+        raise ValueError(f"must be a power of two from {MIN_BLOCK_BYTES} to {MAX_BLOCK_BYTES}")
+    return value
+
+
+def _point_counts(s: Any) -> dict[str, int]:
+    rows = s.execute(
+        sa.select(RestorePointRow.repository_id, sa.func.count())
+        .where(RestorePointRow.deleting.is_(False))
+        .group_by(RestorePointRow.repository_id)
+    )
+    return {repository_id: int(count) for repository_id, count in rows}
+
+
+def _shape(row: Repository, points: int) -> dict[str, Any]:
+    return {
+        "id": row.id,
+        "name": row.name,
+        "repository_id": row.repository_id,
+        "location": row.location,
+        "block_size_bytes": row.block_size_bytes,
+        "max_tasks": row.max_tasks,
+        "total_bytes": row.total_bytes,
+        "free_bytes": row.free_bytes,
+        "space_at": when(row.space_at),
+        "restore_points": points,
+        "created_at": when(row.created_at),
+    }

@@ -1,0 +1,191 @@
+"""Restore points: found, shown, deleted."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session as DbSession
+
+from backup_server.db.states import VmState
+from backup_server.db.tables import Job, Repository, RestorePointRow, SessionVm
+from backup_server.errors import ConflictError, NotFoundError
+from backup_server.services.context import Context
+from backup_server.services.paging import page
+from backup_server.services.shapes import by_ref, page_limit, when
+
+MIN_PREFIX_CHARS: Final = 8
+
+
+def list_all(
+    ctx: Context,
+    *,
+    vm: str | None = None,
+    repository: str | None = None,
+    job: str | None = None,
+    limit: int = 100,
+    after: str | None = None,
+) -> dict[str, Any]:
+    """{"items": newest first, "next": cursor or None}. `vm` is a name or an instance uuid."""
+    with ctx.db.read() as s:
+        query = _good()
+        if vm is not None:
+            query = query.where(_of_vm(vm))
+        if repository is not None:
+            query = query.where(RestorePointRow.repository_id == by_ref(s, Repository, repository).id)
+        if job is not None:
+            known = s.scalar(sa.select(Job.id).where(sa.or_(Job.id == job, Job.name == job)))
+            query = query.where(
+                sa.or_(RestorePointRow.job_id == (known or job), RestorePointRow.job_name == job)
+            )
+        rows, cursor = page(s, query, RestorePointRow, limit=page_limit(limit), after=after)
+        names = _repository_names(s)
+        return {"items": [_shape(row, names) for row in rows], "next": cursor}
+
+
+def get(ctx: Context, ref: str) -> dict[str, Any]:
+    with ctx.db.read() as s:
+        return _shape(find(s, ref), _repository_names(s))
+
+
+def resolve(ctx: Context, ref: str) -> str:
+    """Id of the point that `ref` means, see find()."""
+    with ctx.db.read() as s:
+        return find(s, ref).id
+
+
+def find(s: DbSession, ref: str) -> RestorePointRow:
+    """By id, by a prefix of it that names one, or as VM@which.
+
+    `which`: latest, a number counted back from the newest (0), or the beginning of a time in UTC
+    (2026-03-01, 2026-03-01T22:15) that takes the newest point that begins so.
+    """
+    row = s.get(RestorePointRow, ref)
+    if row is not None and not row.deleting:
+        return row
+    if "@" in ref:
+        return _by_vm(s, ref)
+    if len(ref) >= MIN_PREFIX_CHARS and "%" not in ref:
+        rows = s.scalars(_good().where(RestorePointRow.id.startswith(ref)).limit(2)).all()
+        if len(rows) == 1:
+            return rows[0]
+    raise NotFoundError(
+        f"there is no restore point {ref!r}; `vmhaul restore-point list` shows them, VM@latest works too"
+    )
+
+
+def _by_vm(s: DbSession, ref: str) -> RestorePointRow:
+    vm, _, which = ref.rpartition("@")
+    query = (
+        _good().where(_of_vm(vm)).order_by(RestorePointRow.created_at.desc(), RestorePointRow.id.desc())
+    )
+    row: RestorePointRow | None
+    if which in ("", "latest"):
+        row = s.scalars(query.limit(1)).first()
+    elif which.isdigit() and len(which) < 4:  # noqa: PLR2004 - four digits are a year
+        row = s.scalars(query.offset(int(which)).limit(1)).first()
+    else:
+        wanted = which.replace(" ", "T")
+        row = next((one for one in s.scalars(query) if _begins(one.created_at, wanted)), None)
+    if row is None:
+        raise NotFoundError(
+            f"VM {vm!r} has no restore point {which or 'latest'}; `vmhaul restore-point list --vm {vm}` shows them"
+        )
+    return row
+
+
+def _begins(moment: datetime, text: str) -> bool:
+    return moment.astimezone(UTC).isoformat().startswith(text.rstrip("Z"))
+
+
+def remove(ctx: Context, ref: str) -> None:
+    """Forget a point in its repository and in the catalogue. Its data go with the next prune."""
+    with ctx.db() as s:
+        row = find(s, ref)
+        user = in_use(s, row.repository_id).get(row.id)
+        if user is not None:
+            raise ConflictError(
+                f"restore point {row.id} of {row.vm_name} is needed by session {user}; wait for it or cancel it",
+                details={"session": user},
+            )
+        # Committed before the repository is told: whoever finds the mark finishes the work.
+        s.execute(sa.update(RestorePointRow).where(RestorePointRow.id == row.id).values(deleting=True))
+    forget_marked(ctx, row.repository_id)
+
+
+def forget_marked(ctx: Context, repository_id: str) -> int:
+    """Forget in the repository, then in the catalogue, what is marked for it. May be repeated."""
+    with ctx.db.read() as s:
+        ids = list(
+            s.scalars(
+                sa.select(RestorePointRow.id).where(
+                    RestorePointRow.repository_id == repository_id,
+                    RestorePointRow.deleting.is_(True),
+                )
+            )
+        )
+    if not ids:
+        return 0
+    ctx.agents.get(repository_id).forget(ids)
+    with ctx.db() as s:
+        for point_id in ids:
+            s.execute(sa.delete(RestorePointRow).where(RestorePointRow.id == point_id))
+    return len(ids)
+
+
+def in_use(s: DbSession, repository_id: str) -> dict[str, str]:
+    """Point id -> session id, for points that an open restore or increment reads from."""
+    from backup_server.db.tables import Session
+
+    rows = s.execute(
+        sa.select(SessionVm.session_id, SessionVm.restore_point_id, SessionVm.details)
+        .join(Session, Session.id == SessionVm.session_id)
+        .where(SessionVm.state != VmState.DONE.value, Session.repository_id == repository_id)
+    )
+    used: dict[str, str] = {}
+    for session_id, point_id, details in rows:
+        for needed in (point_id, details.get("previous_id")):
+            if needed:
+                used[needed] = session_id
+    return used
+
+
+def _good() -> sa.Select[tuple[RestorePointRow]]:
+    return sa.select(RestorePointRow).where(RestorePointRow.deleting.is_(False))
+
+
+def _of_vm(vm: str) -> Any:
+    return sa.or_(RestorePointRow.vm_name == vm, RestorePointRow.instance_uuid == vm)
+
+
+def _repository_names(s: DbSession) -> dict[str, str]:
+    return dict(s.execute(sa.select(Repository.id, Repository.name)).tuples().all())
+
+
+def _shape(row: RestorePointRow, repositories: dict[str, str]) -> dict[str, Any]:
+    return {
+        "id": row.id,
+        "vm": row.vm_name,
+        "instance_uuid": row.instance_uuid,
+        "job": row.job_name,
+        "repository": repositories.get(row.repository_id),
+        "session": row.session_id,
+        "created_at": when(row.created_at),
+        "kind": row.kind,
+        "consistency": row.consistency,
+        "disks": [
+            {
+                "key": disk["disk_key"],
+                "label": disk["label"],
+                "disk": disk["path"],
+                "capacity_bytes": disk["capacity_bytes"],
+                "read_bytes": disk.get("read_bytes"),
+                "stored_bytes": disk.get("stored_bytes"),
+                "sha256": disk.get("sha256") or None,
+            }
+            for disk in row.disks
+        ],
+        "previous": row.previous_id,
+        "size_bytes": row.size_bytes,
+    }

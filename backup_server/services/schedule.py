@@ -1,0 +1,111 @@
+"""When a job is due: cron expressions on the wall clock of a time zone. Pure.
+
+The expression is evaluated on times without a zone and each result is put into the zone afterwards.
+A time that the spring change skips runs at the moment of the change (shifted forward by the gap); one
+that the autumn change repeats runs once, the first time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from croniter import CroniterBadCronError, CroniterBadDateError, croniter
+
+RUN_ONCE: Final = "run-once"
+SKIP: Final = "skip"
+MISSED_POLICIES: Final = (RUN_ONCE, SKIP)
+_CRON_FIELDS: Final = 5
+_MAX_DUE: Final = 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Due:
+    """What became due: the time that is to be run now, and those that are only recorded as missed."""
+
+    fire: datetime | None
+    missed: tuple[datetime, ...]
+
+
+def check_schedule(value: Any) -> dict[str, Any]:
+    """A schedule in its full form; ValueError with the reason."""
+    if not isinstance(value, Mapping):
+        raise ValueError("must be {cron, time_zone, missed} or null")  # noqa: TRY004 - the doors expect ValueError
+    unknown = set(value) - {"cron", "time_zone", "missed"}
+    if unknown:
+        raise ValueError(f"has no field {min(map(str, unknown))!r}")
+    cron = " ".join(str(value.get("cron", "")).split())
+    zone = value.get("time_zone") or "UTC"
+    missed = value.get("missed") or RUN_ONCE
+    if len(cron.split(" ")) != _CRON_FIELDS or not croniter.is_valid(cron):
+        raise ValueError(f"cron {cron!r} is no expression of minute, hour, day, month, weekday")
+    try:
+        ZoneInfo(str(zone))
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise ValueError(f"time_zone {zone!r} is not known; give one like Europe/Berlin") from None
+    if missed not in MISSED_POLICIES:
+        raise ValueError(f"missed must be {RUN_ONCE} or {SKIP}")
+    return {"cron": cron, "time_zone": str(zone), "missed": missed}
+
+
+def next_run(schedule: Mapping[str, Any] | None, after: datetime) -> datetime | None:
+    """First due time after `after` (aware), in UTC; None without a schedule or when none comes."""
+    if schedule is None:
+        return None
+    zone = ZoneInfo(schedule["time_zone"])
+    # Begin early enough that a time which was shifted or repeated is not lost, then drop what is past.
+    local = after.astimezone(zone).replace(tzinfo=None)
+    start = local - _fold_shift(local, zone)
+    times = croniter(schedule["cron"], start)
+    for _ in range(_MAX_DUE):
+        try:
+            wall = times.get_next(datetime)
+        except (CroniterBadDateError, CroniterBadCronError):
+            return None
+        due = _to_utc(wall, zone)
+        if due > after:
+            return due
+    return None
+
+
+def due_runs(
+    schedule: Mapping[str, Any], since: datetime, now: datetime, *, grace_s: float = 60.0
+) -> Due:
+    """What to do about the due times in (since, now].
+
+    A time not older than `grace_s` is on time and fires. Older ones were missed, because the server
+    was down: with "run-once" the newest of them fires now (unless one is on time), with "skip" none.
+    """
+    times: list[datetime] = []
+    at = since
+    while len(times) < _MAX_DUE:
+        found = next_run(schedule, at)
+        if found is None or found > now:
+            break
+        times.append(found)
+        at = found
+    if not times:
+        return Due(fire=None, missed=())
+    newest = times[-1]
+    on_time = (now - newest).total_seconds() <= grace_s
+    if on_time or schedule.get("missed", RUN_ONCE) == RUN_ONCE:
+        return Due(fire=newest, missed=tuple(times[:-1]))
+    return Due(fire=None, missed=tuple(times))
+
+
+def _fold_shift(local: datetime, zone: ZoneInfo) -> Any:
+    """How far the wall clock went back or forward around `local`: where to look again."""
+    first = local.replace(tzinfo=zone, fold=0).utcoffset()
+    second = local.replace(tzinfo=zone, fold=1).utcoffset()
+    assert first is not None
+    assert second is not None
+    return abs(first - second)
+
+
+def _to_utc(wall: datetime, zone: ZoneInfo) -> datetime:
+    # fold=0: of a repeated time the first; for a skipped time the offset before the change, which
+    # puts it behind the gap by as much as it was inside of it.
+    return wall.replace(tzinfo=zone, fold=0).astimezone(UTC)

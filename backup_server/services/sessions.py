@@ -1,0 +1,243 @@
+"""Sessions: begun, looked at, cancelled. What drives them is the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError as DuplicateError
+from sqlalchemy.orm import Session as DbSession
+
+from backup_server.db.states import Result, SessionKind, SessionState, change_state
+from backup_server.db.tables import Job, Session, SessionVm, Task, new_id
+from backup_server.errors import ConflictError, InvalidError, NotFoundError
+from backup_server.services import events as event_log
+from backup_server.services.context import Context
+from backup_server.services.paging import page
+from backup_server.services.session_shapes import session_shape
+from backup_server.services.shapes import page_limit
+
+
+def list_all(
+    ctx: Context,
+    *,
+    job: str | None = None,
+    state: str | None = None,
+    kind: str | None = None,
+    limit: int = 100,
+    after: str | None = None,
+) -> dict[str, Any]:
+    """{"items": sessions without their VMs, newest first, "next": cursor or None}."""
+    with ctx.db.read() as s:
+        query = sa.select(Session)
+        if job is not None:
+            known = s.scalar(sa.select(Job.id).where(sa.or_(Job.id == job, Job.name == job)))
+            # The name finds sessions of a job that is gone, too.
+            query = query.where(sa.or_(Session.job_id == (known or job), Session.job_name == job))
+        if state is not None:
+            query = query.where(Session.state == _member(SessionState, "state", state))
+        if kind is not None:
+            query = query.where(Session.kind == _member(SessionKind, "kind", kind))
+        rows, cursor = page(s, query, Session, limit=page_limit(limit), after=after)
+        return {"items": [session_shape(s, row, ctx.clock()) for row in rows], "next": cursor}
+
+
+def _member(states: type[SessionState] | type[SessionKind], name: str, value: str) -> str:
+    known = [member.value for member in states]
+    if value not in known:
+        raise InvalidError(
+            f"{name} must be one of {', '.join(known)}", details={name: f"one of {', '.join(known)}"}
+        )
+    return value
+
+
+def get(ctx: Context, session_id: str) -> dict[str, Any]:
+    """One session with `vms` and their `tasks`. A prefix of the id that names one is enough."""
+    with ctx.db.read() as s:
+        row = find(s, session_id)
+        return session_shape(s, row, ctx.clock(), with_vms=True)
+
+
+def find(s: DbSession, ref: str) -> Session:
+    """Row by id or by a prefix of the id of eight characters or more."""
+    row = s.get(Session, ref)
+    if row is not None:
+        return row
+    if len(ref) >= 8 and "%" not in ref:  # noqa: PLR2004 - shorter ones would name many
+        rows = s.scalars(sa.select(Session).where(Session.id.startswith(ref)).limit(2)).all()
+        if len(rows) == 1:
+            return rows[0]
+    raise NotFoundError(f"there is no session {ref!r}; `vmhaul session list` shows them")
+
+
+def events(ctx: Context, session_id: str, *, after: int = 0) -> list[dict[str, Any]]:
+    with ctx.db.read() as s:
+        return event_log.of_session(s, find(s, session_id).id, after=after)
+
+
+def why(ctx: Context, task_id: str) -> dict[str, Any]:
+    """Placement decision of a task, with all candidates and their reasons."""
+    with ctx.db.read() as s:
+        row = s.get(Task, task_id)
+        if row is None:
+            raise NotFoundError(f"there is no task {task_id!r}")
+        return {
+            "task_id": row.id,
+            "title": row.title,
+            "state": row.state,
+            "attempt": row.attempt,
+            "proxy": row.proxy_name or None,
+            "mode": row.mode,
+            "decision": row.decision,
+            "reason": row.reason,
+        }
+
+
+def insert(
+    s: DbSession,
+    kind: SessionKind,
+    *,
+    now: datetime,
+    job: Job | None = None,
+    repository_id: str | None = None,
+    vcenter_id: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    retry_of: str | None = None,
+    attempt: int = 1,
+) -> Session:
+    """A queued session in the caller's transaction."""
+    row = Session(
+        id=new_id(),
+        kind=kind.value,
+        job_id=job.id if job else None,
+        job_name=job.name if job else "",
+        repository_id=repository_id,
+        vcenter_id=vcenter_id,
+        state=SessionState.QUEUED.value,
+        result=None,
+        options=dict(options or {}),
+        cancel_requested=False,
+        retry_of=retry_of,
+        attempt=attempt,
+        created_at=now,
+        started_at=None,
+        finished_at=None,
+        report={},
+    )
+    s.add(row)
+    s.flush()
+    return row
+
+
+def start_backup(
+    s: DbSession,
+    job: Job,
+    *,
+    now: datetime,
+    full: bool = False,
+    only_failed: bool = False,
+    trigger: str = "manual",
+) -> Session:
+    """A queued session of the job, in the caller's transaction; then set `ctx.wake_engine`.
+
+    ConflictError when one is open. A retry that still waits for its time gives way.
+    """
+    waiting = open_session(s, job.id)
+    if waiting is not None:
+        if waiting.state != SessionState.QUEUED.value or "not_before" not in waiting.options:
+            raise ConflictError(
+                f"job {job.name!r} is running already: session {waiting.id}; wait for it or cancel it",
+                details={"session": waiting.id},
+            )
+        change_state(
+            s,
+            Session,
+            waiting.id,
+            SessionState.QUEUED,
+            SessionState.FINISHED,
+            result=Result.CANCELLED.value,
+            reason="a new run of the job took the place of this retry",
+            finished_at=now,
+        )
+        s.flush()
+    options: dict[str, Any] = {"full": full, "trigger": trigger}
+    retry_of = None
+    if only_failed:
+        retry_of = last_failed(s, job)
+        options["only_failed"] = True
+    try:
+        with s.begin_nested():
+            return insert(
+                s,
+                SessionKind.BACKUP,
+                now=now,
+                job=job,
+                repository_id=job.repository_id,
+                vcenter_id=job.vcenter_id,
+                options=options,
+                retry_of=retry_of,
+            )
+    except DuplicateError:
+        raise ConflictError(f"job {job.name!r} is running already; wait for it or cancel it") from None
+
+
+def open_session(s: DbSession, job_id: str) -> Session | None:
+    """The job's session that is queued or running, if there is one."""
+    return s.scalar(
+        sa.select(Session).where(
+            Session.job_id == job_id,
+            Session.kind == SessionKind.BACKUP.value,
+            Session.state != SessionState.FINISHED.value,
+        )
+    )
+
+
+def last_failed(s: DbSession, job: Job) -> str:
+    """Id of the job's last session when VMs failed in it; ConflictError when none did."""
+    last = s.scalar(
+        sa.select(Session)
+        .where(
+            Session.job_id == job.id,
+            Session.kind == SessionKind.BACKUP.value,
+            Session.state == SessionState.FINISHED.value,
+            Session.started_at.is_not(None),
+        )
+        .order_by(Session.created_at.desc(), Session.id)
+        .limit(1)
+    )
+    failed = last is not None and s.scalar(
+        sa.select(sa.func.count())
+        .select_from(SessionVm)
+        .where(SessionVm.session_id == last.id, SessionVm.result == Result.FAILED.value)
+    )
+    if last is None or not failed:
+        raise ConflictError(
+            f"no VM failed in the last session of job {job.name!r}; run it without only_failed"
+        )
+    return last.id
+
+
+def cancel(ctx: Context, session_id: str) -> dict[str, Any]:
+    """Ask a session to end. Its running tasks are told, its snapshots removed. ConflictError when over."""
+    from backup_server.services.tasks import cancel_session_tasks
+
+    with ctx.db() as s:
+        row = find(s, session_id)
+        asked = s.execute(
+            sa.update(Session)
+            .where(Session.id == row.id, Session.state != SessionState.FINISHED.value)
+            .values(cancel_requested=True)
+            .returning(Session.id)
+        ).first()
+        if asked is None:
+            raise ConflictError(f"session {row.id} is over already, there is nothing to cancel")
+        cancel_session_tasks(s, row.id)
+        if not row.cancel_requested:
+            event_log.record(
+                s, ctx.clock(), "session.cancel", "cancelling was asked for", session_id=row.id
+            )
+    ctx.wake_engine.set()
+    ctx.wake_dispatcher.set()
+    return get(ctx, row.id)
