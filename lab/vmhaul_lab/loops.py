@@ -47,15 +47,22 @@ def mounted(image: Path, volume: Volume, *, read_only: bool) -> Iterator[Path]:
             f"volume {volume.name} of {image} holds {volume.kind}: the lab mounts ext4 and xfs"
         )
     options = (_READ_ONLY_OPTIONS if read_only else _OPTIONS)[volume.kind]
-    with (
-        loop_device(image, volume, read_only=read_only) as device,
-        tempfile.TemporaryDirectory(prefix="vmhaul-lab-") as name,
-    ):
-        run("mount", "-t", volume.kind, "-o", options, device, name)
+    with loop_device(image, volume, read_only=read_only) as device, _mount_point() as point:
+        run("mount", "-t", volume.kind, "-o", options, device, point)
         try:
-            yield Path(name)
+            yield point
         finally:
-            run("umount", name)
+            run("umount", point)
+
+
+@contextmanager
+def _mount_point() -> Iterator[Path]:
+    # Not a TemporaryDirectory: that would delete the guest's files should it still be mounted.
+    point = Path(tempfile.mkdtemp(prefix="vmhaul-lab-"))
+    try:
+        yield point
+    finally:
+        point.rmdir()
 
 
 def loops_under(directory: Path) -> list[Path]:

@@ -53,17 +53,18 @@ def _newest(source: Path) -> float:
 class Child:
     """A child process that prints one JSON line when it is ready and ends on SIGTERM.
 
-    Its standard input is a pipe that closes when this process dies, its standard error goes to a file.
+    Its standard input is a pipe that closes when this process dies (not when `detached`), its standard
+    error goes to a file.
     """
 
-    def __init__(self, command: Sequence[str | Path], log: Path) -> None:
+    def __init__(self, command: Sequence[str | Path], log: Path, *, detached: bool = False) -> None:
         self._name = Path(command[0]).name
         self._log = log
         self._lines: Queue[str] = Queue()
         with log.open("ab") as errors:
             self.process = subprocess.Popen(
                 [str(word) for word in command],
-                stdin=subprocess.PIPE,
+                stdin=subprocess.DEVNULL if detached else subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 # A Ctrl-C in the terminal is for us; we end the child in our own order.

@@ -12,6 +12,7 @@ from vmhaul_lab.control import ControlClient, LabDisk
 from vmhaul_lab.errors import LabError
 from vmhaul_lab.plan import USER, SitePlan, VmPlan, quick_vms
 from vmhaul_lab.process import Child, labvc_binary
+from vmhaul_lab.state import ProcessMark, SiteState, write_private
 
 # A disk above this gets a digest of its data in place of a SHA-256 over terabytes of zeros.
 _LARGEST_HASHED_BYTES = 64 << 30
@@ -32,6 +33,7 @@ class LabSite:
         seed: int = 1,
         binary: Path | None = None,
         listen: str = "127.0.0.1:0",
+        detached: bool = False,
     ) -> None:
         self.directory = directory.resolve()
         self.plan = plan
@@ -45,6 +47,7 @@ class LabSite:
         self._seed = seed
         self._binary = binary
         self._listen = listen
+        self._detached = detached
         self._child: Child | None = None
         self._control: ControlClient | None = None
 
@@ -102,9 +105,8 @@ class LabSite:
         made = self._build_images()
         for store in self.plan.datastores:
             (self.directory / "datastores" / store.name).mkdir(parents=True)
-        description.touch(mode=0o600)
         site = self.plan.site_json(self.directory, made, self.password, self._listen)
-        description.write_text(json.dumps(site, indent=1))
+        write_private(description, json.dumps(site, indent=1))
         self._child = Child((binary, "-site", description, "-stdinexit"), self.directory / "labvc.log")
         ready = self._child.ready()
         host, _, port = ready["vcenter"].rpartition(":")
@@ -113,6 +115,16 @@ class LabSite:
         self.thumbprint_sha256 = ready["thumbprint_sha256"]
         self.hosts = ready.get("hosts") or []
         self._control = ControlClient(ready["control"])
+        SiteState(
+            directory=str(self.directory),
+            vcenter=self.address,
+            control=ready["control"],
+            user=self.user,
+            password=self.password,
+            thumbprint_sha1=self.thumbprint_sha1,
+            thumbprint_sha256=self.thumbprint_sha256,
+            process=ProcessMark.of(self.pid),
+        ).write()
 
     def _build_images(self) -> dict[str, Path]:
         directory = self.directory / "images"
@@ -128,6 +140,15 @@ class LabSite:
                 images.build(disk, made[key], f"{self._seed}/{key}")
             return made
         return images.build_all(self.plan.disks(), directory, self._seed)
+
+    def check(self) -> None:
+        """`LabError` when the site's program has ended by itself."""
+        if self._child is not None and self._child.process.poll() is not None:
+            raise LabError(f"the site has ended; see {self.directory / 'labvc.log'}")
+
+    def leave(self) -> None:
+        """Forget a detached site: it goes on without us."""
+        self._child = None
 
     def stop(self) -> None:
         """Stop the site; its directory stays. May be called twice."""

@@ -1,0 +1,367 @@
+"""The main job end to end: back up VMs, let their guests work, back up again, restore, compare.
+
+Everything about vmhaul goes through its command line. What is true of a disk is found out on the
+guests' side, before each backup, and compared with what comes back.
+"""
+
+import json
+import secrets
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from vmhaul_lab import plan
+from vmhaul_lab.control import LabDisk
+from vmhaul_lab.demo_report import Outcome, increment_sentence, print_outcomes
+from vmhaul_lab.errors import LabError
+from vmhaul_lab.guests import BusyGuests
+from vmhaul_lab.loops import release_under
+from vmhaul_lab.shell import Shell
+from vmhaul_lab.site import LabSite, digest
+from vmhaul_lab.state import ProcessMark, write_private
+
+DEMO_FILE = "demo.json"
+JOB = "nightly"
+SESSION_TIMEOUT_S = 600.0
+# Two at a time: hashing and checking keep a core busy each.
+_PARALLEL = 2
+
+Evidence = dict[tuple[str, int], str]
+"""Digest by (VM, number of the disk from 1)."""
+
+
+class DemoError(LabError):
+    """What the demo was to show did not happen."""
+
+
+def run_demo(directory: Path, *, size: str, keep: bool) -> int:
+    """Perform the demo in `directory`; the last line printed is `demo: OK` or `demo: FAILED why`."""
+    previous = signal.signal(signal.SIGTERM, _interrupt)
+    demo = None
+    try:
+        _claim_directory(directory)
+        demo = Demo(directory, size=size, keep=keep)
+        demo.perform()
+        demo.end(successful=True)
+    except (LabError, OSError, KeyError, ValueError) as error:
+        return _failed(demo, str(error) if isinstance(error, LabError) else repr(error))
+    except KeyboardInterrupt:
+        return _failed(demo, "interrupted")
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    print("demo: OK", flush=True)
+    return 0
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _failed(demo: "Demo | None", why: str) -> int:
+    try:
+        if demo is not None:
+            demo.end(successful=False)
+    except (LabError, OSError) as error:
+        why += f"; and the end of it failed too: {error}"
+    print("demo: FAILED " + " ".join(why.split()), flush=True)
+    return 1
+
+
+def _claim_directory(directory: Path) -> None:
+    """Make the work directory; one that an earlier demo left is removed, anything else refused."""
+    if directory.exists():
+        if any(directory.iterdir()) and not (directory / DEMO_FILE).exists():
+            raise DemoError(f"{directory} holds something else: name another directory with --dir")
+        if any(mark.alive() for mark in _marks(directory)):
+            raise DemoError(
+                f"a demo runs in {directory}: end it with `vmhaul-lab demo-stop --dir {directory}`"
+            )
+        release_under(directory)
+        shutil.rmtree(directory)
+    directory.mkdir(parents=True)
+    write_private(directory / DEMO_FILE, "[]")
+
+
+def _marks(directory: Path) -> list[ProcessMark]:
+    path = directory / DEMO_FILE
+    return [ProcessMark(**item) for item in json.loads(path.read_text())] if path.exists() else []
+
+
+def stop_demo(directory: Path) -> None:
+    """End the processes of a demo that was kept, in reverse order, and remove its files."""
+    if not (directory / DEMO_FILE).exists():
+        raise DemoError(f"{directory} is not the directory of a demo")
+    for mark in reversed(_marks(directory)):
+        mark.end()
+    release_under(directory)
+    shutil.rmtree(directory)
+
+
+class Demo:
+    """One performance; `perform`, then `end`."""
+
+    def __init__(self, directory: Path, *, size: str, keep: bool) -> None:
+        self._directory = directory
+        self._size = size
+        self._keep = keep
+        self._data = directory / "data"
+        self._restored = directory / "restored"
+        self._shell = Shell(directory, self._data)
+        self._site = LabSite(directory / "site", plan.sized(size), detached=keep)
+        self._marks: list[ProcessMark] = []
+        self._vms: list[str] = []
+        self._outcomes: list[Outcome] = []
+        self._pause = threading.Event()
+
+    def perform(self) -> None:
+        """All of it, in order."""
+        shell = self._shell
+        shell.heading(f"a simulated vSphere site ({self._size})")
+        began = time.monotonic()
+        self._site.start()
+        self._remember(self._site.pid)
+        self._say_site(time.monotonic() - began)
+        shell.heading("vmhaul, embedded")
+        self._start_server()
+        job_began = time.monotonic()
+        self._register()
+        self._create_job()
+
+        shell.heading("first run: everything that is allocated")
+        first = self._evidence()
+        full = self._run_job(busy=True)
+        shell.heading("a day of work in the guests")
+        self._day()
+        shell.heading("second run: what changed")
+        second = self._evidence()
+        increment = self._run_job(busy=False)
+        shell.say(increment_sentence(full, increment))
+
+        shell.heading("restore both restore points")
+        self._restored.mkdir()
+        self._restore_disks((("@2", first, full), ("@1", second, increment)))
+        self._restore_vm("db01", "@2", "db01-before", first)
+        self._restore_vm("web01", "@latest", "web01-restored", second)
+        self._no_snapshot_left()
+
+        shell.heading("result")
+        print_outcomes(self._outcomes)
+        shell.say(f"backups and restores took {time.monotonic() - job_began:.0f} s")
+        bad = [outcome for outcome in self._outcomes if not outcome.good]
+        if bad:
+            raise DemoError("; ".join(outcome.complaint() for outcome in bad))
+
+    def end(self, *, successful: bool) -> None:
+        """Stop what runs and remove the files, or with --keep tell how to."""
+        if successful and self._keep:
+            self._site.leave()
+            self._say_kept()
+            return
+        for mark in reversed(self._marks):
+            mark.end()
+        self._site.stop()
+        release_under(self._directory)
+        if successful:
+            shutil.rmtree(self._directory)
+        else:
+            print(f"files and logs are left in {self._directory}", flush=True)
+
+    # ---- the steps
+
+    def _remember(self, pid: int) -> None:
+        self._marks.append(ProcessMark.of(pid))
+        marks = json.dumps([asdict(mark) for mark in self._marks])
+        write_private(self._directory / DEMO_FILE, marks)
+
+    def _say_site(self, took_s: float) -> None:
+        disks = self._site.disks()
+        held = sum(disk.live_path.stat().st_blocks * 512 for disk in disks)
+        capacity = sum(disk.capacity_bytes for disk in disks)
+        vms = len({disk.vm for disk in disks})
+        self._shell.say(
+            f"vCenter https://{self._site.address} with {vms} VMs, {len(disks)} disks of "
+            f"{capacity / 2**30:.1f} GiB that hold {held / 2**30:.2f} GiB; made in {took_s:.0f} s"
+        )
+
+    def _start_server(self) -> None:
+        shell = self._shell
+        shell.say(f"$ cd {self._directory}; export VMHAUL_DATA={self._data}")
+        process = shell.start(
+            "up", "--listen", "127.0.0.1:0", "--flower-port", "0", log=self._directory / "up.log"
+        )
+        self._remember(process.pid)
+
+        def ready() -> bool:
+            if process.poll() is not None:
+                said = (self._directory / "up.log").read_text(errors="replace")[-1200:]
+                raise DemoError(f"`vmhaul up` ended with status {process.returncode}: {said}")
+            return (self._data / "run" / "server.json").exists() and self._proxies_online(1)
+
+        self._wait("`vmhaul up`", ready, 90)
+
+    def _proxies_online(self, count: int) -> bool:
+        try:
+            proxies = self._shell.ask("proxy", "list")["items"]
+        except LabError:
+            return False
+        return len([proxy for proxy in proxies if proxy["state"] == "online"]) >= count
+
+    def _wait(self, what: str, ready: Callable[[], bool], seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while not ready():
+            if time.monotonic() > until:
+                raise DemoError(f"{what} did not get ready within {seconds:.0f} s")
+            self._pause.wait(0.3)
+
+    def _register(self) -> None:
+        write_private(self._directory / "vcenter.password", self._site.password + "\n")
+        write_private(self._directory / "repository.password", secrets.token_urlsafe(24) + "\n")
+        shell = self._shell
+        shell.run(
+            *("vcenter", "add", "lab", self._site.address, "--user", self._site.user),
+            *("--thumbprint", self._site.thumbprint_sha256, "--password-stdin"),
+            stdin="vcenter.password",
+        )
+        shell.run(
+            "repository", "add", "main", "repository", "--password-stdin", stdin="repository.password"
+        )
+        shell.run("proxy", "add", "second", "--local", "--slots", "2")
+        self._wait("the second proxy", lambda: self._proxies_online(2), 60)
+        shell.run("proxy", "list")
+
+    def _create_job(self) -> None:
+        self._shell.run(
+            *("job", "create", JOB, "--vcenter", "lab", "--repository", "main", "--all"),
+            *("--exclude-vm", "scratch*", "--keep", "14", "--compression", "fast"),
+        )
+        self._shell.run("job", "plan", JOB)
+
+    def _evidence(self) -> Evidence:
+        """Digests of all live disks. Nothing writes to them until the next snapshot is made."""
+        disks = self._numbered()
+        with ThreadPoolExecutor(_PARALLEL) as pool:
+            digests = pool.map(digest, (disk.live_path for disk in disks.values()))
+            evidence = dict(zip(disks, digests, strict=True))
+        self._shell.say(f"SHA-256 of {len(evidence)} live disks taken")
+        return evidence
+
+    def _numbered(self) -> dict[tuple[str, int], LabDisk]:
+        found: dict[tuple[str, int], LabDisk] = {}
+        for vm in sorted({disk.vm for disk in self._site.disks()}):
+            disks = sorted(self._site.disks(vm), key=lambda disk: disk.key)
+            found.update({(vm, number): disk for number, disk in enumerate(disks, start=1)})
+        return found
+
+    def _run_job(self, *, busy: bool) -> dict[str, Any]:
+        if busy:
+            # Guests go on writing while they are backed up; the restore point must not show it.
+            with BusyGuests(self._site.control, seed="busy") as guests:
+                self._shell.run("job", "run", JOB)
+            self._shell.say(guests.sentence())
+        else:
+            self._shell.run("job", "run", JOB)
+        session: dict[str, Any] = self._shell.ask("session", "show", "latest")
+        self._vms = [vm["name"] for vm in session["vms"]]
+        self._shell.run("restore-point", "list", "--job", JOB, "--limit", str(len(self._vms)))
+        return session
+
+    def _day(self) -> None:
+        reports = self._site.day_of_work()
+        total: dict[str, int] = {}
+        for report in reports.values():
+            for what, count in asdict(report).items():
+                total[what] = total.get(what, 0) + count
+        self._shell.say(
+            f"files: {total['created']} created, {total['appended']} appended, {total['edited']} edited, "
+            f"{total['renamed']} renamed, {total['deleted']} deleted; {total['rows_updated']} database rows "
+            f"updated; {total['written_bytes'] / 2**20:.0f} MiB written by the guests"
+        )
+
+    def _restore_disks(self, points: tuple[tuple[str, Evidence, dict[str, Any]], ...]) -> None:
+        """Every disk of every VM of both restore points, to raw files; the first one is watched."""
+        waiting: list[tuple[Outcome, Path, str, str]] = []
+        for point, evidence, session in points:
+            for vm in session["vms"]:
+                for number, task in enumerate(_by_key(vm["tasks"]), start=1):
+                    target = self._restored / f"{vm['name']}{point}-disk{number}.raw"
+                    words = [
+                        *("restore", "disk", f"{vm['name']}{point}", "--disk", str(number)),
+                        *("--to", str(target.relative_to(self._directory))),
+                    ]
+                    outcome = Outcome.of_task(session, vm["name"], task)
+                    self._outcomes.append(outcome)
+                    if not waiting:
+                        self._shell.run(*words)
+                        started = ""
+                    else:
+                        self._shell.echo(*words, "--no-follow")
+                        started = self._shell.ask(*words, "--no-follow")["id"]
+                    waiting.append((outcome, target, evidence[vm["name"], number], started))
+        for _outcome, target, _wanted, session_id in waiting:
+            if session_id:
+                self._finished(session_id, f"the restore to {target.name}")
+        with ThreadPoolExecutor(_PARALLEL) as pool:
+            for _ in pool.map(lambda item: item[0].compare(item[1], item[2]), waiting):
+                pass
+        equal = sum(outcome.equal for outcome in self._outcomes)
+        self._shell.say(f"{equal} of {len(waiting)} restored disks have the SHA-256 of their source")
+
+    def _finished(self, session_id: str, what: str) -> dict[str, Any]:
+        until = time.monotonic() + SESSION_TIMEOUT_S
+        while True:
+            session: dict[str, Any] = self._shell.ask("session", "show", session_id)
+            if session["state"] == "finished":
+                break
+            if time.monotonic() > until:
+                raise DemoError(
+                    f"{what} (session {session_id}) did not end in {SESSION_TIMEOUT_S:.0f} s"
+                )
+            self._pause.wait(0.3)
+        if session["result"] != "success":
+            raise DemoError(f"{what} ended: {session['result']}: {session['reason']}")
+        return session
+
+    def _restore_vm(self, vm: str, point: str, name: str, evidence: Evidence) -> None:
+        if vm not in self._vms:
+            raise DemoError(f"VM {vm} is not among those that were backed up")
+        self._shell.run("restore", "vm", f"{vm}{point}", "--name", name)
+        session = self._shell.ask("session", "show", "latest")
+        tasks = [task for item in session["vms"] for task in _by_key(item["tasks"])]
+        disks = sorted(self._site.disks(name), key=lambda disk: disk.key)
+        if len(disks) != len(tasks) or not disks:
+            raise DemoError(f"VM {name} came back with {len(disks)} disks of {len(tasks)}")
+        for number, (disk, task) in enumerate(zip(disks, tasks, strict=True), start=1):
+            outcome = Outcome.of_task(session, name, task)
+            outcome.compare(disk.live_path, evidence[vm, number])
+            self._outcomes.append(outcome)
+
+    def _no_snapshot_left(self) -> None:
+        left = [f"{disk.vm}: {snap.name}" for disk in self._site.disks() for snap in disk.snapshots]
+        if left:
+            raise DemoError(f"snapshots are left: {', '.join(left)}")
+        self._shell.say("no snapshot is left on any VM")
+
+    def _say_kept(self) -> None:
+        about = json.loads((self._data / "run" / "server.json").read_text())
+        flower = about.get("flower_url") or "see up.log"
+        print(
+            f"\nEverything goes on running:\n"
+            f"  console   {about['url']}  (token: see {self._data}/run/server.json)\n"
+            f"  Flower    {flower}\n"
+            f"  vCenter   https://{self._site.address}  user {self._site.user}  password {self._site.password}\n"
+            f"  CLI       export VMHAUL_DATA={self._data}\n"
+            f"  site      vmhaul-lab status --dir {self._directory / 'site'}\n"
+            f"  stop      vmhaul-lab demo-stop --dir {self._directory}",
+            flush=True,
+        )
+
+
+def _by_key(tasks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return sorted(tasks, key=lambda task: int(task["disk_key"]))

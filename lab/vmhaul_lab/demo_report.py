@@ -1,0 +1,133 @@
+"""What the demo found out about each disk, and the table that says it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from vmhaul_lab import verify
+from vmhaul_lab.site import digest
+
+_MIB = 1 << 20
+
+
+@dataclass(slots=True, kw_only=True)
+class Outcome:
+    """One disk of one session: how it was moved, and whether what came back is the source."""
+
+    what: str
+    vm: str
+    disk: str
+    mode: str
+    proxy: str
+    read_bytes: int
+    transferred_bytes: int
+    duration_s: float
+    compared: bool = False
+    equal: bool = False
+    checked: str = ""
+    sound: bool = False
+
+    @classmethod
+    def of_task(cls, session: dict[str, Any], vm: str, task: dict[str, Any]) -> "Outcome":
+        """From a session's task as the API tells it."""
+        stats = task.get("stats") or {}
+        return cls(
+            what=str(task.get("read_mode") or session["kind"]),
+            vm=vm,
+            disk=str(task.get("label") or task["disk_key"]),
+            mode=str(task.get("mode") or "-"),
+            proxy=str(task.get("proxy") or "-"),
+            read_bytes=int(stats.get("read_bytes") or 0),
+            transferred_bytes=int(stats.get("stored_bytes") or stats.get("written_bytes") or 0),
+            duration_s=float(stats.get("duration_s") or 0),
+        )
+
+    @property
+    def good(self) -> bool:
+        """Compared, equal, and every file system clean."""
+        return self.compared and self.equal and self.sound
+
+    def compare(self, image: Path, wanted: str) -> None:
+        """Compare a restored file with the digest of its source and check its file systems."""
+        self.equal = digest(image) == wanted
+        results = verify.fsck(image)
+        bad = [f"{result.volume}: {result.text}" for result in results if not result.clean]
+        bad += [
+            f"{name}: {verdict}"
+            for name, verdict in verify.check_databases(image).items()
+            if verdict != "ok"
+        ]
+        self.sound = not bad
+        self.checked = "; ".join(bad) or (
+            ", ".join(r.kind for r in results) + " clean" if results else "-"
+        )
+        self.compared = True
+
+    def complaint(self) -> str:
+        """What is wrong with it, in one clause."""
+        if not self.compared:
+            return f"{self.vm} {self.disk} was not compared"
+        if not self.equal:
+            return f"{self.vm} {self.disk} ({self.what}) differs from its source"
+        return f"{self.vm} {self.disk} ({self.what}): {self.checked[:300]}"
+
+
+def totals(session: dict[str, Any]) -> tuple[int, int, int]:
+    """(read, transferred, capacity) in bytes over all disks of a session."""
+    stats = [task.get("stats") or {} for vm in session["vms"] for task in vm["tasks"]]
+    return (
+        sum(int(item.get("read_bytes") or 0) for item in stats),
+        sum(int(item.get("stored_bytes") or 0) for item in stats),
+        sum(int(item.get("capacity_bytes") or 0) for item in stats),
+    )
+
+
+def increment_sentence(full: dict[str, Any], increment: dict[str, Any]) -> str:
+    """How much less the second run had to read."""
+    full_read, full_stored, capacity = totals(full)
+    read, stored, _ = totals(increment)
+    share = 100 * read / full_read if full_read else 0
+    return (
+        f"the increment read {read / _MIB:,.0f} MiB of {capacity / _MIB:,.0f} MiB on the disks "
+        f"({share:.1f} % of the {full_read / _MIB:,.0f} MiB of the first run) and transferred "
+        f"{stored / _MIB:,.0f} MiB (first run: {full_stored / _MIB:,.0f} MiB)"
+    )
+
+
+def print_outcomes(outcomes: Sequence[Outcome]) -> None:
+    """The closing table."""
+    table = Table(show_edge=False, pad_edge=False)
+    for name in ("run", "VM", "disk", "mode", "proxy"):
+        table.add_column(name, no_wrap=name != "disk")
+    for name in ("read", "transferred", "ratio", "MB/s"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("SHA-256 equal", no_wrap=True)
+    table.add_column("file systems")
+    before = outcomes[0].what if outcomes else ""
+    for outcome in outcomes:
+        if outcome.what != before:
+            table.add_section()
+            before = outcome.what
+        ratio = outcome.read_bytes / outcome.transferred_bytes if outcome.transferred_bytes else 0
+        rate = outcome.read_bytes / outcome.duration_s / 1e6 if outcome.duration_s else 0
+        table.add_row(
+            outcome.what,
+            outcome.vm,
+            outcome.disk,
+            outcome.mode,
+            outcome.proxy,
+            f"{outcome.read_bytes / _MIB:,.1f} MiB",
+            f"{outcome.transferred_bytes / _MIB:,.1f} MiB",
+            f"{ratio:.2f}" if ratio else "-",
+            f"{rate:,.0f}" if rate else "-",
+            "[green]yes[/]" if outcome.equal else "[bold red]NO[/]",
+            outcome.checked,
+        )
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=150)
+    console.print(table)
