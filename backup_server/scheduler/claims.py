@@ -10,7 +10,7 @@ was restarted, or another server took over. Every operation is idempotent. Keys:
 | vmhaul:places | hash: place -> datastore |
 | vmhaul:pend:<place>/<repository> | sorted set of pending tasks by score |
 | vmhaul:heads:<place> | sorted set: repository -> best score in that list |
-| vmhaul:px:<proxy> | hash: st (on, off), max, used, seen (ms) |
+| vmhaul:px:<proxy> | hash: st (on: takes tasks, off), max, used |
 | vmhaul:elig:<proxy> | hash: place -> rank of the best mode |
 | vmhaul:reach:<place>:<rank> | set of proxies that reach the place with that rank |
 | vmhaul:lim, vmhaul:use | hashes: d:<datastore>, r:<repository> -> most, used |
@@ -52,7 +52,6 @@ _FAMILIES: Final = (
     "epoch",
 )
 _BATCH: Final = 1000
-ALIVE_MS: Final = 30_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,7 +173,7 @@ class ClaimIndex:
                 pipe.execute()
 
     def claim(self, proxy_id: str, want: int) -> list[Claim]:
-        flat: list[Any] = self._claim(args=(proxy_id, want, self._now_ms(), self._spill_ms, ALIVE_MS))
+        flat: list[Any] = self._claim(args=(proxy_id, want, self._now_ms(), self._spill_ms))
         return [
             Claim(
                 task_id=_text(flat[i]),
@@ -231,20 +230,13 @@ class ClaimIndex:
                 pipe.srem(f"vmhaul:reach:{_text(place)}:{int(rank)}", proxy_id)
             pipe.hset(
                 f"vmhaul:px:{proxy_id}",
-                mapping={"st": "on" if on else "off", "max": slots, "seen": self._now_ms()},
+                mapping={"st": "on" if on else "off", "max": slots},
             )
             pipe.delete(f"vmhaul:elig:{proxy_id}")
             if ranks:
                 pipe.hset(f"vmhaul:elig:{proxy_id}", mapping=_mapping(ranks))
             for place, rank in ranks.items():
                 pipe.sadd(f"vmhaul:reach:{place}:{rank}", proxy_id)
-            pipe.execute()
-
-    def touch(self, proxy_ids: Iterable[str]) -> None:
-        """These proxies were heard of now."""
-        with self._redis.pipeline(transaction=False) as pipe:
-            for proxy_id in proxy_ids:
-                pipe.hset(f"vmhaul:px:{proxy_id}", "seen", str(self._now_ms()))
             pipe.execute()
 
     def used_slots(self, proxy_ids: Sequence[str]) -> dict[str, int]:

@@ -1,8 +1,8 @@
 -- Give free slots of one proxy the best pending tasks that it may take now; one atomic step.
--- ARGV: proxy, want, now_ms, spill_ms (-1: never), alive_ms
+-- ARGV: proxy, want, now_ms, spill_ms (-1: never)
 -- Answers task, wish key, rank, attempt, ... for each task claimed.
 local p, want, now = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
-local spill, alive = tonumber(ARGV[4]), tonumber(ARGV[5])
+local spill = tonumber(ARGV[4])
 local px = 'vmhaul:px:' .. p
 local st = redis.call('HMGET', px, 'st', 'max', 'used')
 if st[1] ~= 'on' then return {} end
@@ -21,7 +21,7 @@ local function room(key)
   return used[key] < most[key]
 end
 
--- is there a live proxy with a free slot that reaches this wish in a better mode?
+-- is there a proxy with a free slot that reaches this wish in a better mode?
 local known = {}
 local function better(place, rank)
   local key = place .. ':' .. rank
@@ -29,9 +29,8 @@ local function better(place, rank)
   for r = 1, rank - 1 do
     for _, other in ipairs(redis.call('SMEMBERS', 'vmhaul:reach:' .. place .. ':' .. r)) do
       if other ~= p then
-        local s = redis.call('HMGET', 'vmhaul:px:' .. other, 'st', 'max', 'used', 'seen')
-        if s[1] == 'on' and tonumber(s[3] or '0') < tonumber(s[2])
-          and now - tonumber(s[4] or '0') < alive then
+        local s = redis.call('HMGET', 'vmhaul:px:' .. other, 'st', 'max', 'used')
+        if s[1] == 'on' and tonumber(s[3] or '0') < tonumber(s[2]) then
           known[key] = true
           return true
         end

@@ -1,0 +1,108 @@
+"""Who runs the scheduler: one row, held by renewing it.
+
+Two servers on one database must not both hand out tasks. Every change of state is guarded in SQL, so two
+leaders for a moment would waste work and break nothing; the row keeps it from lasting.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError as DuplicateError
+
+from backup_server.db.engine import Database
+from backup_server.db.tables import Leader
+from proxy_worker.contracts.events import EventName
+
+NAME: Final = "scheduler"
+
+
+class Leadership:
+    def __init__(
+        self,
+        db: Database,
+        owner: str,
+        *,
+        ttl_s: float,
+        clock: Callable[[], datetime],
+        log: Any,
+        on_gain: Callable[[], None],
+    ) -> None:
+        """`owner` is new for every process; `on_gain` is called before `leading` becomes true."""
+        self._db = db
+        self._owner = owner
+        self._ttl = timedelta(seconds=ttl_s)
+        self._clock = clock
+        self._log = log
+        self._on_gain = on_gain
+        self._lock = threading.Lock()
+        self._until: datetime | None = None
+        self._fence = 0
+
+    @property
+    def leading(self) -> bool:
+        until = self._until
+        return until is not None and self._clock() < until
+
+    @property
+    def fence(self) -> int:
+        """Grows with every change of the leader; 0 while this process never led."""
+        return self._fence
+
+    def step(self) -> bool:
+        """Take or renew the row. Never asks to be called again at once."""
+        with self._lock:
+            was = self.leading
+            now = self._clock()
+            fence = self._take(now)
+            if fence is None:
+                if was:
+                    self._log.warning(EventName.LEADER_LOST, text="another server leads now")
+                self._until = None
+                return False
+            if not was or fence != self._fence:
+                self._on_gain()
+                self._log.info(EventName.LEADER_TAKEN, text="this server leads", fence=fence)
+            self._fence = fence
+            # Counted from before the UPDATE: we must never believe longer than others do.
+            self._until = now + self._ttl
+        return False
+
+    def release(self) -> None:
+        """Let another server take over at once."""
+        with self._lock:
+            self._until = None
+            with self._db() as s:
+                s.execute(
+                    sa.update(Leader)
+                    .where(Leader.name == NAME, Leader.owner == self._owner)
+                    .values(until=self._clock())
+                )
+
+    def _take(self, now: datetime) -> int | None:
+        mine = Leader.owner == self._owner
+        with self._db() as s:
+            fence = s.scalar(
+                sa.update(Leader)
+                .where(Leader.name == NAME, sa.or_(mine, Leader.until <= now))
+                .values(
+                    fence=Leader.fence + sa.case((mine, 0), else_=1),
+                    owner=self._owner,
+                    until=now + self._ttl,
+                )
+                .returning(Leader.fence)
+                .execution_options(synchronize_session=False)
+            )
+            exists = fence is not None or s.get(Leader, NAME) is not None
+        if fence is not None or exists:
+            return fence
+        try:
+            with self._db() as s:
+                s.add(Leader(name=NAME, owner=self._owner, until=now + self._ttl, fence=1))
+        except DuplicateError:
+            return None  # another server was faster with the very first row
+        return 1

@@ -1,0 +1,73 @@
+"""Takes back the tasks of proxies that fell silent, and ends those of cancelled sessions."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from datetime import datetime, timedelta
+
+from backup_server.scheduler.claims import ClaimIndex
+from backup_server.scheduler.needs import SchedulerContext, retry_policy
+from backup_server.services import tasks
+from proxy_worker.contracts.events import EventName
+
+
+class Reaper:
+    """One for the process; `step` runs on one thread."""
+
+    def __init__(
+        self,
+        ctx: SchedulerContext,
+        index: ClaimIndex,
+        *,
+        leading: Callable[[], bool],
+        listening_since: Callable[[], datetime | None],
+        outbox_wake: threading.Event,
+    ) -> None:
+        """`listening_since`: since when reports have been read without a break; None: not now."""
+        self._ctx = ctx
+        self._index = index
+        self._leading = leading
+        self._listening_since = listening_since
+        self._outbox_wake = outbox_wake
+
+    def step(self) -> bool:
+        if not self._leading():
+            return False
+        self._cancel()
+        return self._expire()
+
+    def _cancel(self) -> None:
+        now = self._ctx.clock()
+        with self._ctx.db.read() as s:
+            sessions = tasks.sessions_to_cancel(s)
+        for session_id in sessions:
+            with self._ctx.db() as s:
+                tasks.cancel_session_tasks(s, session_id, now)
+            self._ctx.wake_engine.set()
+            self._ctx.wake_dispatcher.set()
+            self._outbox_wake.set()
+
+    def _expire(self) -> bool:
+        now = self._ctx.clock()
+        since = self._listening_since()
+        # Silence counts only while we listened: after an outage of the server or the broker every proxy
+        # gets a whole lease to be heard again.
+        if since is None or now - since < timedelta(seconds=self._ctx.settings.lease_s):
+            return False
+        with self._ctx.db() as s:
+            ended = tasks.expire_leases(s, now=now, policy=retry_policy(self._ctx.settings))
+        if not ended:
+            return False
+        if any(task.terminal for task in ended):
+            self._ctx.wake_engine.set()
+        self._ctx.wake_dispatcher.set()
+        for task in ended:
+            self._ctx.log.warning(
+                EventName.LEASE_EXPIRED,
+                text="a proxy was not heard of in time; the task is taken back",
+                task_id=task.task_id,
+                attempt=task.attempt,
+            )
+            self._index.release(task.task_id, task.attempt)
+        return True

@@ -1,0 +1,299 @@
+"""What proxies report: read from their up streams, believed only when signed, written in batches.
+
+An entry is deleted from its stream after the transaction that holds its effect, so reading always begins
+at the start of a stream and a crash repeats entries: results are guarded by attempt and state, the rest
+is refused as seen before or merely the latest value again.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Final
+
+import redis
+import sqlalchemy as sa
+from nacl.signing import VerifyKey
+from sqlalchemy.orm import Session as DbSession
+
+from backup_server.db.tables import Proxy
+from backup_server.scheduler.claims import ClaimIndex
+from backup_server.scheduler.down import DownLink
+from backup_server.scheduler.needs import SchedulerContext, Timing, retry_policy
+from backup_server.services import tasks
+from backup_server.services.tasks import Applied, Ended
+from proxy_worker.contracts.codec import MessageError
+from proxy_worker.contracts.envelope import SERVER, Opener, StaleMessageError
+from proxy_worker.contracts.events import EventName
+from proxy_worker.contracts.ids import ProxyId
+from proxy_worker.contracts.messages import (
+    DownMessage,
+    HeartbeatReport,
+    LeaseVerdict,
+    ProgressReport,
+    ResultAck,
+    ResultReport,
+)
+from proxy_worker.contracts.names import STREAM_FIELD, up_stream
+
+_ENTRIES: Final = 500
+_FRESH_ENTRY_S: Final = 60.0
+
+
+@dataclass(slots=True)
+class _Batch:
+    """What one reading brought, coalesced."""
+
+    entries: dict[str, list[Any]] = field(default_factory=dict)
+    heartbeats: dict[str, HeartbeatReport] = field(default_factory=dict)
+    progress: dict[str, tuple[str, ProgressReport]] = field(default_factory=dict)
+    results: list[tuple[str, ResultReport]] = field(default_factory=list)
+    clock_offsets: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Effect:
+    """What is to be told after the commit."""
+
+    ended: list[Ended] = field(default_factory=list)
+    answers: dict[str, list[DownMessage]] = field(default_factory=dict)
+    changed_proxies: bool = False
+
+
+class ReportReader:
+    """One for the process; `step` runs on one thread."""
+
+    def __init__(
+        self,
+        ctx: SchedulerContext,
+        client: redis.Redis,
+        index: ClaimIndex,
+        down: DownLink,
+        *,
+        leading: Callable[[], bool],
+        timing: Timing,
+    ) -> None:
+        self._ctx = ctx
+        self._client = client
+        self._index = index
+        self._down = down
+        self._leading = leading
+        self._timing = timing
+        self._keys: dict[str, VerifyKey] = {}
+        self._listening_since: datetime | None = None
+        self._pause = threading.Event()
+        self._opener = Opener(SERVER, self._keys.get, lambda: ctx.clock().timestamp())
+
+    def listening_since(self) -> datetime | None:
+        """Since when reports have been read without a break; None: they are not being read."""
+        return self._listening_since
+
+    def stop(self) -> None:
+        self._pause.set()
+
+    def step(self) -> bool:
+        """Read what came, apply it, answer it. True: call again at once."""
+        if not self._leading():
+            self._listening_since = None
+            return False
+        try:
+            return self._read_and_apply()
+        except Exception:
+            self._listening_since = None
+            raise
+
+    def _read_and_apply(self) -> bool:
+        self._load_keys()
+        if not self._keys:
+            self._listening_since = self._listening_since or self._ctx.clock()
+            return False
+        streams: Any = {up_stream(ProxyId(proxy_id)): "0-0" for proxy_id in self._keys}
+        block_ms = int(self._timing.report_block_s * 1000)
+        # Before the read: the broker was there from here on, or an exception says otherwise.
+        began = self._ctx.clock()
+        found: Any = self._client.xread(streams, count=_ENTRIES, block=block_ms)
+        self._listening_since = self._listening_since or began
+        if not found:
+            return True
+        batch = self._open(_pairs(found))
+        with self._ctx.db() as s:
+            effect = self._apply(s, batch)
+        self._tell(batch, effect)
+        if not batch.results:
+            # Heartbeats and progress may gather; a result frees a slot and must not wait.
+            self._pause.wait(self._timing.report_batch_s)
+        return True
+
+    def _load_keys(self) -> None:
+        with self._ctx.db.read() as s:
+            rows = s.execute(
+                sa.select(Proxy.id, Proxy.signing_key).where(Proxy.signing_key.is_not(None))
+            ).all()
+        fresh = {row.id: VerifyKey(bytes.fromhex(row.signing_key)) for row in rows}
+        # In place: the opener looks into this very dictionary.
+        for gone in self._keys.keys() - fresh.keys():
+            del self._keys[gone]
+        self._keys.update(fresh)
+
+    # -- believing
+
+    def _open(self, found: list[tuple[str, list[Any]]]) -> _Batch:
+        batch = _Batch()
+        prefix = up_stream(ProxyId(""))
+        for stream, entries in found:
+            proxy_id = stream.removeprefix(prefix)
+            for entry_id, fields in entries:
+                batch.entries.setdefault(stream, []).append(entry_id)
+                # An entry that trimming or deletion has emptied comes with None.
+                self._open_one(batch, proxy_id, entry_id, (fields or {}).get(STREAM_FIELD, ""))
+        return batch
+
+    def _open_one(self, batch: _Batch, proxy_id: str, entry_id: str, text: str) -> None:
+        expect = {HeartbeatReport, ProgressReport, ResultReport}
+        try:
+            envelope = self._opener.open(text, expect=expect)
+            if envelope.sender != proxy_id:
+                raise MessageError(f"{envelope.sender!r} wrote to the stream of proxy {proxy_id}")
+            self._sort_in(batch, proxy_id, envelope.message)
+        except StaleMessageError as error:
+            self._note_clock(batch, proxy_id, entry_id, error.age_s)
+            self._refuse(proxy_id, error)
+        except MessageError as error:
+            self._refuse(proxy_id, error)
+
+    def _sort_in(self, batch: _Batch, proxy_id: str, message: Any) -> None:
+        if isinstance(message, ResultReport):
+            batch.results.append((proxy_id, message))
+        elif isinstance(message, ProgressReport):
+            batch.progress[f"{proxy_id} {message.task_id}"] = (proxy_id, message)
+        elif message.proxy_id != proxy_id:
+            raise MessageError(f"a heartbeat of proxy {message.proxy_id} signed by {proxy_id}")
+        else:
+            batch.heartbeats[proxy_id] = message
+
+    def _refuse(self, proxy_id: str, error: MessageError) -> None:
+        self._ctx.log.warning(EventName.MESSAGE_REFUSED, text=str(error), proxy_id=proxy_id)
+
+    def _note_clock(self, batch: _Batch, proxy_id: str, entry_id: str, age_s: float) -> None:
+        """A message that is old although the broker took it just now tells of a wrong clock."""
+        waited_s = self._ctx.clock().timestamp() - int(str(entry_id).partition("-")[0]) / 1000
+        if abs(waited_s) < _FRESH_ENTRY_S:
+            batch.clock_offsets[proxy_id] = -age_s
+
+    # -- writing
+
+    def _apply(self, s: DbSession, batch: _Batch) -> _Effect:
+        now = self._ctx.clock()
+        policy = retry_policy(self._ctx.settings)
+        effect = _Effect()
+        # Results first: a worker that was started anew sends what its earlier self had finished and
+        # only then its first heartbeat, which ends that self's leases.
+        for proxy_id, result in batch.results:
+            applied = tasks.apply_result(s, proxy_id, result, policy=policy, now=now)
+            ack = ResultAck(task_id=result.task_id, attempt=result.attempt)
+            effect.answers.setdefault(proxy_id, []).append(ack)
+            if applied is Applied.STALE:
+                self._log_stale(proxy_id, result)
+                continue
+            effect.ended.append(
+                Ended(
+                    task_id=result.task_id,
+                    attempt=result.attempt,
+                    terminal=applied is Applied.ENDED,
+                )
+            )
+        for proxy_id, heartbeat in batch.heartbeats.items():
+            self._apply_heartbeat(s, proxy_id, heartbeat, now, effect)
+        tasks.record_progress(s, batch.progress.values())
+        for proxy_id, offset_s in batch.clock_offsets.items():
+            s.execute(sa.update(Proxy).where(Proxy.id == proxy_id).values(clock_offset_s=offset_s))
+        return effect
+
+    def _log_stale(self, proxy_id: str, result: ResultReport) -> None:
+        self._ctx.log.warning(
+            EventName.RESULT_STALE,
+            text="a result of an attempt that is over changes nothing",
+            proxy_id=proxy_id,
+            task_id=result.task_id,
+            attempt=result.attempt,
+            outcome=result.outcome.value,
+        )
+
+    def _apply_heartbeat(
+        self, s: DbSession, proxy_id: str, report: HeartbeatReport, now: datetime, effect: _Effect
+    ) -> None:
+        row = s.get(Proxy, proxy_id)
+        if row is None:
+            return
+        settings = self._ctx.settings
+        if row.boot_id != report.boot_id:
+            effect.ended += tasks.end_leases_of_other_boots(
+                s, proxy_id, report.boot_id, now=now, policy=retry_policy(settings)
+            )
+            self._ctx.log.info(
+                EventName.PROXY_RESTARTED, text=f"worker of {row.name} started", proxy_id=proxy_id
+            )
+        seen = row.last_seen_at
+        back = seen is None or (now - seen).total_seconds() > settings.proxy_offline_after_s
+        new_facts = {
+            "slots": report.slots,
+            "running": len(report.running),
+            "stopping": report.stopping,
+            "modes": [mode.value for mode in report.modes],
+            "cpu_share": report.cpu_share,
+            "free_memory_bytes": report.free_memory_bytes,
+        }
+        if back or any(row.facts.get(key) != new_facts[key] for key in ("slots", "stopping", "modes")):
+            effect.changed_proxies = True
+        row.facts = new_facts
+        row.boot_id = report.boot_id
+        row.version = report.version
+        row.last_seen_at = now
+        row.clock_offset_s = report.clock_s - now.timestamp()
+        s.flush()
+        answers = tasks.renew_leases(
+            s, proxy_id, report.boot_id, report.running, now=now, lease_s=settings.lease_s
+        )
+        effect.answers.setdefault(proxy_id, []).extend(answers)
+
+    # -- telling
+
+    def _tell(self, batch: _Batch, effect: _Effect) -> None:
+        if any(ended.terminal for ended in effect.ended):
+            self._ctx.wake_engine.set()
+        for ended in effect.ended:
+            self._index.release(ended.task_id, ended.attempt)
+        if effect.ended or effect.changed_proxies:
+            self._ctx.wake_dispatcher.set()
+        for proxy_id, answers in effect.answers.items():
+            self._down.send(ProxyId(proxy_id), answers)
+            for answer in answers:
+                verdict = getattr(answer, "verdict", LeaseVerdict.HELD)
+                if verdict is LeaseVerdict.LOST:
+                    self._ctx.log.warning(
+                        EventName.LEASE_LOST,
+                        text="a proxy works on an attempt that is over; it was told to stop",
+                        proxy_id=proxy_id,
+                        task_id=answer.task_id,
+                        attempt=answer.attempt,
+                    )
+        with self._client.pipeline(transaction=False) as pipe:
+            for stream, ids in batch.entries.items():
+                pipe.xdel(stream, *ids)
+            pipe.execute()
+
+
+def _pairs(found: Any) -> list[tuple[str, list[Any]]]:
+    """redis-py answers XREAD as a dictionary (RESP3) or as a list of pairs (RESP2)."""
+    if isinstance(found, dict):
+        return [
+            (stream, [entry for part in parts for entry in part] if _nested(parts) else parts)
+            for stream, parts in found.items()
+        ]
+    return [(stream, entries) for stream, entries in found]
+
+
+def _nested(parts: Any) -> bool:
+    return bool(parts) and isinstance(parts[0], list)
