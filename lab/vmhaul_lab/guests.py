@@ -58,6 +58,13 @@ class BusyGuests:
             self._error = error
 
     def _write(self, disk: LabDisk) -> None:
-        self._touched.add((disk.vm, disk.key))
         seed = f"{self._seed}/{disk.vm}/{disk.label}"
-        self._written_bytes += day.work_on_disk(disk.live_path, seed, share=_SHARE).written_bytes
+        try:
+            report = day.work_on_disk(disk.live_path, seed, share=_SHARE)
+        except (LabError, OSError):
+            # The snapshot was removed in between, so the live file has its first name again.
+            if disk.live_path.exists():
+                raise
+            return
+        self._touched.add((disk.vm, disk.key))
+        self._written_bytes += report.written_bytes

@@ -265,7 +265,7 @@ def sized(size: str, *, huge: bool = False) -> SitePlan:
         vms = _normal()
     elif size == "large":
         vms = tuple(
-            replace(vm, disks=tuple(_larger(disk, 8, 8) for disk in vm.disks)) for vm in _normal()
+            replace(vm, disks=tuple(_larger(disk, 4, 4) for disk in vm.disks)) for vm in _normal()
         )
     else:
         raise LabError(f"size {size!r} is not known; take small, normal or large")

@@ -1,11 +1,12 @@
 """A running simulated site: made from a plan, used by tests and the demo, cleaned up at the end."""
 
 import json
+import os
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 from vmhaul_lab import day, images, verify
 from vmhaul_lab.control import ControlClient, LabDisk
@@ -16,6 +17,7 @@ from vmhaul_lab.state import ProcessMark, SiteState, write_private
 
 # A disk above this gets a digest of its data in place of a SHA-256 over terabytes of zeros.
 _LARGEST_HASHED_BYTES = 64 << 30
+_OPEN_ATTEMPTS = 50
 
 
 class LabSite:
@@ -168,31 +170,50 @@ class LabSite:
         return sorted(self.disks(vm), key=lambda disk: disk.key)[number - 1]
 
     def guest_write(self, disk: LabDisk, offset_bytes: int, data: bytes) -> None:
-        """Write into the live file of a disk, as its guest does.
-
-        The file is looked up again: a snapshot since `disk` was read may have changed it.
-        """
+        """Write into the live file of a disk, as its guest does, also while snapshots come and go."""
         if offset_bytes < 0 or offset_bytes + len(data) > disk.capacity_bytes:
             raise LabError(f"bytes {offset_bytes}+{len(data)} do not lie in {disk.vm} {disk.label}")
-        with self._live_path(disk).open("r+b") as file:
+        with self.open_live(disk) as file:
             file.seek(offset_bytes)
             file.write(data)
 
     def guest_read(self, disk: LabDisk, offset_bytes: int, length_bytes: int) -> bytes:
         """Read from the live file of a disk, as its guest does."""
-        with self._live_path(disk).open("rb") as file:
+        with self.open_live(disk) as file:
             file.seek(offset_bytes)
             return file.read(length_bytes)
 
     def live_sha256(self, disk: LabDisk) -> str:
         """SHA-256 of what the guest has on the disk now."""
-        return verify.sha256(self._live_path(disk))
+        return verify.sha256(self.live_path(disk))
 
-    def _live_path(self, disk: LabDisk) -> Path:
+    def live_path(self, disk: LabDisk) -> Path:
+        """Where the live file of a disk lies now; a snapshot may give it another name at any time."""
         for now in self.disks(disk.vm):
             if now.vm_moref == disk.vm_moref and now.key == disk.key:
                 return now.live_path
         raise LabError(f"{disk.vm} has no disk with key {disk.key} any more")
+
+    def open_live(self, disk: LabDisk) -> BinaryIO:
+        """The live file of a disk, open for reading and writing, whoever calls takes care of closing it.
+
+        The live file keeps its identity when snapshots rename it, and its old name then belongs to a
+        frozen file. So what was opened is compared with what is live after that.
+        """
+        for _ in range(_OPEN_ATTEMPTS):
+            try:
+                file = self.live_path(disk).open("r+b", buffering=0)
+            except FileNotFoundError:
+                continue
+            try:
+                live = self.live_path(disk).stat()
+            except FileNotFoundError:
+                file.close()
+                continue
+            if os.path.samestat(live, os.fstat(file.fileno())):
+                return file
+            file.close()
+        raise LabError(f"the live file of {disk.vm} {disk.label} changes its name too often")
 
     def day_of_work(
         self, seed: str = "day", *, share: float = 0.03, trim: bool = False
