@@ -35,7 +35,7 @@ def add_point(
         return False
     known = figures or {}
     disks = [
-        {**to_json(disk), **{"read_bytes": None, "stored_bytes": None}, **known.get(disk.disk_key, {})}
+        {**to_json(disk), "read_bytes": None, "stored_bytes": None, **known.get(disk.disk_key, {})}
         for disk in point.disks
     ]
     db.add(

@@ -121,7 +121,7 @@ def last_full_at(s: DbSession, repository_id: str, instance_uuid: str) -> Any:
     )
 
 
-def _points(repository_id: str, instance_uuid: str) -> sa.Select[tuple[RestorePointRow]]:
+def _points(repository_id: str, instance_uuid: str) -> sa.Select[RestorePointRow]:
     return (
         sa.select(RestorePointRow)
         .where(

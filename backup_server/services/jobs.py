@@ -146,7 +146,7 @@ def _values(s: DbSession, data: Mapping[str, Any], old: Mapping[str, Any]) -> di
     return values
 
 
-def _reference(s: DbSession, given: Fields, name: str, table: type[Vcenter] | type[Repository]) -> str:
+def _reference(s: DbSession, given: Fields, name: str, table: type[Vcenter | Repository]) -> str:
     ref = given.text(name)
     if not ref:
         return ""

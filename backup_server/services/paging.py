@@ -35,7 +35,7 @@ def _parse(cursor: str) -> tuple[datetime, str]:
     try:
         moment = datetime.fromisoformat(at.replace(" ", "+"))  # a plus sign in a URL arrives as a blank
     except ValueError:
-        moment = None  # type: ignore[assignment]
+        moment = None
     if moment is None or moment.tzinfo is None or not row_id:
         raise InvalidError(
             "the cursor is not one that a list answered", details={"after": "not a cursor"}

@@ -190,15 +190,19 @@ def enrol(
 
 
 def ensure_default(ctx: Context) -> None:
-    """The server's own proxy, made at the first start, and the files of local ones put right."""
+    """The server's own proxy, unless there is a proxy already."""
     with ctx.db.read() as s:
         empty = s.scalar(sa.select(sa.func.count()).select_from(Proxy)) == 0
+    if empty:
+        add(ctx, name=DEFAULT_NAME, local=True, description="the backup server's own")
+
+
+def put_local_files_right(ctx: Context) -> None:
+    """At every start: the supervisor's file, and join tokens of local proxies that wait for theirs."""
+    with ctx.db.read() as s:
         waiting = s.scalars(
             sa.select(Proxy).where(Proxy.local.is_(True), Proxy.signing_key.is_(None))
         ).all()
-    if empty:
-        add(ctx, name=DEFAULT_NAME, local=True, description="the backup server's own")
-        return
     for row in waiting:
         # A crash between the row and the file: only the hash is left of the token, so make another.
         if not _join_token_file(ctx, row.name).exists():
@@ -280,7 +284,7 @@ def _running_by_proxy(s: DbSession) -> dict[str, int]:
         .where(Task.state == TaskState.RUNNING.value, Task.proxy_id.is_not(None))
         .group_by(Task.proxy_id)
     )
-    return {proxy_id: int(count) for proxy_id, count in rows}
+    return {str(proxy_id): int(count) for proxy_id, count in rows}
 
 
 def _shape(ctx: Context, row: Proxy, running: int) -> dict[str, Any]:

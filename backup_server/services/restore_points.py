@@ -151,7 +151,7 @@ def in_use(s: DbSession, repository_id: str) -> dict[str, str]:
     return used
 
 
-def _good() -> sa.Select[tuple[RestorePointRow]]:
+def _good() -> sa.Select[RestorePointRow]:
     return sa.select(RestorePointRow).where(RestorePointRow.deleting.is_(False))
 
 

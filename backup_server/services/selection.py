@@ -207,7 +207,7 @@ def _names_disk(wanted: str, disk: DiskInfo) -> bool:
 
 
 def _squeeze(text: str) -> str:
-    """ "SCSI (0:1)", "scsi0:1" and "SCSI 0:1" are the same position."""
+    """The same text for "SCSI (0:1)", "scsi0:1" and "SCSI 0:1"."""
     return re.sub(r"[\s()]", "", text).lower()
 
 

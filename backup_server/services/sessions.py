@@ -44,7 +44,7 @@ def list_all(
         return {"items": [session_shape(s, row, ctx.clock()) for row in rows], "next": cursor}
 
 
-def _member(states: type[SessionState] | type[SessionKind], name: str, value: str) -> str:
+def _member(states: type[SessionState | SessionKind], name: str, value: str) -> str:
     known = [member.value for member in states]
     if value not in known:
         raise InvalidError(
@@ -233,7 +233,7 @@ def cancel(ctx: Context, session_id: str) -> dict[str, Any]:
         ).first()
         if asked is None:
             raise ConflictError(f"session {row.id} is over already, there is nothing to cancel")
-        cancel_session_tasks(s, row.id)
+        cancel_session_tasks(s, row.id, ctx.clock())
         if not row.cancel_requested:
             event_log.record(
                 s, ctx.clock(), "session.cancel", "cancelling was asked for", session_id=row.id

@@ -1,0 +1,73 @@
+"""Putting the services' context together: keys, database, pools, and what a first start makes."""
+
+from __future__ import annotations
+
+from backup_server.config import Settings
+from backup_server.credentials import CredentialStore, load_or_create_key
+from backup_server.db.engine import Database, open_database
+from backup_server.db.tables import Setting, new_id
+from backup_server.services import proxies
+from backup_server.services.agent_link import AgentProcess, StartAgent
+from backup_server.services.context import Clock, Context
+from backup_server.services.repository_agent import AgentPool
+from backup_server.services.vcenter_pool import VcenterPool, VsphereDoor
+
+SERVER_ID = "server_id"
+DEFAULT_PROXY_MADE = "default_proxy_made"
+
+
+def open_context(
+    settings: Settings,
+    *,
+    clock: Clock,
+    vsphere: VsphereDoor,
+    start_agent: StartAgent | None = None,
+    database: Database | None = None,
+) -> Context:
+    """A context ready to be used; close it with `ctx.close()`.
+
+    SettingsError or UnavailableError when the data directory, a key or the database forbid a start.
+    """
+    settings.make_directories()
+    credentials = CredentialStore(load_or_create_key(settings.server_key_file))
+    load_or_create_key(settings.signing_key_file)
+    db = database or open_database(settings.database_url)
+    log_file = settings.log_dir / "repository-agent.log"
+    context = Context(
+        settings=settings,
+        server_id=_server_id(db),
+        db=db,
+        clock=clock,
+        credentials=credentials,
+        vsphere=vsphere,
+        vcenters=VcenterPool(db, credentials, vsphere, keep_alive_s=settings.keep_alive_s),
+        agents=AgentPool(
+            db,
+            credentials,
+            start_agent or (lambda: AgentProcess(log_file)),
+            timeout_s=settings.agent_timeout_s,
+            long_timeout_s=settings.agent_long_timeout_s,
+        ),
+    )
+    _first_start(context)
+    return context
+
+
+def _server_id(db: Database) -> str:
+    with db() as s:
+        row = s.get(Setting, SERVER_ID)
+        if row is None:
+            row = Setting(name=SERVER_ID, value=new_id())
+            s.add(row)
+        return row.value
+
+
+def _first_start(ctx: Context) -> None:
+    with ctx.db.read() as s:
+        made = s.get(Setting, DEFAULT_PROXY_MADE) is not None
+    # A person may remove the default proxy: it is offered once, not at every start.
+    if not made:
+        proxies.ensure_default(ctx)
+        with ctx.db() as s:
+            s.merge(Setting(name=DEFAULT_PROXY_MADE, value="yes"))
+    proxies.put_local_files_right(ctx)

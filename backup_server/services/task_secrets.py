@@ -1,0 +1,61 @@
+"""Secrets of one task, for the proxy that holds it now. Never stored, never logged."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+from backup_server.db.states import TaskState
+from backup_server.db.tables import Task, Vcenter
+from backup_server.errors import ForbiddenError, UnavailableError
+from backup_server.services.context import Context
+from backup_server.services.vcenters import as_server_error
+from proxy_worker.contracts.ids import Attempt, TaskId
+from proxy_worker.contracts.messages import TaskKind, TaskSecrets, VsphereAccess
+from transports.errors import TransportError
+
+
+def redeem(ctx: Context, proxy_id: str, task_id: str, attempt: int) -> TaskSecrets:
+    """Repository key and a fresh clone ticket, while SQL says that this proxy holds this attempt.
+
+    ForbiddenError when it does not (the same words for every reason: they are an answer to somebody
+    who may only guess). UnavailableError when vCenter or repository do not answer.
+    """
+    with ctx.db.read() as s:
+        row = s.scalar(
+            sa.select(Task).where(
+                Task.id == task_id,
+                Task.state == TaskState.RUNNING.value,
+                Task.attempt == attempt,
+                Task.proxy_id == proxy_id,
+                Task.cancel_requested.is_(False),
+                Task.leased_until > ctx.clock(),
+            )
+        )
+        if row is None:
+            raise ForbiddenError(
+                f"the proxy does not hold attempt {attempt} of task {task_id} now; stop working on it"
+            )
+        vcenter = s.get(Vcenter, row.vcenter_id) if row.vcenter_id else None
+    opened = ctx.agents.get(row.repository_id).opened()
+    access = None
+    if row.kind != TaskKind.RESTORE_DISK_TO_FILE.value:
+        if vcenter is None:
+            raise UnavailableError(
+                f"the vCenter of task {task_id} was removed; start the session again"
+            )
+        try:
+            ticket = ctx.vcenters.get(vcenter.id).clone_ticket()
+        except TransportError as error:
+            raise as_server_error(error) from error
+        access = VsphereAccess(
+            host=vcenter.host,
+            port=vcenter.port,
+            thumbprint_sha256=vcenter.thumbprint_sha256,
+            clone_ticket=ticket.reveal(),
+        )
+    return TaskSecrets(
+        task_id=TaskId(row.id),
+        attempt=Attempt(row.attempt),
+        repository_key=opened.master_key.reveal(),
+        vsphere=access,
+    )
