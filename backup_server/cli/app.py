@@ -56,5 +56,3 @@ def root(
 ) -> None:
     """Back up and restore VMware vSphere VMs."""
     ctx.obj = RootOptions(data=data, server=server, token_file=token_file, json=as_json)
-
-

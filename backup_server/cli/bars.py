@@ -8,7 +8,8 @@ from typing import Any, Self
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
 from rich.text import Text
 
-from backup_server.cli import formats, output, summary
+from backup_server import formats
+from backup_server.cli import output, summary
 
 
 class _FieldColumn(ProgressColumn):
@@ -77,11 +78,7 @@ class Bars:
     def _show_total(self, session: dict[str, Any]) -> None:
         if self._total is None:
             self._total = self._progress.add_task(summary.title(session), total=None)
-        counts = session.get("counts") or {}
-        ended = sum(counts.get(name) or 0 for name in ("success", "warning", "failed"))
-        note = f"{ended} of {formats.plural(counts.get('tasks') or 0, 'disk')}"
-        if not counts.get("tasks"):
-            note = _what_vms_do(session)
+        note = summary.disks_done(session) or _what_vms_do(session)
         self._update(self._total, session.get("progress") or {}, note)
 
     def _update(self, bar: TaskID, progress: dict[str, Any], note: str) -> None:

@@ -74,7 +74,9 @@ def find_server(data: Path | None, server: str | None, token_file: Path | None) 
             f"{path} may not be read by this user: run vmhaul as the user that runs `vmhaul up`"
         ) from None
     except (ValueError, KeyError, TypeError) as error:
-        raise CliError(f"{path} is not readable as JSON with url and token: start `vmhaul up` again") from error
+        raise CliError(
+            f"{path} is not readable as JSON with url and token: start `vmhaul up` again"
+        ) from error
 
 
 def _read_token(path: Path) -> str:
@@ -158,7 +160,7 @@ class ApiClient:
             ) from error
         except (httpx.TransportError, httpx.UnsupportedProtocol) as error:
             raise CliError(
-                f"the server at {self.url} cannot be reached ({error or type(error).__name__}): "
+                f"the server at {self.url} cannot be reached ({str(error) or type(error).__name__}): "
                 "is `vmhaul up` running there?",
                 Exit.UNREACHABLE,
             ) from error

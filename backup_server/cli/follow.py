@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from backup_server.cli import exits, formats, output, summary
+from backup_server import formats
+from backup_server.cli import exits, output, summary
 from backup_server.cli.exits import CliError, Exit
 
 if TYPE_CHECKING:
@@ -47,9 +48,9 @@ class Watch:
     def new_events(self) -> list[dict[str, Any]]:
         try:
             events = list(
-                self.api.get(
-                    f"/sessions/{self.session_id}/events", after=self.last_event, limit=1000
-                )["items"]
+                self.api.get(f"/sessions/{self.session_id}/events", after=self.last_event, limit=1000)[
+                    "items"
+                ]
             )
         except CliError as error:
             if error.code is not Exit.UNREACHABLE:
@@ -141,7 +142,6 @@ def event_line(event: dict[str, Any]) -> str:
 def progress_line(session: dict[str, Any]) -> str:
     """The whole session on one line, for logs."""
     progress = session.get("progress") or {}
-    counts = session.get("counts") or {}
     done, total = progress.get("done_bytes") or 0, progress.get("total_bytes") or 0
     share = f"{100 * done / total:.0f} %" if total else "-"
     words = [
@@ -151,9 +151,9 @@ def progress_line(session: dict[str, Any]) -> str:
     ]
     if progress.get("bottleneck"):
         words.append(f"bottleneck {progress['bottleneck']}")
-    ended = sum(counts.get(name) or 0 for name in ("success", "warning", "failed"))
-    if counts.get("tasks"):
-        words.append(f"{ended} of {formats.plural(counts['tasks'], 'disk')} done")
+    ended = summary.disks_done(session)
+    if ended:
+        words.append(f"{ended} done")
     return "progress: " + ", ".join(words)
 
 

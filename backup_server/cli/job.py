@@ -6,8 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
-from backup_server.cli import formats, output, secrets_in
+from backup_server import formats
 from backup_server.cli import job_options as options
+from backup_server.cli import output, secrets_in
 from backup_server.cli.client import ApiError, part
 from backup_server.cli.door import Door, noun, with_door
 from backup_server.cli.exits import CliError, Exit
@@ -25,7 +26,9 @@ def create(
     door: Door,
     name: Annotated[str, typer.Argument(metavar="NAME", help="What to call it.")],
     vcenter: Annotated[str, typer.Option("--vcenter", metavar="NAME", help="Where the VMs are.")],
-    repository: Annotated[str, typer.Option("--repository", metavar="NAME", help="Where restore points go.")],
+    repository: Annotated[
+        str, typer.Option("--repository", metavar="NAME", help="Where restore points go.")
+    ],
     description: DescriptionOption = None,
     vm: options.VmOption = None,
     folder: options.FolderOption = None,
@@ -59,7 +62,9 @@ def create(
     chosen = _chosen(vm, folder, pool, cluster, datacenter, tag, everything=all_)
     if not chosen.selectors():
         raise CliError("the job selects no VM: use --vm, --folder, --tag, ... or --all", Exit.USAGE)
-    excluded = _chosen(exclude_vm, exclude_folder, exclude_pool, exclude_cluster, exclude_datacenter, exclude_tag)
+    excluded = _chosen(
+        exclude_vm, exclude_folder, exclude_pool, exclude_cluster, exclude_datacenter, exclude_tag
+    )
     body: dict[str, Any] = {
         "name": name,
         "vcenter": vcenter,
@@ -78,7 +83,7 @@ def create(
         change_tracking=change_tracking,
     )
     if retries is not None or retry_wait is not None:
-        body["retries"] = _retries(retries, retry_wait, {"count": 0, "wait_s": 300})
+        body["retries"] = _retries(retries, retry_wait, {"count": 3, "wait_s": 600})
     job = door.api.post("/jobs", body)
     if door.json:
         output.print_json(job)
@@ -87,7 +92,9 @@ def create(
         f"Job '{name}' created: {options.describe_selectors(job['selection']['include'])}; "
         f"runs {options.describe_schedule(job['schedule'])}, keeps {options.describe_retention(job['retention'])}."
     )
-    output.say(f"See what it will take with `{door.hint(f'job plan {name}')}`, run it with `{door.hint(f'job run {name}')}`.")
+    output.say(
+        f"See what it will take with `{door.hint(f'job plan {name}')}`, run it with `{door.hint(f'job run {name}')}`."
+    )
 
 
 def _chosen(
@@ -137,7 +144,18 @@ def list_(door: Door) -> None:
         output.print_json({"items": items, "next": None})
         return
     output.table(
-        ("name", "enabled", "vCenter", "repository", "VMs", "schedule", "next run", "keeps", "last run", "result"),
+        (
+            "name",
+            "enabled",
+            "vCenter",
+            "repository",
+            "VMs",
+            "schedule",
+            "next run",
+            "keeps",
+            "last run",
+            "result",
+        ),
         [_row(item) for item in items],
         empty="No job yet: create one with `vmhaul job create NAME --vcenter V --repository R --vm PATTERN`.",
     )
@@ -177,7 +195,10 @@ def _show(door: Door, job: dict[str, Any]) -> None:
             ("repository", job["repository"]),
             ("takes", options.describe_selectors(picked["include"])),
             ("but not", options.describe_selectors(picked["exclude"])),
-            ("nor disks", ", ".join(f"{disk['vm']}:{disk['disk']}" for disk in picked["exclude_disks"])),
+            (
+                "nor disks",
+                ", ".join(f"{disk['vm']}:{disk['disk']}" for disk in picked["exclude_disks"]),
+            ),
             ("schedule", options.describe_schedule(job["schedule"])),
             ("missed runs", (job["schedule"] or {}).get("missed")),
             ("next run", formats.moment(job.get("next_run_at"))),
@@ -243,11 +264,13 @@ def edit(
     retry_wait: options.RetryWaitOption = None,
     proxy: options.ProxyOption = None,
     any_proxy: Annotated[
-        bool, typer.Option("--any-proxy", help="Any proxy may work for it.", rich_help_panel=options.HOW)
+        bool,
+        typer.Option("--any-proxy", help="Any proxy may work for it.", rich_help_panel=options.HOW),
     ] = False,
     mode: options.ModeOption = None,
     any_mode: Annotated[
-        bool, typer.Option("--any-mode", help="Any transport mode may be used.", rich_help_panel=options.HOW)
+        bool,
+        typer.Option("--any-mode", help="Any transport mode may be used.", rich_help_panel=options.HOW),
     ] = False,
     change_tracking: options.TrackingOption = None,
 ) -> None:
@@ -271,7 +294,9 @@ def edit(
     )
     picked = options.selection(
         _chosen(vm, folder, pool, cluster, datacenter, tag, everything=all_),
-        _chosen(exclude_vm, exclude_folder, exclude_pool, exclude_cluster, exclude_datacenter, exclude_tag),
+        _chosen(
+            exclude_vm, exclude_folder, exclude_pool, exclude_cluster, exclude_datacenter, exclude_tag
+        ),
         exclude_disk or (),
         before,
     )
@@ -334,11 +359,15 @@ def plan(door: Door, job: NameArgument) -> None:
 def run(
     door: Door,
     job: NameArgument,
-    full: Annotated[bool, typer.Option("--full", help="Read everything, not only what changed.")] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="Read everything, not only what changed.")
+    ] = False,
     failed_only: Annotated[
         bool, typer.Option("--failed-only", help="Only the VMs that failed in the last session.")
     ] = False,
-    no_follow: Annotated[bool, typer.Option("--no-follow", help="Start it and return at once.")] = False,
+    no_follow: Annotated[
+        bool, typer.Option("--no-follow", help="Start it and return at once.")
+    ] = False,
 ) -> None:
     """Run a job now and follow it. Ctrl-C detaches; the session goes on."""
     try:
@@ -346,7 +375,7 @@ def run(
             f"/jobs/{part(job)}/run", {"full": full, "only_failed": failed_only}, slow=True
         )
     except ApiError as error:
-        running = error.details.get("session_id")
+        running = error.details.get("session")
         if error.error_code == "conflict" and running:
             hint = door.hint(f"session follow {str(running)[:8]}")
             raise CliError(f"{error}; follow it with `{hint}`") from error

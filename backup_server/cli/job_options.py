@@ -41,11 +41,15 @@ HOW: Final = "How"
 
 
 def _names(option: str, metavar: str, help_text: str) -> Any:
-    return typer.Option(option, metavar=metavar, help=help_text + "; repeat for more.", rich_help_panel=VMS)
+    return typer.Option(
+        option, metavar=metavar, help=help_text + "; repeat for more.", rich_help_panel=VMS
+    )
 
 
 Names = list[str] | None
-VmOption = Annotated[Names, _names("--vm", "PATTERN", "VMs of this name; * and ? match any text and letter")]
+VmOption = Annotated[
+    Names, _names("--vm", "PATTERN", "VMs of this name; * and ? match any text and letter")
+]
 FolderOption = Annotated[Names, _names("--folder", "PATH", "VMs below this folder (DC0/Prod/Web)")]
 PoolOption = Annotated[Names, _names("--pool", "PATH", "VMs of this resource pool")]
 ClusterOption = Annotated[Names, _names("--cluster", "NAME", "VMs of this cluster")]
@@ -53,16 +57,24 @@ DatacenterOption = Annotated[Names, _names("--datacenter", "NAME", "VMs of this 
 TagOption = Annotated[Names, _names("--tag", "TAG", "VMs with this tag")]
 AllOption = Annotated[bool, typer.Option("--all", help="All VMs of the vCenter.", rich_help_panel=VMS)]
 ExcludeVmOption = Annotated[Names, _names("--exclude-vm", "PATTERN", "Not the VMs of this name")]
-ExcludeFolderOption = Annotated[Names, _names("--exclude-folder", "PATH", "Not the VMs below this folder")]
-ExcludePoolOption = Annotated[Names, _names("--exclude-pool", "PATH", "Not the VMs of this resource pool")]
-ExcludeClusterOption = Annotated[Names, _names("--exclude-cluster", "NAME", "Not the VMs of this cluster")]
+ExcludeFolderOption = Annotated[
+    Names, _names("--exclude-folder", "PATH", "Not the VMs below this folder")
+]
+ExcludePoolOption = Annotated[
+    Names, _names("--exclude-pool", "PATH", "Not the VMs of this resource pool")
+]
+ExcludeClusterOption = Annotated[
+    Names, _names("--exclude-cluster", "NAME", "Not the VMs of this cluster")
+]
 ExcludeDatacenterOption = Annotated[
     Names, _names("--exclude-datacenter", "NAME", "Not the VMs of this datacenter")
 ]
 ExcludeTagOption = Annotated[Names, _names("--exclude-tag", "TAG", "Not the VMs with this tag")]
 ExcludeDiskOption = Annotated[
     Names,
-    _names("--exclude-disk", "VM:DISK", "Not this disk: label, key, 'SCSI (0:1)' or *, of VMs of this name"),
+    _names(
+        "--exclude-disk", "VM:DISK", "Not this disk: label, key, 'SCSI (0:1)' or *, of VMs of this name"
+    ),
 ]
 
 ScheduleOption = Annotated[
@@ -93,11 +105,23 @@ MissedOption = Annotated[
 ]
 KeepOption = Annotated[
     int | None,
-    typer.Option("--keep", min=1, metavar="N", help="Keep the newest N restore points of a VM.", rich_help_panel=WHEN),
+    typer.Option(
+        "--keep",
+        min=1,
+        metavar="N",
+        help="Keep the newest N restore points of a VM.",
+        rich_help_panel=WHEN,
+    ),
 ]
 KeepDaysOption = Annotated[
     int | None,
-    typer.Option("--keep-days", min=1, metavar="N", help="Keep the restore points of N days.", rich_help_panel=WHEN),
+    typer.Option(
+        "--keep-days",
+        min=1,
+        metavar="N",
+        help="Keep the restore points of N days.",
+        rich_help_panel=WHEN,
+    ),
 ]
 FullEveryOption = Annotated[
     int | None,
@@ -111,22 +135,30 @@ FullEveryOption = Annotated[
 ]
 QuiesceOption = Annotated[
     Quiesce | None,
-    typer.Option("--quiesce", help="Ask the guest to bring its file systems to rest.", rich_help_panel=HOW),
+    typer.Option(
+        "--quiesce", help="Ask the guest to bring its file systems to rest.", rich_help_panel=HOW
+    ),
 ]
 CompressionOption = Annotated[
     Compression | None, typer.Option("--compression", help="How hard to compress.", rich_help_panel=HOW)
 ]
 RetriesOption = Annotated[
     int | None,
-    typer.Option("--retries", min=0, metavar="N", help="Run failed VMs again up to N times.", rich_help_panel=HOW),
+    typer.Option(
+        "--retries", min=0, metavar="N", help="Run failed VMs again up to N times.", rich_help_panel=HOW
+    ),
 ]
 RetryWaitOption = Annotated[
     int | None,
-    typer.Option("--retry-wait", min=0, metavar="S", help="Seconds before such a retry.", rich_help_panel=HOW),
+    typer.Option(
+        "--retry-wait", min=0, metavar="S", help="Seconds before such a retry.", rich_help_panel=HOW
+    ),
 ]
 ProxyOption = Annotated[
     Names,
-    typer.Option("--proxy", metavar="NAME", help="Only these proxies; repeat for more.", rich_help_panel=HOW),
+    typer.Option(
+        "--proxy", metavar="NAME", help="Only these proxies; repeat for more.", rich_help_panel=HOW
+    ),
 ]
 ModeOption = Annotated[
     list[Mode] | None,
@@ -174,7 +206,9 @@ def excluded_disks(texts: Sequence[str]) -> list[dict[str, str]]:
     for text in texts:
         vm, separator, disk = text.partition(":")
         if not separator or not vm or not disk:
-            raise CliError(f"--exclude-disk '{text}' is not VM:DISK, as in 'db01:Hard disk 2'", Exit.USAGE)
+            raise CliError(
+                f"--exclude-disk '{text}' is not VM:DISK, as in 'db01:Hard disk 2'", Exit.USAGE
+            )
         disks.append({"vm": vm, "disk": disk})
     return disks
 

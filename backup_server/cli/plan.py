@@ -4,45 +4,57 @@ from __future__ import annotations
 
 from typing import Any
 
-from backup_server.cli import formats, output
+from backup_server import formats
+from backup_server.cli import output
 
 
 def print_plan(plan: dict[str, Any]) -> None:
     """VMs and disks of the next run, then what is left out, then warnings."""
     rows = [
-        (vm["name"], disk["label"], formats.size(disk["capacity_bytes"]), disk.get("path"))
+        (
+            vm["name"],
+            disk["label"],
+            formats.size(disk["capacity_bytes"]),
+            disk["read"],
+            disk["reason"],
+            disk.get("disk"),
+        )
         for vm in plan["vms"]
         for disk in vm["disks"]
-        if not disk.get("skipped")
     ]
     output.table(
-        ("VM", "disk", "capacity", "file"), rows, right=("capacity",), empty="The next run takes nothing."
+        ("VM", "disk", "capacity", "read as", "because", "file"),
+        rows,
+        right=("capacity",),
+        empty="The next run takes nothing.",
     )
     for line in left_out(plan):
         output.say(f"left out: {line}")
-    for warning in plan.get("warnings") or ():
-        output.say(f"warning: {warning}")
-    total = sum(
-        disk["capacity_bytes"] for vm in plan["vms"] for disk in vm["disks"] if not disk.get("skipped")
-    )
+    for line in warnings(plan):
+        output.say(f"warning: {line}")
     if rows:
-        vms = len({row[0] for row in rows})
-        output.say(
-            f"{formats.plural(vms, 'VM')} with {formats.plural(len(rows), 'disk')}, {formats.size(total)}."
-        )
+        vms = formats.plural(len(plan["vms"]), "VM")
+        disks = formats.plural(len(rows), "disk")
+        output.say(f"{vms} with {disks}, {formats.size(plan['total_bytes'])}.")
 
 
 def left_out(plan: dict[str, Any]) -> list[str]:
     """One line for each VM and disk that is not taken, with the reason."""
-    lines = [f"{item['name']}: {item['reason']}" for item in plan.get("skipped") or ()]
+    lines = [f"{item['name']}: {item['reason']}" for item in plan["skipped"]]
     for vm in plan["vms"]:
-        lines += [f"{vm['name']} / {d['label']}: {d['skipped']}" for d in vm["disks"] if d.get("skipped")]
+        lines += [f"{vm['name']} / {disk['label']}: {disk['reason']}" for disk in vm["skipped_disks"]]
     return lines
+
+
+def warnings(plan: dict[str, Any]) -> list[str]:
+    """Of the job and of its VMs."""
+    own = [f"{vm['name']}: {text}" for vm in plan["vms"] for text in vm["warnings"]]
+    return [*plan["warnings"], *own]
 
 
 def print_decision(why: dict[str, Any]) -> None:
     """The candidates of a placement and what was said about each."""
-    decision = why.get("decision", why) or {}
+    decision = why["decision"] or {}
     output.table(
         ("proxy", "mode", "slots", "verdict", "reason"),
         [
@@ -57,5 +69,6 @@ def print_decision(why: dict[str, Any]) -> None:
         ],
         empty="No placement was tried yet.",
     )
-    if decision.get("reason"):
-        output.say(str(decision["reason"]))
+    for text in (decision.get("reason"), why.get("reason")):
+        if text:
+            output.say(str(text))

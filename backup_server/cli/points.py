@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import date, datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from backup_server.cli import formats
+from backup_server import formats
 from backup_server.cli.exits import CliError
 
 if TYPE_CHECKING:

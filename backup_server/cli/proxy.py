@@ -9,7 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from backup_server.cli import formats, output, secrets_in
+from backup_server import formats
+from backup_server.cli import output, secrets_in
 from backup_server.cli.client import part
 from backup_server.cli.door import Door, errors_on_stderr, noun, with_door
 from backup_server.cli.exits import CliError, Exit
@@ -21,7 +22,10 @@ SlotsOption = Annotated[
     int | None, typer.Option("--slots", min=1, help="Disks that it works on at the same time.")
 ]
 ProxyDataOption = Annotated[
-    Path, typer.Option("--data", metavar="DIR", help="The proxy's own directory: identity and unsent results.")
+    Path,
+    typer.Option(
+        "--data", metavar="DIR", help="The proxy's own directory: identity and unsent results."
+    ),
 ]
 
 
@@ -31,7 +35,8 @@ def add(
     door: Door,
     name: Annotated[str, typer.Argument(metavar="NAME", help="What to call it.")],
     local: Annotated[
-        bool, typer.Option("--local", help="A further proxy on the server's machine, run by `vmhaul up`.")
+        bool,
+        typer.Option("--local", help="A further proxy on the server's machine, run by `vmhaul up`."),
     ] = False,
     slots: SlotsOption = None,
     description: Annotated[str, typer.Option("--description", help="For people.")] = "",
@@ -121,7 +126,9 @@ def edit(
     description: Annotated[str | None, typer.Option("--description", help="For people.")] = None,
     mode: Annotated[
         list[str] | None,
-        typer.Option("--mode", metavar="MODE", help="Allowed transport mode (nbdssl, nbd); repeat for more."),
+        typer.Option(
+            "--mode", metavar="MODE", help="Allowed transport mode (nbdssl, nbd); repeat for more."
+        ),
     ] = None,
     any_mode: Annotated[bool, typer.Option("--any-mode", help="Allow every mode that it can.")] = False,
 ) -> None:
@@ -161,6 +168,19 @@ def remove(door: Door, name: NameArgument) -> None:
         output.say(f"Proxy '{name}' removed.")
 
 
+@app.command("token")
+@with_door
+def token(door: Door, name: NameArgument) -> None:
+    """Give a proxy a new join token, to enrol it again; its old keys are trusted no longer."""
+    proxy = door.api.post(f"/proxies/{part(name)}/join-token")
+    if door.json:
+        output.print_json(proxy)
+    elif proxy.get("join_token"):
+        output.say(str(proxy["join_token"]))
+    else:
+        output.say(f"Proxy '{name}' is local: `vmhaul up` enrols it again by itself.")
+
+
 @app.command("join")
 def join(
     server: Annotated[str, typer.Option("--server", metavar="URL", help="URL of the backup server.")],
@@ -196,4 +216,4 @@ def run(data: ProxyDataOption) -> None:
         if not data.is_dir():
             raise CliError(f"{data} is not a directory: join a server first with `vmhaul proxy join`")
     # The worker takes the place of this process, so signals reach it and its exit code is ours.
-    os.execv(sys.executable, [sys.executable, "-m", "proxy_worker", "--data", str(data)])
+    os.execv(sys.executable, [sys.executable, "-m", "proxy_worker", "--data", str(data)])  # noqa: S606 - no shell is wanted

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from backup_server.cli import formats, output, secrets_in
+from backup_server import formats
+from backup_server.cli import output, secrets_in, sizes
 from backup_server.cli.client import part
 from backup_server.cli.door import Door, noun, with_door
 from backup_server.cli.exits import CliError, Exit
@@ -16,9 +17,7 @@ from backup_server.cli.follow import follow
 app = noun("Repositories: where restore points are kept.")
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Name or id of the repository.")]
-NoFollowOption = Annotated[
-    bool, typer.Option("--no-follow", help="Start it and return at once.")
-]
+NoFollowOption = Annotated[bool, typer.Option("--no-follow", help="Start it and return at once.")]
 
 
 @app.command("add")
@@ -26,15 +25,20 @@ NoFollowOption = Annotated[
 def add(
     door: Door,
     name: Annotated[str, typer.Argument(metavar="NAME", help="What to call it.")],
-    path: Annotated[str, typer.Argument(metavar="PATH", help="Directory, as server and proxies see it.")],
+    path: Annotated[
+        str, typer.Argument(metavar="PATH", help="Directory, as server and proxies see it.")
+    ],
     password_stdin: Annotated[
-        bool, typer.Option("--password-stdin", help="Read the repository's password from standard input.")
+        bool,
+        typer.Option("--password-stdin", help="Read the repository's password from standard input."),
     ] = False,
     block_size: Annotated[
-        str | None, typer.Option("--block-size", metavar="SIZE", help="Grid of deduplication; 1MiB by default.")
+        str | None,
+        typer.Option("--block-size", metavar="SIZE", help="Grid of deduplication; 1MiB by default."),
     ] = None,
     max_tasks: Annotated[
-        int | None, typer.Option("--max-tasks", min=1, help="Disks that may be written at the same time.")
+        int | None,
+        typer.Option("--max-tasks", min=1, help="Disks that may be written at the same time."),
     ] = None,
     import_: Annotated[
         bool, typer.Option("--import", help="Take over an existing repository with its restore points.")
@@ -54,7 +58,7 @@ def add(
     location = path if door.remote else str(Path(path).expanduser().absolute())
     body: dict[str, Any] = {"name": name, "location": location, "password": password, "import": import_}
     if block_size:
-        body["block_size_bytes"] = formats.parse_size(block_size)
+        body["block_size_bytes"] = sizes.parse_size(block_size)
     if max_tasks:
         body["max_tasks"] = max_tasks
     repository = door.api.post("/repositories", body, slow=True)
@@ -127,14 +131,13 @@ def edit(
     name: NameArgument,
     new_name: Annotated[str | None, typer.Option("--name", help="New name.")] = None,
     max_tasks: Annotated[
-        int | None, typer.Option("--max-tasks", min=1, help="Disks that may be written at the same time.")
+        int | None,
+        typer.Option("--max-tasks", min=1, help="Disks that may be written at the same time."),
     ] = None,
 ) -> None:
     """Change a repository: what is not named stays."""
     changes = {
-        key: value
-        for key, value in (("name", new_name), ("max_tasks", max_tasks))
-        if value is not None
+        key: value for key, value in (("name", new_name), ("max_tasks", max_tasks)) if value is not None
     }
     if not changes:
         raise CliError("nothing to change: name at least one option", Exit.USAGE)

@@ -36,8 +36,12 @@ def disk(
     disk: Annotated[
         str, typer.Option("--disk", metavar="DISK", help="Number from 1, label ('Hard disk 2') or key.")
     ],
-    to: Annotated[str, typer.Option("--to", metavar="FILE", help="Raw image file, on the proxy's machine.")],
-    proxy: Annotated[str | None, typer.Option("--proxy", help="Which proxy writes it; any by default.")] = None,
+    to: Annotated[
+        str, typer.Option("--to", metavar="FILE", help="Raw image file, on the proxy's machine.")
+    ],
+    proxy: Annotated[
+        str | None, typer.Option("--proxy", help="Which proxy writes it; any by default.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
     no_follow: NoFollowOption = False,
 ) -> None:
@@ -63,23 +67,38 @@ def vm(
     door: Door,
     point: PointArgument,
     name: Annotated[str, typer.Option("--name", metavar="NEW", help="Name of the new VM.")],
-    vcenter: Annotated[str | None, typer.Option("--vcenter", help="Where; as backed up by default.")] = None,
-    datacenter: Annotated[str | None, typer.Option("--datacenter", help="As backed up by default.")] = None,
+    vcenter: Annotated[
+        str | None, typer.Option("--vcenter", help="Where; as backed up by default.")
+    ] = None,
+    datacenter: Annotated[
+        str | None, typer.Option("--datacenter", help="As backed up by default.")
+    ] = None,
     folder: Annotated[str | None, typer.Option("--folder", help="As backed up by default.")] = None,
-    pool: Annotated[str | None, typer.Option("--pool", help="Resource pool; as backed up by default.")] = None,
+    pool: Annotated[
+        str | None, typer.Option("--pool", help="Resource pool; as backed up by default.")
+    ] = None,
     host: Annotated[str | None, typer.Option("--host", help="Host that runs it.")] = None,
     datastore: Annotated[str | None, typer.Option("--datastore", help="For all its disks.")] = None,
     disk: Annotated[
         list[str] | None,
-        typer.Option("--disk", metavar="DISK", help="Only these disks: number, label or key; repeat for more."),
+        typer.Option(
+            "--disk", metavar="DISK", help="Only these disks: number, label or key; repeat for more."
+        ),
     ] = None,
-    power_on: Annotated[bool, typer.Option("--power-on", help="Switch it on when it is complete.")] = False,
+    power_on: Annotated[
+        bool, typer.Option("--power-on", help="Switch it on when it is complete.")
+    ] = False,
     keep_identity: Annotated[
-        bool, typer.Option("--keep-identity", help="Keep UUIDs and MAC addresses: the original must be gone.")
+        bool,
+        typer.Option(
+            "--keep-identity", help="Keep UUIDs and MAC addresses: the original must be gone."
+        ),
     ] = False,
     thin: Annotated[
         bool | None,
-        typer.Option("--thin/--thick", help="Kind of its disks; as backed up by default.", show_default=False),
+        typer.Option(
+            "--thin/--thick", help="Kind of its disks; as backed up by default.", show_default=False
+        ),
     ] = None,
     no_follow: NoFollowOption = False,
 ) -> None:

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from backup_server.cli import formats, output, secrets_in
+from backup_server import formats
+from backup_server.cli import output, secrets_in
 from backup_server.cli.client import part
 from backup_server.cli.door import Door, noun, with_door
 from backup_server.cli.points import find_point
@@ -25,7 +26,9 @@ def list_(
     door: Door,
     vm: Annotated[str | None, typer.Option("--vm", help="Only those of this VM.")] = None,
     job: Annotated[str | None, typer.Option("--job", help="Only those of this job.")] = None,
-    repository: Annotated[str | None, typer.Option("--repository", help="Only those in this one.")] = None,
+    repository: Annotated[
+        str | None, typer.Option("--repository", help="Only those in this one.")
+    ] = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="How many, newest first.")] = None,
 ) -> None:
     """List restore points, newest first."""

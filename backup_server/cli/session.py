@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from backup_server.cli import formats, output, summary
+from backup_server import formats
+from backup_server.cli import output, summary
 from backup_server.cli.client import part
 from backup_server.cli.door import Door, noun, with_door
 from backup_server.cli.exits import CliError
@@ -129,7 +130,9 @@ def _all_events(door: Door, session_id: str) -> list[dict[str, Any]]:
 def retry(
     door: Door,
     session: SessionArgument,
-    no_follow: Annotated[bool, typer.Option("--no-follow", help="Start it and return at once.")] = False,
+    no_follow: Annotated[
+        bool, typer.Option("--no-follow", help="Start it and return at once.")
+    ] = False,
 ) -> None:
     """Run the VMs again that failed in a backup session."""
     found = door.api.get(f"/sessions/{part(find_session_id(door.api, session))}")

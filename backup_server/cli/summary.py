@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from backup_server.cli import formats, output
+from backup_server import formats
+from backup_server.cli import output
 
 COLUMNS: Final = (
     "VM",
@@ -41,6 +42,12 @@ def disk_tasks(session: dict[str, Any]) -> Iterator[tuple[dict[str, Any], dict[s
             yield vm, task
 
 
+def disks_done(session: dict[str, Any]) -> str:
+    """As in "3 of 5 disks"; empty while no disk is known."""
+    states = [task["state"] for _, task in disk_tasks(session)]
+    return f"{states.count('done')} of {formats.plural(len(states), 'disk')}" if states else ""
+
+
 def disk_row(vm: dict[str, Any], task: dict[str, Any]) -> tuple[object, ...]:
     """One line of the closing table."""
     stats = task.get("stats") or {}
@@ -72,7 +79,7 @@ def totals(session: dict[str, Any]) -> Totals:
 
 
 def title(session: dict[str, Any]) -> str:
-    """"Backup nightly", "Restore", "Repository check"."""
+    """As in "Backup nightly", "Restore", "Repository check"."""
     kind = str(session["kind"]).replace("-", " ").capitalize()
     job = session.get("job")
     return f"{kind} {job}" if job else kind

@@ -22,7 +22,9 @@ def tasks() -> None:
 @with_door
 def why(
     door: Door,
-    task: Annotated[str, typer.Argument(metavar="TASK", help="Id of the task, from `session show --json`.")],
+    task: Annotated[
+        str, typer.Argument(metavar="TASK", help="Id of the task, from `session show --json`.")
+    ],
 ) -> None:
     """Tell why a task runs where it runs: every candidate, taken or refused, with the reason."""
     found = door.api.get(f"/tasks/{part(task)}/why")

@@ -24,13 +24,19 @@ def up(
     listen: Annotated[
         str | None,
         typer.Option(
-            "--listen", metavar="ADDRESS:PORT", help="Where API and console listen; 127.0.0.1:8470 by default."
+            "--listen",
+            metavar="ADDRESS:PORT",
+            help="Where API and console listen; 127.0.0.1:8470 by default.",
         ),
     ] = None,
     flower_port: Annotated[
         int | None,
         typer.Option(
-            "--flower-port", min=1, max=65535, metavar="PORT", help="Where Flower listens, on loopback; 5555 by default."
+            "--flower-port",
+            min=1,
+            max=65535,
+            metavar="PORT",
+            help="Where Flower listens, on loopback; 5555 by default.",
         ),
     ] = None,
     no_flower: Annotated[bool, typer.Option("--no-flower", help="Run without Flower.")] = False,
@@ -45,11 +51,16 @@ def up(
     broker: Annotated[
         str | None,
         typer.Option(
-            "--broker", metavar="URL", help="Broker elsewhere: rediss://... or @FILE that holds the URL."
+            "--broker",
+            metavar="URL",
+            help="Broker elsewhere: rediss://... or @FILE that holds the URL.",
         ),
     ] = None,
     slots: Annotated[
-        int | None, typer.Option("--slots", min=1, metavar="N", help="Task slots of the default proxy, when it is made.")
+        int | None,
+        typer.Option(
+            "--slots", min=1, metavar="N", help="Task slots of the default proxy, when it is made."
+        ),
     ] = None,
 ) -> None:
     """Start broker, server, local proxies and Flower; Ctrl-C stops them all.
@@ -87,4 +98,4 @@ def _become_supervisor(given: dict[str, object]) -> None:
     os.write(handle, json.dumps(given).encode())
     os.lseek(handle, 0, os.SEEK_SET)
     os.set_inheritable(handle, True)
-    os.execv(sys.executable, [sys.executable, "-m", "backup_server.up", "--options-fd", str(handle)])
+    os.execv(sys.executable, [sys.executable, "-m", "backup_server.up", "--options-fd", str(handle)])  # noqa: S606 - no shell is wanted

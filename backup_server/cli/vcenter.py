@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from backup_server.cli import formats, output, secrets_in
+from backup_server import formats
+from backup_server.cli import output, secrets_in
 from backup_server.cli.client import part
 from backup_server.cli.door import Door, noun, with_door
 from backup_server.cli.exits import CliError, Exit
@@ -22,16 +23,20 @@ PasswordOption = Annotated[
 ]
 ThumbprintOption = Annotated[
     str | None,
-    typer.Option("--thumbprint", metavar="SHA256", help="SHA-256 thumbprint that its certificate must have."),
+    typer.Option(
+        "--thumbprint", metavar="SHA256", help="SHA-256 thumbprint that its certificate must have."
+    ),
 ]
 AcceptOption = Annotated[
     bool,
-    typer.Option("--accept-thumbprint", help="Trust the certificate that it shows now, without asking."),
+    typer.Option(
+        "--accept-thumbprint", help="Trust the certificate that it shows now, without asking."
+    ),
 ]
 
 
 def split_address(text: str) -> tuple[str, int]:
-    """"HOST", "HOST:PORT" and "[IPV6]:PORT" as host and port."""
+    """Host and port of "HOST", "HOST:PORT" or "[IPV6]:PORT"."""
     host, port = text, ""
     if text.startswith("["):
         host, _, port = text[1:].partition("]")
@@ -43,9 +48,7 @@ def split_address(text: str) -> tuple[str, int]:
     return host, int(port) if port else HTTPS_PORT
 
 
-def _agreed_thumbprint(
-    door: Door, host: str, port: int, *, given: str | None, accept: bool
-) -> str:
+def _agreed_thumbprint(door: Door, host: str, port: int, *, given: str | None, accept: bool) -> str:
     """The thumbprint that a person stands for. Shows what the server presents and asks."""
     if given:
         return given
@@ -53,7 +56,9 @@ def _agreed_thumbprint(
     shown = str(probe["thumbprint_sha256"])
     about = probe.get("about") or {}
     what = " ".join(str(about[key]) for key in ("name", "version", "build") if about.get(key))
-    output.note(f"{host}:{port} is {what or 'a server'}; its certificate has the SHA-256 thumbprint\n  {shown}")
+    output.note(
+        f"{host}:{port} is {what or 'a server'}; its certificate has the SHA-256 thumbprint\n  {shown}"
+    )
     secrets_in.confirm("Is this the right one?", assume_yes=accept, option="--accept-thumbprint")
     return shown
 

@@ -1,19 +1,11 @@
-"""How figures and times look to people. Pure functions."""
+"""How figures and times look to people, in the console and on the command line. Pure functions."""
 
 from __future__ import annotations
 
 from datetime import datetime, timedelta
 from typing import Final
 
-from backup_server.cli.exits import CliError, Exit
-
 _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
-_FACTORS: Final = {
-    "": 1,
-    "b": 1,
-    **{name: 1024**power for power, letter in enumerate("kmgt", start=1) for name in (letter, letter + "ib")},
-    **{letter + "b": 1000**power for power, letter in enumerate("kmgt", start=1)},
-}
 _MINUTE_S: Final = 60
 _HOUR_S: Final = 3600
 _DAY_S: Final = 86_400
@@ -69,20 +61,6 @@ def parse_time(text: str) -> datetime:
 
 def span(start: str | None, end: str | None) -> timedelta | None:
     return parse_time(end) - parse_time(start) if start and end else None
-
-
-def parse_size(text: str) -> int:
-    """"1MiB", "512K" and "4194304" to bytes. CliError (usage) for anything else."""
-    cleaned = text.strip().lower()
-    digits = cleaned.rstrip("abcdefghijklmnopqrstuvwxyz ")
-    unit = cleaned[len(digits) :].strip()
-    try:
-        count = float(digits) * _FACTORS[unit]
-    except (ValueError, KeyError) as error:
-        raise CliError(f"'{text}' is not a size; write for example 1MiB or 512K", Exit.USAGE) from error
-    if count <= 0 or count != int(count):
-        raise CliError(f"'{text}' is not a whole number of bytes above zero", Exit.USAGE)
-    return int(count)
 
 
 def plural(count: int, noun: str) -> str:

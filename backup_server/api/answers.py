@@ -1,0 +1,223 @@
+"""What the API answers, for the OpenAPI description and for tests.
+
+Answers are plain values of the services and are not copied through these models; tests hold real
+answers against them.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Generic, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+T = TypeVar("T")
+
+
+class Answer(BaseModel):
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+
+class ErrorBody(Answer):
+    code: str
+    message: str
+    details: dict[str, Any]
+
+
+class ErrorAnswer(Answer):
+    error: ErrorBody
+
+
+class Page(Answer, Generic[T]):
+    items: list[T]
+    next: str | None
+
+
+class About(Answer):
+    version: str
+    server_id: str
+    started_at: str
+    data_dir: str
+    database: str
+    broker: str
+    flower_url: str | None
+
+
+class Health(Answer):
+    status: str
+
+
+class Probe(Answer):
+    thumbprint_sha256: str
+    thumbprint_sha1: str
+
+
+class Vcenter(Answer):
+    id: str
+    name: str
+    host: str
+    port: int
+    username: str
+    thumbprint_sha256: str
+    instance_uuid: str
+    about: dict[str, Any]
+    inventory_at: str | None
+
+
+class Repository(Answer):
+    id: str
+    name: str
+    repository_id: str
+    location: str
+    block_size_bytes: int
+    max_tasks: int
+    total_bytes: int | None
+    free_bytes: int | None
+
+
+class Proxy(Answer):
+    id: str
+    name: str
+    description: str
+    local: bool
+    enabled: bool
+    state: Literal["online", "offline", "draining", "never-seen"]
+    slots: int
+    running: int
+    modes: list[str]
+    version: str | None
+    last_seen_at: str | None
+    clock_offset_s: float | None
+
+
+class ProxyWithToken(Proxy):
+    join_token: str | None = None
+
+
+class Enrolment(Answer):
+    proxy_id: str
+    server_key: str
+    broker_url: str
+
+
+class Job(Answer):
+    id: str
+    name: str
+    description: str
+    enabled: bool
+    vcenter: str
+    repository: str
+    selection: dict[str, Any]
+    schedule: dict[str, Any] | None
+    retention: dict[str, Any]
+    quiesce: str
+    compression: str
+    change_tracking: bool
+    full_every_days: int | None
+    retries: dict[str, Any]
+    proxies: list[str]
+    modes: list[str]
+    next_run_at: str | None
+    last_session: dict[str, Any] | None
+
+
+class Progress(Answer):
+    total_bytes: int
+    done_bytes: int
+    read_bytes: int
+    stored_bytes: int
+    bytes_per_s: float
+    eta_s: float | None
+    bottleneck: str | None
+
+
+class Task(Answer):
+    id: str
+    kind: str
+    disk_key: int
+    label: str
+    state: Literal["pending", "running", "done"]
+    result: str | None
+    reason: str
+    proxy: str | None
+    mode: str | None
+    attempt: int
+    read_mode: str | None
+    read_mode_reason: str
+    progress: dict[str, Any]
+    stats: dict[str, Any] | None
+
+
+class SessionVm(Answer):
+    name: str
+    moref: str
+    instance_uuid: str
+    state: str
+    result: str | None
+    reason: str
+    restore_point_id: str | None
+    tasks: list[Task]
+
+
+class Session(Answer):
+    id: str
+    kind: str
+    job: str | None
+    state: Literal["queued", "running", "finished"]
+    result: Literal["success", "warning", "failed", "cancelled"] | None
+    reason: str
+    started_at: str | None
+    finished_at: str | None
+    progress: Progress
+    counts: dict[str, int]
+    retry_of: str | None
+    attempt: int
+
+
+class SessionWithVms(Session):
+    vms: list[SessionVm]
+
+
+class Event(Answer):
+    id: int
+    at: str
+    level: Literal["info", "warning", "error"]
+    name: str
+    text: str
+
+
+class RestorePoint(Answer):
+    id: str
+    vm: str
+    instance_uuid: str
+    job: str | None
+    repository: str
+    created_at: str
+    kind: str
+    consistency: str
+    disks: list[dict[str, Any]]
+    previous: str | None
+    size_bytes: int
+
+
+class Check(Answer):
+    name: str
+    level: Literal["ok", "warning", "error"]
+    text: str
+    advice: str
+
+
+class Checks(Answer):
+    checks: list[Check]
+
+
+class ConsoleLink(Answer):
+    path: str
+    expires_at: str
+
+
+def ok(model: Any, *errors: int) -> dict[int | str, dict[str, Any]]:
+    """`responses` of a route: what it answers, and which errors it may."""
+    described: dict[int | str, dict[str, Any]] = {200: {"model": model}}
+    for status in (*errors, 401):
+        described[status] = {"model": ErrorAnswer}
+    return described

@@ -1,0 +1,53 @@
+"""Jobs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+
+from backup_server.api import answers
+from backup_server.api.deps import DEFAULT_LIMIT, Ctx, Cursor, Limit, page
+from backup_server.api.schemas import JobBody, JobChanges, RunBody
+from backup_server.services import jobs
+
+router = APIRouter(prefix="/jobs", tags=["jobs"])
+
+
+@router.get("", responses=answers.ok(answers.Page[answers.Job]))
+def list_jobs(ctx: Ctx, limit: Limit = DEFAULT_LIMIT, cursor: Cursor = None) -> Any:
+    return page(jobs.list_all(ctx), limit, cursor)
+
+
+@router.post("", responses=answers.ok(answers.Job, 404, 409, 422))
+def create_job(ctx: Ctx, body: JobBody) -> Any:
+    return jobs.create(ctx, body.given())
+
+
+@router.get("/{ref}", responses=answers.ok(answers.Job, 404))
+def get_job(ctx: Ctx, ref: str) -> Any:
+    return jobs.get(ctx, ref)
+
+
+@router.patch("/{ref}", responses=answers.ok(answers.Job, 404, 409, 422))
+def edit_job(ctx: Ctx, ref: str, body: JobChanges) -> Any:
+    return jobs.edit(ctx, ref, body.given())
+
+
+@router.delete("/{ref}", status_code=204, responses={404: {"model": answers.ErrorAnswer}})
+def remove_job(ctx: Ctx, ref: str) -> None:
+    """Delete it; its restore points stay."""
+    jobs.remove(ctx, ref)
+
+
+@router.post("/{ref}/run", responses=answers.ok(answers.Session, 404, 409, 422))
+def run_job(ctx: Ctx, ref: str, body: RunBody | None = None) -> Any:
+    """Start a session; 409 with its id in `details.session` while one is running."""
+    asked = body or RunBody()
+    return jobs.run(ctx, ref, full=asked.full, only_failed=asked.only_failed)
+
+
+@router.get("/{ref}/plan", responses=answers.ok(dict[str, Any], 404, 503))
+def plan_job(ctx: Ctx, ref: str) -> Any:
+    """Which VMs and disks the next run takes, what is left out, and why."""
+    return jobs.plan(ctx, ref)

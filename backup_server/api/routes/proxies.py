@@ -1,0 +1,49 @@
+"""Backup proxies, as administrators see them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+
+from backup_server.api import answers
+from backup_server.api.deps import DEFAULT_LIMIT, Ctx, Cursor, Limit, page
+from backup_server.api.schemas import NothingBody, ProxyBody, ProxyChanges
+from backup_server.services import proxies
+
+router = APIRouter(prefix="/proxies", tags=["proxies"])
+
+
+@router.get("", responses=answers.ok(answers.Page[answers.Proxy]))
+def list_proxies(ctx: Ctx, limit: Limit = DEFAULT_LIMIT, cursor: Cursor = None) -> Any:
+    return page(proxies.list_all(ctx), limit, cursor)
+
+
+@router.post("", responses=answers.ok(answers.ProxyWithToken, 409, 422))
+def add_proxy(ctx: Ctx, body: ProxyBody) -> Any:
+    """Add one. When it is not local, `join_token` is shown, here and never again."""
+    return proxies.add(
+        ctx, name=body.name, slots=body.slots, local=body.local, description=body.description
+    )
+
+
+@router.get("/{ref}", responses=answers.ok(answers.Proxy, 404))
+def get_proxy(ctx: Ctx, ref: str) -> Any:
+    return proxies.get(ctx, ref)
+
+
+@router.patch("/{ref}", responses=answers.ok(answers.Proxy, 404, 422))
+def edit_proxy(ctx: Ctx, ref: str, body: ProxyChanges) -> Any:
+    return proxies.edit(ctx, ref, body.given())
+
+
+@router.delete("/{ref}", status_code=204, responses={404: {"model": answers.ErrorAnswer}})
+def remove_proxy(ctx: Ctx, ref: str) -> None:
+    proxies.remove(ctx, ref)
+
+
+@router.post("/{ref}/join-token", responses=answers.ok(answers.ProxyWithToken, 404, 409))
+def new_join_token(ctx: Ctx, ref: str, body: NothingBody | None = None) -> Any:
+    """Let a proxy enrol again: its old keys are trusted no longer."""
+    del body
+    return proxies.new_token(ctx, ref)

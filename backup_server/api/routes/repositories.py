@@ -1,0 +1,68 @@
+"""Repositories."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+
+from backup_server.api import answers
+from backup_server.api.deps import DEFAULT_LIMIT, Ctx, Cursor, Limit, page
+from backup_server.api.schemas import CheckBody, NothingBody, RepositoryBody, RepositoryChanges
+from backup_server.services import repositories
+from transports.vsphere.model import Secret
+
+router = APIRouter(prefix="/repositories", tags=["repositories"])
+
+
+@router.get("", responses=answers.ok(answers.Page[answers.Repository]))
+def list_repositories(ctx: Ctx, limit: Limit = DEFAULT_LIMIT, cursor: Cursor = None) -> Any:
+    return page(repositories.list_all(ctx), limit, cursor)
+
+
+@router.post("", responses=answers.ok(answers.Repository, 409, 422, 503))
+def add_repository(ctx: Ctx, body: RepositoryBody) -> Any:
+    """Create one; with `import`, take over the one that is there."""
+    return repositories.add(
+        ctx,
+        name=body.name,
+        location=body.location,
+        password=Secret(body.password.get_secret_value()),
+        block_size_bytes=body.block_size_bytes,
+        max_tasks=body.max_tasks,
+        import_existing=body.import_existing,
+    )
+
+
+@router.get("/{ref}", responses=answers.ok(answers.Repository, 404))
+def get_repository(ctx: Ctx, ref: str) -> Any:
+    return repositories.get(ctx, ref)
+
+
+@router.patch("/{ref}", responses=answers.ok(answers.Repository, 404, 409, 422))
+def edit_repository(ctx: Ctx, ref: str, body: RepositoryChanges) -> Any:
+    return repositories.edit(ctx, ref, body.given())
+
+
+@router.delete("/{ref}", status_code=204, responses={404: {"model": answers.ErrorAnswer}})
+def remove_repository(ctx: Ctx, ref: str) -> None:
+    """Forget it; its data stay."""
+    repositories.remove(ctx, ref)
+
+
+@router.post("/{ref}/check", responses=answers.ok(answers.Session, 404, 409))
+def check_repository(ctx: Ctx, ref: str, body: CheckBody | None = None) -> Any:
+    asked = body or CheckBody()
+    return repositories.check(ctx, ref, read_data=asked.read_data, sample_share=asked.sample_share)
+
+
+@router.post("/{ref}/rescan", responses=answers.ok(answers.Session, 404, 409))
+def rescan_repository(ctx: Ctx, ref: str, body: NothingBody | None = None) -> Any:
+    del body
+    return repositories.rescan(ctx, ref)
+
+
+@router.post("/{ref}/prune", responses=answers.ok(answers.Session, 404, 409))
+def prune_repository(ctx: Ctx, ref: str, body: NothingBody | None = None) -> Any:
+    del body
+    return repositories.prune(ctx, ref)

@@ -1,0 +1,180 @@
+"""Bodies that the API takes. A field that is not named here is refused.
+
+Whether values make sense together is the services' matter; this is about shape. Passwords are
+`SecretStr`, so that they print as stars.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+
+Port = Annotated[int, Field(ge=1, le=65535)]
+Name = Annotated[str, Field(min_length=1, max_length=100)]
+
+
+class Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def given(self) -> dict[str, Any]:
+        """Only the fields that the request named."""
+        return self.model_dump(exclude_unset=True)
+
+
+class ProbeBody(Body):
+    host: str = Field(min_length=1)
+    port: Port = 443
+
+
+class VcenterBody(Body):
+    name: Name
+    host: str = Field(min_length=1)
+    port: Port = 443
+    username: str = Field(min_length=1)
+    password: SecretStr
+    thumbprint_sha256: str
+
+
+class VcenterChanges(Body):
+    name: Name | None = None
+    host: str | None = None
+    port: Port | None = None
+    username: str | None = None
+    password: SecretStr | None = None
+    thumbprint_sha256: str | None = None
+
+
+class RepositoryBody(Body):
+    name: Name
+    location: str = Field(min_length=1, description="Directory, as server and proxies see it.")
+    password: SecretStr
+    block_size_bytes: int | None = None
+    max_tasks: int | None = Field(default=None, ge=1)
+    import_existing: bool = Field(default=False, alias="import")
+
+
+class RepositoryChanges(Body):
+    name: Name | None = None
+    max_tasks: int | None = Field(default=None, ge=1)
+
+
+class CheckBody(Body):
+    read_data: bool = False
+    sample_share: float = Field(default=0.0, ge=0, le=1)
+
+
+class NothingBody(Body):
+    """An empty object, or no body at all."""
+
+
+class ProxyBody(Body):
+    name: Name
+    slots: int | None = Field(default=None, ge=1)
+    local: bool = False
+    description: str = ""
+
+
+class ProxyChanges(Body):
+    slots: int | None = Field(default=None, ge=1)
+    enabled: bool | None = None
+    description: str | None = None
+    modes: list[str] | None = None
+
+
+class EnrolBody(Body):
+    token: SecretStr
+    name: Name
+    signing_key: str = Field(description="Ed25519 verify key, hexadecimal.")
+    sealing_key: str = Field(description="X25519 public key, hexadecimal.")
+    version: str
+
+
+class Selector(Body):
+    type: Literal["vm", "folder", "resource-pool", "cluster", "datacenter", "tag", "all"]
+    name: str = "*"
+
+
+class ExcludedDisk(Body):
+    vm: str = Field(min_length=1)
+    disk: str | int
+
+
+class Selection(Body):
+    include: list[Selector]
+    exclude: list[Selector] = []
+    exclude_disks: list[ExcludedDisk] = []
+
+
+class Schedule(Body):
+    cron: str
+    time_zone: str = "UTC"
+    missed: Literal["run-once", "skip"] = "run-once"
+
+
+class KeepLast(Body):
+    keep: int = Field(ge=1)
+
+
+class KeepDays(Body):
+    days: int = Field(ge=1)
+
+
+class Retries(Body):
+    count: int = Field(default=3, ge=0)
+    wait_s: int = Field(default=600, ge=0)
+
+
+class JobChanges(Body):
+    """Any of a job's fields."""
+
+    name: Name | None = None
+    description: str | None = None
+    enabled: bool | None = None
+    vcenter: str | None = None
+    repository: str | None = None
+    selection: Selection | None = None
+    schedule: Schedule | None = None
+    retention: KeepLast | KeepDays | None = None
+    quiesce: Literal["off", "try", "require"] | None = None
+    compression: Literal["none", "fast", "balanced", "high"] | None = None
+    change_tracking: bool | None = None
+    full_every_days: int | None = Field(default=None, ge=1)
+    retries: Retries | None = None
+    proxies: list[str] | None = None
+    modes: list[str] | None = None
+
+
+class JobBody(JobChanges):
+    name: Name
+    vcenter: str
+    repository: str
+    selection: Selection
+
+
+class RunBody(Body):
+    full: bool = False
+    only_failed: bool = False
+
+
+class RestoreDiskBody(Body):
+    restore_point: str
+    disk: int | str = Field(description="Key, label, or number from 1.")
+    path: str = Field(min_length=1)
+    proxy: str | None = None
+    overwrite: bool = False
+
+
+class RestoreVmBody(Body):
+    restore_point: str
+    name: str = Field(min_length=1)
+    vcenter: str | None = None
+    datacenter: str | None = None
+    folder: str | None = None
+    resource_pool: str | None = None
+    host: str | None = None
+    datastore: str | None = None
+    disks: list[int | str] | None = None
+    power_on: bool = False
+    keep_identity: bool = False
+    thin: bool | None = None

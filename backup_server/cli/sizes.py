@@ -1,0 +1,32 @@
+"""Sizes that people type."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from backup_server.cli.exits import CliError, Exit
+
+_FACTORS: Final = {
+    "": 1,
+    "b": 1,
+    **{
+        name: 1024**power
+        for power, letter in enumerate("kmgt", start=1)
+        for name in (letter, letter + "ib")
+    },
+    **{letter + "b": 1000**power for power, letter in enumerate("kmgt", start=1)},
+}
+
+
+def parse_size(text: str) -> int:
+    """Bytes of "1MiB", "512K" or "4194304"; CliError (usage) for anything else."""
+    cleaned = text.strip().lower()
+    digits = cleaned.rstrip("abcdefghijklmnopqrstuvwxyz ")
+    unit = cleaned[len(digits) :].strip()
+    try:
+        count = float(digits) * _FACTORS[unit]
+    except (ValueError, KeyError) as error:
+        raise CliError(f"'{text}' is not a size; write for example 1MiB or 512K", Exit.USAGE) from error
+    if count <= 0 or count != int(count):
+        raise CliError(f"'{text}' is not a whole number of bytes above zero", Exit.USAGE)
+    return int(count)

@@ -1,0 +1,202 @@
+"""Composition root of the server process: `python -m backup_server.main --data DIR`.
+
+API, console, session engine, scheduler and janitor in one process over one context. The clock, the
+keys and the way to vSphere are chosen here and handed down.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import secrets
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.routing import Mount
+
+from backup_server.api.app import create_api
+from backup_server.api.deps import Doorstep
+from backup_server.broker import SOCKET_NAME
+from backup_server.config import Settings, load_settings
+from backup_server.errors import VmhaulError
+from backup_server.log import set_up_logging
+from backup_server.scheduler.main import Scheduler
+from backup_server.services.bootstrap import open_context
+from backup_server.services.context import Context
+from backup_server.services.engine import SessionEngine
+from backup_server.services.janitor import Janitor
+from backup_server.services.proxy_door import ProxyDoor, server_verify_key
+from backup_server.services.vcenter_pool import VsphereDoor
+from backup_server.up.options import read_json, write_private
+from backup_server.web.app import create_console
+from backup_server.web.logins import Logins
+from proxy_worker.contracts.names import celery_socket_url
+from transports import vsphere
+from transports.vsphere.model import Secret
+
+TOKEN_FILE: Final = "api-token"  # noqa: S105 - a file's name
+SERVER_FILE: Final = "server.json"
+GRACE_S: Final = 5
+"""For requests that are being answered when the server is to end."""
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)  # noqa: TID251 - the composition root owns the clock
+
+
+def load_or_create_token(path: Path) -> Secret:
+    """The API's token: the same over restarts, so that copies of it stay good. Mode 0600."""
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return Secret(path.read_text().strip())
+    token = secrets.token_urlsafe(32)
+    with os.fdopen(handle, "w") as file:
+        file.write(token + "\n")
+    return Secret(token)
+
+
+def broker_url(settings: Settings) -> str:
+    """In Celery's form: the one that was named, or the embedded one's socket."""
+    return settings.broker or celery_socket_url(str(settings.run_dir / SOCKET_NAME))
+
+
+def create_app(
+    ctx: Context,
+    token: Secret,
+    *,
+    start: Callable[[], None] = lambda: None,
+    stop: Callable[[], None] = lambda: None,
+) -> Starlette:
+    """API and console over one context. `start` and `stop` run with the application's life."""
+    logins = Logins(token, ctx.clock)
+    door = ProxyDoor(ctx)
+    step = Doorstep(
+        ctx=ctx,
+        token=token,
+        console_link=logins.new_link,
+        secrets_for_proxy=door.secrets,
+        enrolment=lambda: {
+            "server_key": server_verify_key(ctx),
+            "broker_url": broker_url(ctx.settings),
+        },
+    )
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        del app
+        await run_in_threadpool(start)
+        try:
+            yield
+        finally:
+            await run_in_threadpool(stop)
+
+    return Starlette(
+        routes=[Mount("/api", create_api(step)), Mount("/", create_console(ctx, logins))],
+        lifespan=lifespan,
+    )
+
+
+class Server:
+    """The loops of the process and the file that tells where it listens."""
+
+    def __init__(self, ctx: Context, token: Secret, listener: socket.socket) -> None:
+        self._ctx = ctx
+        self._token = token
+        self._file = ctx.settings.run_dir / SERVER_FILE
+        host, port = listener.getsockname()[:2]
+        self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        self._engine = SessionEngine(ctx)
+        self._scheduler = Scheduler(ctx, broker_url(ctx.settings))
+        self._janitor = Janitor(ctx)
+
+    def start(self) -> None:
+        self._engine.start()
+        self._scheduler.start()
+        self._janitor.start()
+        content = {"url": self.url, "token": self._token.reveal(), "pid": os.getpid()}
+        write_private(self._file, content)
+        self._ctx.log.info("server.started", url=self.url)
+
+    def stop(self) -> None:
+        """In the reverse order; running tasks go on at their proxies."""
+        self._ctx.log.info("server.stopping")
+        self._file.unlink(missing_ok=True)
+        self._ctx.stopping.set()
+        self._janitor.stop()
+        self._scheduler.stop()
+        self._engine.stop()
+
+
+def listen(settings: Settings) -> socket.socket:
+    """A bound socket; VmhaulError when the address cannot be had."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((settings.host, settings.port))
+    except OSError as error:
+        listener.close()
+        raise VmhaulError(
+            f"{settings.host}:{settings.port} cannot be listened on ({error.strerror}): "
+            "choose another with --listen or VMHAUL_HOST and VMHAUL_PORT"
+        ) from error
+    return listener
+
+
+def run(settings: Settings) -> None:
+    """Until SIGTERM or SIGINT."""
+    listener = listen(settings)
+    ctx = open_context(
+        settings,
+        clock=utc_now,
+        vsphere=VsphereDoor(connect=vsphere.connect, probe=vsphere.probe),
+    )
+    try:
+        token = load_or_create_token(settings.data_dir / TOKEN_FILE)
+        server = Server(ctx, token, listener)
+        app = create_app(ctx, token, start=server.start, stop=server.stop)
+        config = uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=GRACE_S,
+        )
+        # uvicorn raises the signal again when it is done; without these the process would die of it
+        # before the context is closed.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: None)
+        uvicorn.Server(config).run(sockets=[listener])
+    finally:
+        ctx.close()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="backup_server.main")
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--settings", type=Path, help="JSON file with settings, as `vmhaul up` writes")
+    arguments = parser.parse_args()
+    given: dict[str, Any] = read_json(arguments.settings) if arguments.settings else {}
+    try:
+        settings = load_settings(**{**given, "data_dir": arguments.data})
+        settings.make_directories()
+        set_up_logging(level=settings.log_level, form=settings.log_format)
+        run(settings)
+    except VmhaulError as error:
+        print(f"vmhaul server: {error}", file=sys.stderr)  # noqa: T201 - logging may not be up yet
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
