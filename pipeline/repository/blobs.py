@@ -1,0 +1,170 @@
+"""Blobs: naming, encoding and decoding of blocks and map nodes."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Final
+
+import zstandard
+from blake3 import blake3
+
+from pipeline.crypto.aead import ENGINE, NONCE_BYTES, TAG_BYTES, Aead
+from pipeline.crypto.keyring import Keyring
+from pipeline.errors import IntegrityError, UnsupportedFormatError
+from pipeline.repository.format import (
+    BLOB_HEADER,
+    BLOB_MAGIC,
+    KEY_EPOCH,
+    MAX_BLOB_RAW_BYTES,
+    BlobKind,
+    Encoding,
+)
+from pipeline.repository.sealed import checked_aead
+from pipeline.storage.base import Buffer
+
+COMPRESSION_LEVELS: Final = {"none": None, "fast": 1, "balanced": 3, "high": 9}
+"""zstandard's levels; measured ratio and speed are in docs/explanation/data-mover.md."""
+WORTH_IT_SHARE: Final = 0.97
+"""A block that compresses to more than this is stored as it is: reading it back is then cheaper."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodedBlob:
+    """A blob as it goes into a pack."""
+
+    blob_id: bytes
+    kind: BlobKind
+    encoding: Encoding
+    raw_length: int
+    header: bytes
+    body: Buffer
+
+    @property
+    def length(self) -> int:
+        return len(self.header) + len(self.body)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlobFacts:
+    """A blob header, taken apart and checked as far as it can be without the key."""
+
+    blob_id: bytes
+    kind: BlobKind
+    encoding: Encoding
+    aead: Aead
+    stored_length: int
+    raw_length: int
+    nonce: bytes
+
+
+def block_id(keyring: Keyring, content: Buffer) -> bytes:
+    return blake3(content, key=keyring.block_id_key).digest()
+
+
+def node_id(keyring: Keyring, content: Buffer) -> bytes:
+    return blake3(content, key=keyring.node_id_key).digest()
+
+
+class BlobCodec:
+    """Encodes and decodes. One for each thread: the contexts inside are reused and not shared."""
+
+    def __init__(self, keyring: Keyring, algorithm: Aead, compression: str = "fast") -> None:
+        """`compression` is one of COMPRESSION_LEVELS; ValueError otherwise."""
+        if compression not in COMPRESSION_LEVELS:
+            raise ValueError(f"compression {compression!r} is none of {', '.join(COMPRESSION_LEVELS)}")
+        self._keyring = keyring
+        self._algorithm = algorithm
+        level = COMPRESSION_LEVELS[compression]
+        self._compressor = None if level is None else zstandard.ZstdCompressor(level=level)
+        self._decompressor = zstandard.ZstdDecompressor()
+
+    def encode(self, kind: BlobKind, blob_id: bytes, content: Buffer) -> EncodedBlob:
+        """Compress and encrypt. `content` is not kept."""
+        encoding, body = Encoding.RAW, content
+        if self._compressor is not None:
+            packed = self._compressor.compress(content)
+            if len(packed) <= len(content) * WORTH_IT_SHARE:
+                encoding, body = Encoding.ZSTD, packed
+        nonce = os.urandom(NONCE_BYTES[self._algorithm])
+        header = BLOB_HEADER.pack(
+            BLOB_MAGIC,
+            kind,
+            encoding,
+            self._algorithm,
+            0,
+            KEY_EPOCH,
+            len(body) + TAG_BYTES[self._algorithm],
+            len(content),
+            blob_id,
+            nonce,
+        )
+        associated = header + self._keyring.repository_id
+        sealed = ENGINE.encrypt(self._algorithm, self._keyring.encryption_key, nonce, associated, body)
+        return EncodedBlob(
+            blob_id=blob_id,
+            kind=kind,
+            encoding=encoding,
+            raw_length=len(content),
+            header=header,
+            body=sealed,
+        )
+
+    def decode(self, kind: BlobKind, blob_id: bytes, stored: Buffer) -> Buffer:
+        """The content of a whole stored blob, verified against its id. Raises IntegrityError."""
+        what = f"blob {blob_id.hex()}"
+        view = memoryview(stored)
+        facts = parse_blob_header(view[: BLOB_HEADER.size], what)
+        if facts.blob_id != blob_id or facts.kind != kind:
+            raise IntegrityError(f"{what} is not where the index says; run a check of the repository")
+        if BLOB_HEADER.size + facts.stored_length != len(view):
+            raise IntegrityError(f"{what} is damaged: its length is not the one in the index")
+        associated = bytes(view[: BLOB_HEADER.size]) + self._keyring.repository_id
+        try:
+            body = ENGINE.decrypt(
+                facts.aead,
+                self._keyring.encryption_key,
+                facts.nonce,
+                associated,
+                view[BLOB_HEADER.size :],
+            )
+        except IntegrityError as error:
+            raise IntegrityError(f"{what} is damaged: {error}") from error
+        content = self._decompressed(facts, body, what)
+        name = block_id if kind is BlobKind.BLOCK else node_id
+        if len(content) != facts.raw_length or name(self._keyring, content) != blob_id:
+            raise IntegrityError(f"{what} is damaged: its content has another id")
+        return content
+
+    def _decompressed(self, facts: BlobFacts, body: Buffer, what: str) -> Buffer:
+        if facts.encoding is Encoding.RAW:
+            return body
+        try:
+            return self._decompressor.decompress(body, max_output_size=facts.raw_length)
+        except zstandard.ZstdError as error:
+            raise IntegrityError(f"{what} is damaged: {error}") from error
+
+
+def parse_blob_header(header: Buffer, what: str) -> BlobFacts:
+    """Raises IntegrityError, UnsupportedFormatError for what a newer vmhaul wrote."""
+    if len(header) != BLOB_HEADER.size:
+        raise IntegrityError(f"{what} is truncated")
+    magic, kind, encoding, aead, reserved, epoch, stored, raw, blob_id, nonce = BLOB_HEADER.unpack(
+        header
+    )
+    if magic != BLOB_MAGIC or reserved or raw > MAX_BLOB_RAW_BYTES or kind not in {1, 2}:
+        raise IntegrityError(f"{what} is damaged: its header is none of a blob")
+    if epoch != KEY_EPOCH or encoding not in {Encoding.RAW, Encoding.ZSTD}:
+        raise UnsupportedFormatError(
+            f"{what} has key epoch {epoch}, encoding {encoding}; use a newer vmhaul"
+        )
+    algorithm = checked_aead(aead, nonce, what)
+    return BlobFacts(
+        blob_id=blob_id,
+        kind=BlobKind(kind),
+        encoding=Encoding(encoding),
+        aead=algorithm,
+        stored_length=stored,
+        raw_length=raw,
+        nonce=nonce[: NONCE_BYTES[algorithm]],
+    )

@@ -1,0 +1,120 @@
+"""The restore points of a repository, as its objects tell them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from pipeline.crypto.keyring import Keyring
+from pipeline.errors import IntegrityError, ObjectNotFoundError
+from pipeline.repository import layout
+from pipeline.repository.points import (
+    UNKNOWN_HASH,
+    ForgottenPoint,
+    StoredPoint,
+    parse_forgotten,
+    parse_point,
+)
+from pipeline.storage.base import Storage
+
+MAX_LISTINGS: Final = 20
+
+
+@dataclass(slots=True, kw_only=True)
+class Catalogue:
+    """What `points/` and `forgotten/` hold at one moment."""
+
+    points: dict[str, StoredPoint] = field(default_factory=dict)
+    """Those that count, by id; without VM configuration and NVRAM, which are long."""
+    forgotten: dict[str, ForgottenPoint] = field(default_factory=dict)
+    left_over: list[str] = field(default_factory=list)
+    """Ids of points that are forgotten, but whose object is still there."""
+    damaged: dict[str, str] = field(default_factory=dict)
+    """What is wrong, by object name."""
+
+    def newest_of(self, instance_uuid: str) -> StoredPoint | None:
+        """The last committed point of a VM."""
+        of_vm = [p for p in self.points.values() if p.point.vm.instance_uuid == instance_uuid]
+        return max(of_vm, key=lambda stored: stored.sequence, default=None)
+
+
+class CatalogueLoader:
+    """Reads the catalogue; what was read once is not read again."""
+
+    def __init__(self, storage: Storage, keyring: Keyring) -> None:
+        self._storage = storage
+        self._keyring = keyring
+        self._points: dict[str, StoredPoint] = {}
+        self._forgotten: dict[str, ForgottenPoint] = {}
+
+    def load(self, *, again: bool = False) -> Catalogue:
+        """The catalogue as it is now. `again` trusts nothing that was read before."""
+        if again:
+            self._points = {}
+            self._forgotten = {}
+        catalogue = Catalogue()
+        # points/ is listed first: a point that is forgotten in between then has its record listed.
+        names = [entry.name for entry in self._storage.list(layout.POINTS)]
+        self._load_forgotten(catalogue)
+        self._load_points(catalogue, names)
+        self._points = {name: stored for name, stored in self._points.items() if name in set(names)}
+        return catalogue
+
+    def _load_forgotten(self, catalogue: Catalogue) -> None:
+        for entry in self._storage.list(layout.FORGOTTEN):
+            try:
+                if entry.name not in self._forgotten:
+                    data = self._storage.read(entry.name)
+                    self._forgotten[entry.name] = parse_forgotten(self._keyring, entry.name, data)
+                record = self._forgotten[entry.name]
+                catalogue.forgotten[record.point_id] = record
+            except ObjectNotFoundError:
+                continue
+            except IntegrityError as error:
+                catalogue.damaged[entry.name] = str(error)
+
+    def _load_points(self, catalogue: Catalogue, names: Iterable[str]) -> None:
+        for name in names:
+            point_id = name.removeprefix(layout.POINTS)
+            if point_id in catalogue.forgotten:
+                catalogue.left_over.append(point_id)
+                continue
+            try:
+                if name not in self._points:
+                    stored = parse_point(self._keyring, name, self._storage.read(name))
+                    self._points[name] = replace(
+                        stored, point=replace(stored.point, vm_config=b"", nvram=b"")
+                    )
+                catalogue.points[point_id] = self._points[name]
+            except ObjectNotFoundError:
+                continue
+            except IntegrityError as error:
+                catalogue.damaged[name] = str(error)
+
+
+def chain_problems(catalogue: Catalogue) -> list[str]:
+    """Restore points whose predecessor was deleted or replaced without being forgotten."""
+    problems = []
+    for stored in catalogue.points.values():
+        predecessor = stored.predecessor
+        if predecessor is None:
+            continue
+        known = catalogue.points.get(predecessor)
+        forgotten = catalogue.forgotten.get(predecessor)
+        label = describe(stored)
+        if known is not None:
+            if known.payload_hash != stored.predecessor_hash:
+                problems.append(f"{label}: the restore point before it, {predecessor}, was replaced")
+        elif forgotten is None:
+            problems.append(
+                f"{label}: the restore point before it, {predecessor}, is missing and was not forgotten"
+            )
+        elif forgotten.payload_hash not in {stored.predecessor_hash, UNKNOWN_HASH}:
+            problems.append(f"{label}: the restore point before it, {predecessor}, had been replaced")
+    return problems
+
+
+def describe(stored: StoredPoint) -> str:
+    point = stored.point
+    return f"VM {point.vm.name}, restore point {point.id} of {point.created_at:%Y-%m-%d %H:%M:%S} UTC"

@@ -1,0 +1,115 @@
+"""Packs that prune took out of the index and will delete later, section 10 of the format."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from pipeline.crypto.aead import Aead
+from pipeline.crypto.keyring import Keyring
+from pipeline.errors import IntegrityError, ObjectNotFoundError
+from pipeline.repository import layout
+from pipeline.repository.format import DOOMED_HEAD, SealedKind
+from pipeline.repository.index import (
+    IndexLoader,
+    PackSegment,
+    format_segments,
+    parse_segments,
+    write_index_object,
+)
+from pipeline.repository.sealed import seal, unseal
+from pipeline.storage.base import Storage
+
+UNARMED_MS: Final = (1 << 64) - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DoomedRecord:
+    name: str
+    doomed_at_s: float | None
+    """None while the index may still name the packs: not armed yet."""
+    segments: tuple[PackSegment, ...]
+
+
+def write_doomed(
+    storage: Storage,
+    keyring: Keyring,
+    algorithm: Aead,
+    segments: Iterable[PackSegment],
+    doomed_at_s: float | None,
+) -> None:
+    name = layout.doomed_name(layout.new_object_id())
+    storage.put(name, _format(keyring, algorithm, name, segments, doomed_at_s))
+
+
+def arm_doomed(
+    storage: Storage,
+    keyring: Keyring,
+    algorithm: Aead,
+    name: str,
+    segments: Iterable[PackSegment],
+    doomed_at_s: float,
+) -> None:
+    """From this time on nobody finds these packs any more."""
+    storage.replace(name, _format(keyring, algorithm, name, segments, doomed_at_s))
+
+
+def _format(
+    keyring: Keyring,
+    algorithm: Aead,
+    name: str,
+    segments: Iterable[PackSegment],
+    doomed_at_s: float | None,
+) -> bytes:
+    doomed_at_ms = UNARMED_MS if doomed_at_s is None else int(doomed_at_s * 1000)
+    payload = DOOMED_HEAD.pack(doomed_at_ms) + format_segments(segments)
+    return seal(keyring, algorithm, SealedKind.DOOMED, name, payload)
+
+
+def read_doomed(storage: Storage, keyring: Keyring) -> list[DoomedRecord]:
+    """Every doomed record. Raises IntegrityError for a damaged one."""
+    records = []
+    for entry in storage.list(layout.DOOMED):
+        try:
+            data = storage.read(entry.name)
+        except ObjectNotFoundError:
+            continue
+        payload = unseal(keyring, SealedKind.DOOMED, entry.name, data)
+        if len(payload) < DOOMED_HEAD.size:
+            raise IntegrityError(f"{entry.name} is truncated")
+        (doomed_at_ms,) = DOOMED_HEAD.unpack_from(payload)
+        doomed_at_s = None if doomed_at_ms == UNARMED_MS else doomed_at_ms / 1000
+        segments = tuple(parse_segments(payload[DOOMED_HEAD.size :], entry.name))
+        records.append(DoomedRecord(name=entry.name, doomed_at_s=doomed_at_s, segments=segments))
+    return records
+
+
+def bring_back(
+    storage: Storage,
+    keyring: Keyring,
+    algorithm: Aead,
+    loader: IndexLoader,
+    needed: Collection[bytes],
+) -> None:
+    """Put doomed packs that hold one of the needed blobs into the index again, where the pack is still
+    there. A writer found these blobs before they were doomed.
+    """
+    back = [
+        segment
+        for record in read_doomed(storage, keyring)
+        for segment in record.segments
+        if any(entry.blob_id in needed for entry in segment.entries) and is_whole(storage, segment)
+    ]
+    if back:
+        loader.written(write_index_object(storage, keyring, algorithm, back))
+        for segment in back:
+            loader.index.add(segment)
+
+
+def is_whole(storage: Storage, segment: PackSegment) -> bool:
+    """The pack is there with the size that the index tells."""
+    try:
+        return storage.size_bytes(layout.pack_name(segment.pack_id)) == segment.pack_size
+    except ObjectNotFoundError:
+        return False

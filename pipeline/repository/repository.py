@@ -1,0 +1,439 @@
+"""A backup repository: the one object that everything else of the package is reached through."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Collection, Iterable
+from datetime import UTC, datetime
+from typing import Final
+from uuid import uuid4
+
+from pipeline.crypto.aead import Aead, fastest_algorithm
+from pipeline.crypto.kdf import KdfCost
+from pipeline.crypto.keyring import Keyring, new_master_key
+from pipeline.errors import (
+    IntegrityError,
+    ObjectExistsError,
+    ObjectNotFoundError,
+    RepositoryExistsError,
+    RestorePointNotFoundError,
+    RestorePointRefusedError,
+    WrongPasswordError,
+    WrongRepositoryError,
+)
+from pipeline.model import DiskPoint, RepositoryId, RestorePoint
+from pipeline.repository import layout
+from pipeline.repository.catalogue import Catalogue, CatalogueLoader
+from pipeline.repository.check import Checker, CheckReport
+from pipeline.repository.configuration import (
+    Configuration,
+    checked_block_size,
+    make_configuration,
+    read_configuration,
+    verify_configuration,
+)
+from pipeline.repository.doomed import bring_back, is_whole
+from pipeline.repository.format import DEFAULT_BLOCK_SIZE_BYTES, PACK_TARGET_BYTES
+from pipeline.repository.index import IndexLoader, PackSegment
+from pipeline.repository.keys import unwrap_master_key, wrap_master_key
+from pipeline.repository.maps import block_count_of
+from pipeline.repository.points import (
+    UNKNOWN_HASH,
+    checked_map_root,
+    format_forgotten,
+    format_point,
+    parse_point,
+    point_fields,
+)
+from pipeline.repository.prune import Pruner, PruneReport
+from pipeline.repository.reach import missing_blobs
+from pipeline.repository.reader import BlobReader
+from pipeline.repository.work import WorkState, delete_work, read_work, work_ids
+from pipeline.storage.base import Space, Storage
+
+Clock = Callable[[], float]
+MISSING_NAMED: Final = 3
+
+
+class Repository:
+    """An open repository. Methods MAY be called from several threads; commit_point, forget and prune
+    run one after the other here, and MUST NOT run in two processes at once.
+    """
+
+    def __init__(
+        self, *, storage: Storage, keyring: Keyring, configuration: Configuration, clock: Clock
+    ) -> None:
+        """Use create() or one of the open functions."""
+        self.storage: Final = storage
+        self.keyring: Final = keyring
+        self._configuration = configuration
+        self._clock = clock
+        self._lock = threading.RLock()
+        self._loader = IndexLoader(storage, keyring)
+        self._catalogue = CatalogueLoader(storage, keyring)
+        self.pack_target_bytes = PACK_TARGET_BYTES
+        """When a pack is closed. Smaller only where many small packs are wanted, as in tests."""
+
+    # ---- creating and opening ------------------------------------------------------------------
+
+    @classmethod
+    def create(
+        cls,
+        storage: Storage,
+        password: str,
+        *,
+        clock: Clock,
+        block_size_bytes: int = DEFAULT_BLOCK_SIZE_BYTES,
+        kdf_cost: KdfCost | None = None,
+        aead: Aead | None = None,
+    ) -> Repository:
+        """Make a repository in a storage that has none. `aead` None: the fastest of this machine.
+
+        Raises RepositoryExistsError, ValueError for a block size that the format does not have or an
+        empty password, and storage errors.
+        """
+        checked_block_size(block_size_bytes)
+        if not password:
+            raise ValueError("a repository needs a password that is not empty")
+        repository_id = uuid4().bytes
+        keyring = Keyring(new_master_key(), repository_id)
+        wrapped = wrap_master_key(keyring.master_key, password, repository_id, kdf_cost or KdfCost())
+        configuration = make_configuration(
+            keyring, block_size_bytes, aead or fastest_algorithm(), int(clock())
+        )
+        _refuse_existing(storage)
+        key_name = layout.key_name(layout.new_object_id())
+        storage.put(key_name, wrapped)
+        try:
+            # The last write: from here on there is a repository.
+            storage.put(layout.CONFIGURATION, configuration)
+        except ObjectExistsError as error:
+            storage.delete(key_name)
+            raise _exists(storage) from error
+        return cls.open_with_key(storage, keyring.master_key.hex(), expected_id=None, clock=clock)
+
+    @classmethod
+    def open_with_password(cls, storage: Storage, password: str, *, clock: Clock) -> Repository:
+        """Raises RepositoryNotFoundError, WrongPasswordError, UnsupportedFormatError, IntegrityError."""
+        configuration = read_configuration(storage)
+        damaged = ""
+        for entry in storage.list(layout.KEYS):
+            try:
+                master_key = unwrap_master_key(
+                    storage.read(entry.name), password, configuration.id_bytes
+                )
+            except IntegrityError as error:
+                damaged = f"{entry.name}: {error}"
+                continue
+            if master_key is not None:
+                return cls.open_with_key(storage, master_key.hex(), expected_id=None, clock=clock)
+        if damaged:
+            raise IntegrityError(f"no key of {storage.location} opens, and one is damaged: {damaged}")
+        raise WrongPasswordError(f"wrong password for the repository in {storage.location}")
+
+    @classmethod
+    def open_with_key(
+        cls, storage: Storage, master_key_hex: str, *, expected_id: str | None, clock: Clock
+    ) -> Repository:
+        """Open with the master key. `expected_id` None: whichever repository it is.
+
+        Raises WrongRepositoryError when another one is found at this place.
+        """
+        configuration = read_configuration(storage)
+        if expected_id is not None and configuration.repository_id != expected_id:
+            raise WrongRepositoryError(
+                f"{storage.location} holds repository {configuration.repository_id}, not {expected_id}; "
+                "is another file system mounted there?"
+            )
+        keyring = Keyring(bytes.fromhex(master_key_hex), configuration.id_bytes)
+        verify_configuration(storage, configuration, keyring)
+        return cls(storage=storage, keyring=keyring, configuration=configuration, clock=clock)
+
+    # ---- facts -----------------------------------------------------------------------------------
+
+    @property
+    def id(self) -> RepositoryId:
+        return self._configuration.repository_id
+
+    @property
+    def block_size_bytes(self) -> int:
+        return self._configuration.block_size_bytes
+
+    @property
+    def aead(self) -> Aead:
+        """Algorithm of new data."""
+        return self._configuration.aead
+
+    @property
+    def master_key_hex(self) -> str:
+        """A secret: opens everything."""
+        return self.keyring.master_key.hex()
+
+    def space(self) -> Space:
+        return self.storage.space()
+
+    def index_loader(self) -> IndexLoader:
+        """A new view of the index, not read yet; each writer has its own."""
+        return IndexLoader(self.storage, self.keyring)
+
+    def reader(self) -> BlobReader:
+        """Reads blobs by the index as it is now."""
+        with self._lock:
+            return BlobReader(self.storage, self.keyring, self._loader.refresh())
+
+    # ---- restore points ----------------------------------------------------------------------------
+
+    def points(self) -> tuple[RestorePoint, ...]:
+        """Every restore point that can be read, oldest first. Damaged ones: damaged_points()."""
+        with self._lock:
+            catalogue = self._catalogue.load()
+        found = [self._whole_point(point_id) for point_id in catalogue.points]
+        return tuple(sorted(filter(None, found), key=lambda point: (point.created_at, point.id)))
+
+    def damaged_points(self) -> tuple[str, ...]:
+        """What is wrong with restore points that cannot be read, one sentence each."""
+        with self._lock:
+            return tuple(self._catalogue.load(again=True).damaged.values())
+
+    def point(self, point_id: str) -> RestorePoint:
+        """Raises RestorePointNotFoundError, IntegrityError."""
+        try:
+            name = layout.point_name(point_id)
+        except ValueError as error:
+            raise RestorePointNotFoundError(str(error)) from error
+        point = None if self._is_forgotten(point_id) else self._whole_point(point_id)
+        if point is None:
+            raise RestorePointNotFoundError(f"no {name} in the repository in {self.storage.location}")
+        return point
+
+    def commit_point(self, point: RestorePoint) -> bool:
+        """Store a restore point, durably. False when it was there already, the same.
+
+        Verifies before that everything its maps reach is in the repository. Work records of its disks
+        are deleted after. Raises RestorePointRefusedError when something is missing, or the id is taken
+        by a different point, or was forgotten; IntegrityError when a map is damaged.
+        """
+        _check_fields(point)
+        with self._lock:
+            if self._is_forgotten(point.id):
+                raise RestorePointRefusedError(
+                    f"restore point {point.id} of VM {point.vm.name} was forgotten; take a new backup"
+                )
+            if self._is_committed(point):
+                self._delete_works(point)
+                return False
+            catalogue = self._catalogue.load()
+            self._verify_reachable(point, catalogue)
+            data = format_point(
+                self.keyring,
+                self.aead,
+                point,
+                catalogue.newest_of(point.vm.instance_uuid),
+                datetime.fromtimestamp(self._clock(), UTC),
+            )
+            name = layout.point_name(point.id)
+            parse_point(self.keyring, name, data)  # what was just encoded can be decoded
+            try:
+                self.storage.put(name, data)
+            except ObjectExistsError:
+                return not self._is_committed(point)
+            self._delete_works(point)
+            return True
+
+    def forget(self, point_ids: Iterable[str]) -> int:
+        """Forget restore points; how many there were. Space comes back with prune().
+
+        A damaged point can be forgotten too. One that is not there is no error.
+        """
+        count = 0
+        with self._lock:
+            for point_id in point_ids:
+                name = layout.point_name(point_id)
+                try:
+                    data = self.storage.read(name)
+                except ObjectNotFoundError:
+                    continue
+                try:
+                    payload_hash = parse_point(self.keyring, name, data).payload_hash
+                except IntegrityError:
+                    payload_hash = UNKNOWN_HASH
+                if not self._is_forgotten(point_id):
+                    now = datetime.fromtimestamp(self._clock(), UTC)
+                    record = format_forgotten(self.keyring, self.aead, point_id, payload_hash, now)
+                    self.storage.put(layout.forgotten_name(point_id), record)
+                    count += 1
+                self.storage.delete(name)
+        return count
+
+    def prune(self, *, keep_work_ids: Collection[str], min_age_s: float) -> PruneReport:
+        """Free what no restore point and no kept work needs.
+
+        `keep_work_ids`: works that will go on. `min_age_s` must be longer than a writer may take from
+        its start to its first work record, plus what the clocks of proxies, server and storage differ
+        by; an hour is plenty. 0 only while nobody writes. Raises IntegrityError, with nothing deleted,
+        when damage hides what is needed.
+        """
+        with self._lock:
+            pruner = Pruner(
+                storage=self.storage,
+                keyring=self.keyring,
+                algorithm=self.aead,
+                catalogue=self._catalogue.load(again=True),
+                block_size_bytes=self.block_size_bytes,
+                keep_work_ids=keep_work_ids,
+                min_age_s=min_age_s,
+                clock=self._clock,
+                pack_target_bytes=self.pack_target_bytes,
+            )
+            try:
+                return pruner.run()
+            finally:
+                self._loader = self.index_loader()
+                self._catalogue = CatalogueLoader(self.storage, self.keyring)
+
+    def check(
+        self,
+        *,
+        read_data: bool = False,
+        sample_share: float = 1.0,
+        cancel: threading.Event | None = None,
+    ) -> CheckReport:
+        """Look for damage: structure always; with `read_data` also every byte of packs, or of a random
+        `sample_share` of them. Raises CancelledError and storage errors; damage is in the report.
+        """
+        if not 0 < sample_share <= 1:
+            raise ValueError(
+                f"a sample of {sample_share} of the packs; give a share above 0 and up to 1"
+            )
+        catalogue = CatalogueLoader(self.storage, self.keyring).load()
+        return Checker(
+            storage=self.storage,
+            keyring=self.keyring,
+            catalogue=catalogue,
+            block_size_bytes=self.block_size_bytes,
+            read_data=read_data,
+            sample_share=sample_share,
+            cancel=cancel,
+        ).run()
+
+    # ---- inside ------------------------------------------------------------------------------------
+
+    def _whole_point(self, point_id: str) -> RestorePoint | None:
+        name = layout.point_name(point_id)
+        try:
+            return parse_point(self.keyring, name, self.storage.read(name)).point
+        except ObjectNotFoundError:
+            return None
+
+    def _is_forgotten(self, point_id: str) -> bool:
+        try:
+            self.storage.size_bytes(layout.forgotten_name(point_id))
+        except ObjectNotFoundError:
+            return False
+        return True
+
+    def _is_committed(self, point: RestorePoint) -> bool:
+        there = self._whole_point(point.id)
+        if there is None:
+            return False
+        if point_fields(there) != point_fields(point):
+            raise RestorePointRefusedError(
+                f"restore point {point.id} exists in {self.storage.location} and is another one "
+                f"(VM {there.vm.name} of {there.created_at.isoformat()}); choose a new id"
+            )
+        return True
+
+    def _verify_reachable(self, point: RestorePoint, catalogue: Catalogue) -> None:
+        self._loader.refresh()
+        missing = self._missing(point, catalogue)
+        if missing:
+            bring_back(self.storage, self.keyring, self.aead, self._loader, missing)
+            missing = self._missing(point, catalogue)
+        if missing:
+            named = ", ".join(blob_id.hex() for blob_id in sorted(missing)[:MISSING_NAMED])
+            raise RestorePointRefusedError(
+                f"restore point {point.id} of VM {point.vm.name} is not complete: {len(missing)} blobs are "
+                f"missing from {self.storage.location} ({named}); back the VM up again"
+            )
+
+    def _missing(self, point: RestorePoint, catalogue: Catalogue) -> set[bytes]:
+        """Ids that the point needs and the repository lacks."""
+        known = catalogue.newest_of(point.vm.instance_uuid)
+        known_disks = known.point.disks if known else ()
+        load_node = BlobReader(self.storage, self.keyring, self._loader.index).load_node
+        missing: set[bytes] = set()
+        packs: set[bytes] = set()
+        for disk in point.disks:
+            missing.update(
+                missing_blobs(
+                    disk,
+                    self.block_size_bytes,
+                    self._loader.index,
+                    load_node,
+                    self._roots(known_disks, disk),
+                    packs,
+                )
+            )
+        sizes = self._loader.index.pack_sizes()
+        for pack_id in packs:
+            if not is_whole(self.storage, PackSegment(pack_id, sizes[pack_id], ())):
+                raise RestorePointRefusedError(
+                    f"restore point {point.id} of VM {point.vm.name} is not complete: "
+                    f"{layout.pack_name(pack_id)} is missing or truncated; run a check"
+                )
+        return missing
+
+    def _roots(self, known_disks: Iterable[DiskPoint], disk: DiskPoint) -> list[tuple[bytes, int]]:
+        return [
+            (
+                bytes.fromhex(known.map_root),
+                block_count_of(known.capacity_bytes, self.block_size_bytes),
+            )
+            for known in known_disks
+            if known.disk_key == disk.disk_key
+        ]
+
+    def _delete_works(self, point: RestorePoint) -> None:
+        """Works that ended in a disk of this point are over; other ones are not touched."""
+        ended = {(disk.map_root, disk.capacity_bytes) for disk in point.disks}
+        for work_id in work_ids(self.storage):
+            try:
+                record = read_work(self.storage, self.keyring, work_id)
+            except IntegrityError:
+                continue  # prune deletes it once nobody keeps it
+            if (
+                record is not None
+                and record.state is WorkState.DONE
+                and (record.map_root, record.capacity_bytes) in ended
+            ):
+                delete_work(self.storage, work_id)
+
+
+def _check_fields(point: RestorePoint) -> None:
+    """What would be stored must be readable later. Raises RestorePointRefusedError."""
+    try:
+        layout.checked_point_id(point.id)
+        for disk in point.disks:
+            checked_map_root(disk.map_root)
+        if point.created_at.tzinfo is None:
+            raise ValueError("created_at has no time zone")
+        if point.previous is not None:
+            layout.checked_point_id(point.previous)
+    except ValueError as error:
+        raise RestorePointRefusedError(
+            f"restore point {point.id} of VM {point.vm.name} cannot be stored: {error}"
+        ) from error
+
+
+def _refuse_existing(storage: Storage) -> None:
+    try:
+        storage.size_bytes(layout.CONFIGURATION)
+    except ObjectNotFoundError:
+        return
+    raise _exists(storage)
+
+
+def _exists(storage: Storage) -> RepositoryExistsError:
+    return RepositoryExistsError(
+        f"{storage.location} holds a repository already; open it (import) or choose another directory"
+    )
