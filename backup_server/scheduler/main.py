@@ -50,6 +50,7 @@ def broker_client(broker_url: str) -> redis.Redis:
     client: redis.Redis = redis.Redis.from_url(
         redis_client_url(broker_url),
         decode_responses=True,
+        protocol=2,  # XREAD answers pairs of name and entries
         socket_timeout=15,
         socket_connect_timeout=5,
         health_check_interval=30,

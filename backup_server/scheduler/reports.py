@@ -117,7 +117,7 @@ class ReportReader:
         self._listening_since = self._listening_since or began
         if not found:
             return True
-        batch = self._open(_pairs(found))
+        batch = self._open(found)
         with self._ctx.db() as s:
             effect = self._apply(s, batch)
         self._tell(batch, effect)
@@ -139,7 +139,7 @@ class ReportReader:
 
     # -- believing
 
-    def _open(self, found: list[tuple[str, list[Any]]]) -> _Batch:
+    def _open(self, found: Any) -> _Batch:
         batch = _Batch()
         prefix = up_stream(ProxyId(""))
         for stream, entries in found:
@@ -283,17 +283,3 @@ class ReportReader:
             for stream, ids in batch.entries.items():
                 pipe.xdel(stream, *ids)
             pipe.execute()
-
-
-def _pairs(found: Any) -> list[tuple[str, list[Any]]]:
-    """redis-py answers XREAD as a dictionary (RESP3) or as a list of pairs (RESP2)."""
-    if isinstance(found, dict):
-        return [
-            (stream, [entry for part in parts for entry in part] if _nested(parts) else parts)
-            for stream, parts in found.items()
-        ]
-    return [(stream, entries) for stream, entries in found]
-
-
-def _nested(parts: Any) -> bool:
-    return bool(parts) and isinstance(parts[0], list)

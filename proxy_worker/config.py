@@ -1,0 +1,126 @@
+"""The proxy's settings: one frozen value for the process.
+
+`<data dir>/proxy.toml` may set what `ProxySettings` names; there is nothing that has to be set. Who the
+proxy is and where its server and broker are comes from the enrolment (`enrolment.json`).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tomllib
+from dataclasses import dataclass, fields
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Final
+
+from proxy_worker.contracts.ids import ProxyId
+from proxy_worker.errors import SetupError
+from transports.base import TransportMode
+
+SETTINGS_FILE: Final = "proxy.toml"
+ENROLMENT_FILE: Final = "enrolment.json"
+JOIN_TOKEN_FILE: Final = "join-token"  # noqa: S105 - a file's name
+OFFERED_MODES: Final = (TransportMode.NBDSSL, TransportMode.NBD)
+MOVER_COMMAND: Final = (sys.executable, "-m", "proxy_worker.mover_process")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProxySettings:
+    """Seconds throughout."""
+
+    max_tasks: int = 64
+    """What the machine bears at most. How many tasks the proxy gets is said at the server."""
+    heartbeat_s: float = 5.0
+    progress_s: float = 1.0
+    resend_s: float = 10.0
+    """After which a result that was not acknowledged is sent again."""
+    secrets_timeout_s: float = 120.0
+    """How long a task waits for a server that does not answer before it is handed back."""
+    stop_grace_s: float = 3.0
+    """How long tasks may go on after SIGTERM before their movers are told to stop."""
+    kill_grace_s: float = 15.0
+    """How long a mover may take to stop before it is killed."""
+    log_level: str = "info"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Enrolment:
+    """What the server told when this proxy was taken in."""
+
+    proxy_id: ProxyId
+    name: str
+    server_url: str
+    server_key: str
+    """Ed25519 verify key, hexadecimal."""
+    broker_url: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProxyConfig:
+    data_dir: Path
+    enrolment: Enrolment
+    settings: ProxySettings
+    modes: tuple[TransportMode, ...] = OFFERED_MODES
+    mover_command: tuple[str, ...] = MOVER_COMMAND
+
+    @property
+    def outbox_file(self) -> Path:
+        return self.data_dir / "outbox.db"
+
+
+def installed_version() -> str:
+    """Of the vmhaul package; "unknown" when it runs from a directory that was never installed."""
+    try:
+        return version("vmhaul")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def load_settings(data_dir: Path) -> ProxySettings:
+    """SetupError names what is wrong in the file."""
+    path = data_dir / SETTINGS_FILE
+    if not path.exists():
+        return ProxySettings()
+    try:
+        given = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SetupError(f"{path} is not valid TOML: {error}") from error
+    values: dict[str, Any] = {}
+    known = {item.name: type(item.default) for item in fields(ProxySettings)}
+    for name, value in given.items():
+        kind = known.get(name)
+        if kind is None:
+            raise SetupError(f"{path}: there is no setting {name!r}; known are {', '.join(known)}")
+        wanted = (int, float) if kind is float else (kind,)
+        if type(value) not in wanted or (kind in (int, float) and value <= 0):
+            raise SetupError(f"{path}: {name} must be a {kind.__name__} above 0, not {value!r}")
+        values[name] = value
+    return ProxySettings(**values)
+
+
+def load_enrolment(data_dir: Path) -> Enrolment | None:
+    """None when this proxy was not enrolled yet."""
+    path = data_dir / ENROLMENT_FILE
+    try:
+        data = json.loads(path.read_bytes())
+        return Enrolment(**{item.name: str(data[item.name]) for item in fields(Enrolment)})  # type: ignore[arg-type]
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise SetupError(
+            f"{path} cannot be read ({error!r}); remove it and enrol this proxy again"
+        ) from error
+
+
+def local_server_url(data_dir: Path) -> str | None:
+    """URL of the server in whose data directory this proxy lives; None for a proxy elsewhere.
+
+    Read anew each time: the server may have been started on another port since.
+    """
+    path = data_dir.absolute().parent.parent / "run" / "server.json"
+    try:
+        url = json.loads(path.read_bytes())["url"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return str(url)

@@ -1,0 +1,95 @@
+"""What the server hears about tasks: progress while it is fresh, results until they were heard."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any, Final
+
+import redis
+
+from proxy_worker.contracts.envelope import Clock
+from proxy_worker.contracts.events import EventName
+from proxy_worker.contracts.ids import Attempt, TaskId
+from proxy_worker.contracts.messages import ProgressReport, ResultReport, RunningTask
+from proxy_worker.link import UpLink
+from proxy_worker.outbox import ResultOutbox
+
+_AWAY: Final = (redis.RedisError, OSError)
+
+
+class Reporter:
+    """Safe for threads. No method raises for a broker that is away."""
+
+    def __init__(
+        self,
+        link: UpLink,
+        outbox: ResultOutbox,
+        clock: Clock,
+        *,
+        progress_s: float,
+        resend_s: float,
+        log: Any,
+    ) -> None:
+        self._link = link
+        self._outbox = outbox
+        self._clock = clock
+        self._progress_s = progress_s
+        self._resend_s = resend_s
+        self._log = log
+        self._lock = threading.Lock()
+        self._sent_progress: dict[tuple[TaskId, Attempt], tuple[float, str]] = {}
+        self._sent_results: dict[tuple[TaskId, Attempt], float] = {}
+
+    def progress(self, report: ProgressReport) -> None:
+        """Send it unless one of the same task and phase was sent a moment ago."""
+        key = (report.task_id, report.attempt)
+        now = self._clock()
+        with self._lock:
+            at, phase = self._sent_progress.get(key, (float("-inf"), ""))
+            if now - at < self._progress_s and phase == report.phase:
+                return
+            self._sent_progress[key] = (now, report.phase)
+        try:
+            self._link.send(report)
+        except _AWAY:
+            return  # the next one says more anyway
+
+    def result(self, report: ResultReport) -> None:
+        """Make a result durable and send it; it is sent again until the server acknowledges it."""
+        self._outbox.add(report)
+        with self._lock:
+            self._sent_progress.pop((report.task_id, report.attempt), None)
+        self._send(report)
+
+    def resend(self, *, all_of_them: bool = False) -> None:
+        """Send results again that were not acknowledged in time, or all that wait."""
+        now = self._clock()
+        for report in self._outbox.waiting():
+            with self._lock:
+                at = self._sent_results.get((report.task_id, report.attempt), float("-inf"))
+            if (all_of_them or now - at >= self._resend_s) and not self._send(report):
+                return
+
+    def _send(self, report: ResultReport) -> bool:
+        try:
+            self._link.send(report)
+        except _AWAY as error:
+            self._log.warning(
+                EventName.BROKER_AWAY,
+                text="a result waits in the outbox until the broker is back",
+                task_id=report.task_id,
+                attempt=report.attempt,
+                error=str(error),
+            )
+            return False
+        with self._lock:
+            self._sent_results[(report.task_id, report.attempt)] = self._clock()
+        return True
+
+    def acknowledged(self, task_id: TaskId, attempt: Attempt) -> None:
+        self._outbox.acknowledge(task_id, attempt)
+        with self._lock:
+            self._sent_results.pop((task_id, attempt), None)
+
+    def unacknowledged(self) -> list[RunningTask]:
+        return self._outbox.keys()

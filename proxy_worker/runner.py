@@ -1,0 +1,297 @@
+"""Supervises the data mover of one task: a child process in its own session.
+
+A crash in native code costs one disk, and cancelling is ending a process group. Whatever the child does,
+`Runner.run` answers with a result: the child's own, or one that says how it ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Sequence
+from typing import IO, Any, Final
+
+from proxy_worker.contracts.codec import MessageError, from_json, to_json
+from proxy_worker.contracts.events import EventName
+from proxy_worker.contracts.messages import (
+    ProgressReport,
+    ResultReport,
+    TaskOutcome,
+    TaskRequest,
+    TaskSecrets,
+)
+from proxy_worker.errors import LeaseRefusedError, ServerUnavailableError
+from proxy_worker.mover_lines import line, order_line
+from proxy_worker.slots import StopReason, TaskHandle
+
+FetchSecrets = Callable[[TaskHandle], TaskSecrets]
+OnProgress = Callable[[ProgressReport], None]
+
+_PASSED_ON: Final = ("PATH", "PYTHONPATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "TZ")
+"""Of the environment; a mover needs no more, and what it does not have it cannot give away."""
+_MAX_LINE_BYTES: Final = 1 << 20
+_LOG_LINES: Final = 2000
+_KEPT_LINES: Final = 5
+_POLL_S: Final = 0.5
+_END: Final = None
+
+
+class Runner:
+    """One for the process; `run` is called by one thread for each task."""
+
+    def __init__(self, command: Sequence[str], *, kill_grace_s: float, log: Any) -> None:
+        self._command = tuple(command)
+        self._kill_grace_s = kill_grace_s
+        self._log = log
+
+    def run(
+        self,
+        handle: TaskHandle,
+        secrets: TaskSecrets,
+        fetch_secrets: FetchSecrets,
+        on_progress: OnProgress,
+    ) -> ResultReport:
+        """Blocks until the child and everything in its session ended."""
+        request = handle.request
+        try:
+            child = _Child(self._command, request, self._log)
+        except OSError as error:
+            return end_of(request, TaskOutcome.RETRY, f"the data mover could not be started: {error}")
+        self._log.info(
+            EventName.MOVER_STARTED,
+            text=request.title,
+            task_id=request.task_id,
+            attempt=request.attempt,
+            pid=child.pid,
+        )
+        try:
+            child.write(order_line(request, secrets))
+            return self._follow(child, handle, fetch_secrets, on_progress)
+        finally:
+            child.end()
+
+    def _follow(
+        self,
+        child: _Child,
+        handle: TaskHandle,
+        fetch_secrets: FetchSecrets,
+        on_progress: OnProgress,
+    ) -> ResultReport:
+        result: ResultReport | None = None
+        stopper = _Stopper(child, handle, self._kill_grace_s)
+        stopper.start()
+        try:
+            for message in child.messages():
+                if "progress" in message:
+                    _forward(message["progress"], handle.request, on_progress)
+                elif "need" in message:
+                    self._renew_secrets(child, handle, fetch_secrets)
+                elif "result" in message:
+                    result = _own(message["result"], handle.request)
+            code = child.wait()
+        finally:
+            stopper.finish()
+        return self._judge(handle, child, code, result)
+
+    @staticmethod
+    def _renew_secrets(child: _Child, handle: TaskHandle, fetch_secrets: FetchSecrets) -> None:
+        try:
+            answer = line(secrets=to_json(fetch_secrets(handle)))
+        except LeaseRefusedError as error:
+            handle.stop(StopReason.LOST)
+            answer = line(refused=str(error))
+        except ServerUnavailableError as error:
+            answer = line(refused=str(error))
+        child.write(answer)
+
+    def _judge(
+        self, handle: TaskHandle, child: _Child, code: int, result: ResultReport | None
+    ) -> ResultReport:
+        request = handle.request
+        finished = result is not None and result.outcome in (
+            TaskOutcome.SUCCESS,
+            TaskOutcome.WARNING,
+            TaskOutcome.FAILED,
+        )
+        if result is not None and (finished or handle.reason is StopReason.NONE):
+            return result
+        if handle.reason is StopReason.CANCEL:
+            return end_of(request, TaskOutcome.CANCELLED, "cancelled")
+        if handle.reason is not StopReason.NONE:
+            return end_of(request, TaskOutcome.RETRY, "the worker was stopped")
+        tail = child.last_words()
+        self._log.error(
+            EventName.MOVER_CRASHED,
+            text=request.title,
+            task_id=request.task_id,
+            attempt=request.attempt,
+            exit_code=code,
+            last_words=tail,
+        )
+        how = f"by signal {signal.Signals(-code).name}" if code < 0 else f"with code {code}"
+        said = f"; its last words: {tail}" if tail else ""
+        return end_of(request, TaskOutcome.RETRY, f"the data mover ended {how} without a result{said}")
+
+
+def end_of(request: TaskRequest, outcome: TaskOutcome, reason: str) -> ResultReport:
+    return ResultReport(
+        task_id=request.task_id, attempt=request.attempt, outcome=outcome, reason=reason
+    )
+
+
+def _forward(data: Any, request: TaskRequest, on_progress: OnProgress) -> None:
+    with contextlib.suppress(MessageError):  # progress is never needed
+        report = from_json(ProgressReport, data)
+        if (report.task_id, report.attempt) == (request.task_id, request.attempt):
+            on_progress(report)
+
+
+def _own(data: Any, request: TaskRequest) -> ResultReport | None:
+    try:
+        report = from_json(ResultReport, data)
+    except MessageError:
+        return None
+    same = (report.task_id, report.attempt) == (request.task_id, request.attempt)
+    return report if same else None
+
+
+class _Stopper:
+    """Ends the child when its task is to stop: SIGTERM to the group, SIGKILL after the grace."""
+
+    def __init__(self, child: _Child, handle: TaskHandle, kill_grace_s: float) -> None:
+        self._child = child
+        self._handle = handle
+        self._kill_grace_s = kill_grace_s
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="vmhaul-stopper", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def finish(self) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._handle.stop_requested.wait(_POLL_S):
+            if self._over.is_set():
+                return
+        self._child.signal(signal.SIGTERM)
+        if not self._over.wait(self._kill_grace_s):
+            self._child.signal(signal.SIGKILL)
+
+
+class _Child:
+    """The process, its pipes, and the threads that read them."""
+
+    def __init__(self, command: Sequence[str], request: TaskRequest, log: Any) -> None:
+        self._request = request
+        self._log = log
+        self._messages: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        self._last_words: list[str] = []
+        # The mover asks the kernel itself to die with us (see lifeline): a hook between fork and exec
+        # is not safe in a process with threads.
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={name: os.environ[name] for name in _PASSED_ON if name in os.environ},
+            start_new_session=True,
+        )
+        self._readers = [
+            threading.Thread(target=self._read_stdout, name="vmhaul-mover-out", daemon=True),
+            threading.Thread(target=self._read_stderr, name="vmhaul-mover-err", daemon=True),
+        ]
+        self._lock = threading.Lock()
+        self._reaped = False
+        self._watcher = threading.Thread(target=self._watch, name="vmhaul-mover-end", daemon=True)
+        for thread in (*self._readers, self._watcher):
+            thread.start()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def write(self, data: bytes) -> None:
+        """A child that is gone does not mind; how it ended is told elsewhere."""
+        stdin = _pipe(self._process.stdin)
+        with contextlib.suppress(BrokenPipeError):
+            stdin.write(data)
+            stdin.flush()
+
+    def messages(self) -> Any:
+        """Lines of the child as objects, until it closes its output."""
+        return iter(self._messages.get, _END)
+
+    def wait(self) -> int:
+        """Exit code; the group is gone then."""
+        self._watcher.join()
+        with self._lock:
+            self._reaped = True
+            return self._process.wait()
+
+    def signal(self, number: signal.Signals) -> None:
+        """To the whole group, unless it is gone."""
+        with self._lock:
+            # Until it is reaped the number is the child's own and cannot mean another group.
+            if not self._reaped:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self._process.pid, number)
+
+    def end(self) -> None:
+        """Nothing of it stays: group killed, child reaped, pipes closed."""
+        self.signal(signal.SIGKILL)
+        self.wait()
+        for reader in self._readers:
+            reader.join()
+        with contextlib.suppress(BrokenPipeError):
+            _pipe(self._process.stdin).close()
+        for pipe in (self._process.stdout, self._process.stderr):
+            _pipe(pipe).close()
+
+    def _watch(self) -> None:
+        """Wait for the child without reaping it, then end what it left in its group: that would hold
+        the pipes open, and us with them.
+        """
+        os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
+        self.signal(signal.SIGKILL)
+
+    def last_words(self) -> str:
+        self._readers[1].join(1.0)
+        return " | ".join(self._last_words)
+
+    def _read_stdout(self) -> None:
+        stdout = _pipe(self._process.stdout)
+        try:
+            while data := stdout.readline(_MAX_LINE_BYTES):
+                try:
+                    message = json.loads(data)
+                except ValueError:
+                    continue  # something printed; the result alone counts
+                if isinstance(message, dict):
+                    self._messages.put(message)
+        finally:
+            self._messages.put(_END)
+
+    def _read_stderr(self) -> None:
+        stderr = _pipe(self._process.stderr)
+        count = 0
+        while data := stderr.readline(_MAX_LINE_BYTES):
+            text = data.decode(errors="replace").rstrip()[:2000]
+            if not text:
+                continue
+            self._last_words = [*self._last_words, text][-_KEPT_LINES:]
+            count += 1
+            if count <= _LOG_LINES:
+                self._log.info("mover.log", text=text, task_id=self._request.task_id)
+
+
+def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:
+    assert pipe is not None
+    return pipe

@@ -1,0 +1,99 @@
+"""Which attempts run here, which ran here, and how each is told to stop."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from enum import IntEnum
+from typing import Final
+
+from proxy_worker.contracts.ids import Attempt, TaskId
+from proxy_worker.contracts.messages import RunningTask, TaskRequest
+
+_REMEMBERED: Final = 100_000
+
+
+class StopReason(IntEnum):
+    """The strongest one counts."""
+
+    NONE = 0
+    SHUTDOWN = 1  # the worker ends: hand the task back
+    CANCEL = 2  # the session was cancelled
+    LOST = 3  # the attempt is over: nothing we say about it counts any more
+
+
+class TaskHandle:
+    """One attempt that runs here. `stop_requested` is what its runner waits on."""
+
+    def __init__(self, request: TaskRequest) -> None:
+        self.request = request
+        self.stop_requested = threading.Event()
+        self._reason = StopReason.NONE
+        self._lock = threading.Lock()
+
+    @property
+    def reason(self) -> StopReason:
+        return self._reason
+
+    def stop(self, reason: StopReason) -> None:
+        with self._lock:
+            self._reason = max(self._reason, reason)
+        self.stop_requested.set()
+
+
+class SeenBeforeError(Exception):
+    """This attempt was begun here already."""
+
+
+class NoSlotError(Exception):
+    """The machine runs as much as it bears."""
+
+
+class Slots:
+    """Safe for threads."""
+
+    def __init__(self, max_tasks: int) -> None:
+        self._max_tasks = max_tasks
+        self._lock = threading.Lock()
+        self._running: dict[tuple[TaskId, Attempt], TaskHandle] = {}
+        self._seen: OrderedDict[tuple[TaskId, Attempt], None] = OrderedDict()
+        self._closed = False
+
+    def begin(self, request: TaskRequest) -> TaskHandle:
+        """Take a slot. SeenBeforeError for an attempt that was here, NoSlotError when full or closed."""
+        key = (request.task_id, request.attempt)
+        with self._lock:
+            if key in self._seen:
+                raise SeenBeforeError
+            self._seen[key] = None
+            while len(self._seen) > _REMEMBERED:
+                self._seen.popitem(last=False)
+            if self._closed or len(self._running) >= self._max_tasks:
+                raise NoSlotError
+            handle = self._running[key] = TaskHandle(request)
+            return handle
+
+    def end(self, handle: TaskHandle) -> None:
+        with self._lock:
+            self._running.pop((handle.request.task_id, handle.request.attempt), None)
+
+    def close(self) -> None:
+        """No more tasks: the worker ends."""
+        with self._lock:
+            self._closed = True
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    def find(self, task_id: TaskId, attempt: Attempt) -> TaskHandle | None:
+        with self._lock:
+            return self._running.get((task_id, attempt))
+
+    def handles(self) -> list[TaskHandle]:
+        with self._lock:
+            return list(self._running.values())
+
+    def running(self) -> list[RunningTask]:
+        with self._lock:
+            return [RunningTask(task_id=task, attempt=attempt) for task, attempt in self._running]
