@@ -1,0 +1,339 @@
+"""What every mode needs and no mode does itself: going on after a lost connection, and counting.
+
+A wrapper has the interface of what it wraps, so wrappers stack.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Final
+
+from transports.base import (
+    DiskReader,
+    DiskWriter,
+    Extent,
+    ReaderCapabilities,
+    ReadRequest,
+    WriterCapabilities,
+)
+from transports.errors import TransientTransportError, TransportUnavailableError
+
+Wait = Callable[[float], None]
+"""Waits so many seconds; may raise to give up (cancel)."""
+
+_FIRST_PAUSE_S: Final = 1.0
+_LONGEST_PAUSE_S: Final = 30.0
+
+
+class _Patience:
+    """Counts failures without progress in between, and pauses ever longer after each."""
+
+    def __init__(self, attempts: int, wait: Wait) -> None:
+        if attempts < 1:
+            raise ValueError(f"at least one attempt is needed, not {attempts}")
+        self._attempts = attempts
+        self._wait = wait
+        self._failures = 0
+
+    def progressed(self) -> None:
+        self._failures = 0
+
+    def failed(self, error: Exception) -> None:
+        """Pause, or raise `error` when that was the last attempt."""
+        self._failures += 1
+        if self._failures >= self._attempts:
+            raise error
+        self._wait(min(_FIRST_PAUSE_S * 2 ** (self._failures - 1), _LONGEST_PAUSE_S))
+
+
+# When opening again, a host that cannot be reached may be back in a moment; the first opening is not
+# ours, and its failure means another mode.
+_REPEATABLE: Final = (TransientTransportError, TransportUnavailableError)
+
+
+class ReconnectingReader:
+    """A DiskReader that opens again after a TransientTransportError and repeats what was not answered.
+
+    `open` makes a new reader (with a new ticket) of the same disk. `attempts`: so many failures in a row,
+    without one answer in between, and the last one is raised. `wait` pauses between them.
+    """
+
+    def __init__(self, open: Callable[[], DiskReader], attempts: int, wait: Wait) -> None:  # noqa: A002
+        self._open = open
+        self._patience = _Patience(attempts, wait)
+        self._reader: DiskReader | None = open()
+        self._size_bytes = self._reader.size_bytes
+        self._capabilities = self._reader.capabilities
+        self.reconnects = 0
+
+    @property
+    def size_bytes(self) -> int:
+        return self._size_bytes
+
+    @property
+    def capabilities(self) -> ReaderCapabilities:
+        return self._capabilities
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        while True:
+            try:
+                self._live().read_into(offset, buffer)
+            except _REPEATABLE as error:
+                self._lost(error)
+            else:
+                self._patience.progressed()
+                return
+
+    def read_many(self, requests: Iterable[ReadRequest]) -> Iterator[ReadRequest]:
+        drawing = _Drawing(requests)
+        while True:
+            answers = None
+            try:
+                answers = self._live().read_many(drawing)
+                for answer in answers:
+                    drawing.answered(answer)
+                    self._patience.progressed()
+                    yield answer
+            except _REPEATABLE as error:
+                if drawing.failed:
+                    raise  # not ours: the mover's own iterator raised it
+                self._lost(error)
+                drawing.again()
+            else:
+                return
+            finally:
+                if answers is not None:
+                    _close_iterator(answers)
+
+    def allocated_extents(self, offset: int, length: int) -> Iterator[Extent]:
+        """Asked as a whole, so that an answer cannot change in the middle."""
+        yield from self._allocated(offset, length)
+
+    def close(self) -> None:
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
+
+    def _allocated(self, offset: int, length: int) -> list[Extent]:
+        while True:
+            try:
+                extents = list(self._live().allocated_extents(offset, length))
+            except _REPEATABLE as error:
+                self._lost(error)
+            else:
+                self._patience.progressed()
+                return extents
+
+    def _live(self) -> DiskReader:
+        if self._reader is None:
+            reader = self._open()
+            if reader.size_bytes != self._size_bytes:
+                reader.close()
+                raise TransientTransportError(
+                    f"the disk had {self._size_bytes} bytes and has {reader.size_bytes} after opening it again"
+                )
+            self._reader = reader
+            self.reconnects += 1
+        return self._reader
+
+    def _lost(self, error: Exception) -> None:
+        self.close()
+        self._patience.failed(error)
+
+
+class _Drawing:
+    """The mover's requests, those first that were drawn but not answered when a connection was lost."""
+
+    def __init__(self, requests: Iterable[ReadRequest]) -> None:
+        self._requests = iter(requests)
+        self._open: dict[int, ReadRequest] = {}
+        self._repeat: list[ReadRequest] = []
+        self._ended = False
+        self.failed = False
+
+    def __iter__(self) -> Iterator[ReadRequest]:
+        return self
+
+    def __next__(self) -> ReadRequest:
+        if self._repeat:
+            return self._repeat.pop(0)
+        if self._ended:
+            raise StopIteration
+        try:
+            request = next(self._requests)
+        except StopIteration:
+            self._ended = True
+            raise
+        except BaseException:
+            self.failed = True
+            raise
+        self._open[id(request)] = request
+        return request
+
+    def answered(self, request: ReadRequest) -> None:
+        del self._open[id(request)]
+
+    def again(self) -> None:
+        self._repeat = list(self._open.values())
+
+
+class ReconnectingWriter:
+    """A DiskWriter that opens again after a TransientTransportError and repeats the write."""
+
+    def __init__(self, open: Callable[[], DiskWriter], attempts: int, wait: Wait) -> None:  # noqa: A002
+        self._open = open
+        self._patience = _Patience(attempts, wait)
+        self._writer: DiskWriter | None = open()
+        self._size_bytes = self._writer.size_bytes
+        self._capabilities = self._writer.capabilities
+        self.reconnects = 0
+
+    @property
+    def size_bytes(self) -> int:
+        return self._size_bytes
+
+    @property
+    def capabilities(self) -> WriterCapabilities:
+        return self._capabilities
+
+    def write_from(self, offset: int, buffer: memoryview) -> None:
+        self._repeated(lambda writer: writer.write_from(offset, buffer))
+
+    def flush(self) -> None:
+        self._repeated(lambda writer: writer.flush())
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def _repeated(self, act: Callable[[DiskWriter], None]) -> None:
+        while True:
+            try:
+                act(self._live())
+            except _REPEATABLE as error:
+                self.close()
+                self._patience.failed(error)
+            else:
+                self._patience.progressed()
+                return
+
+    def _live(self) -> DiskWriter:
+        if self._writer is None:
+            self._writer = self._open()
+            self.reconnects += 1
+        return self._writer
+
+
+@dataclass(slots=True)
+class Count:
+    """What went through a wrapper. `busy_s` is the time spent inside of what it wraps."""
+
+    bytes: int = 0
+    requests: int = 0
+    busy_s: float = 0.0
+
+
+class CountingReader:
+    """A DiskReader that keeps a Count, for progress and for finding the bottleneck."""
+
+    def __init__(self, reader: DiskReader) -> None:
+        self._reader = reader
+        self.count = Count()
+
+    @property
+    def size_bytes(self) -> int:
+        return self._reader.size_bytes
+
+    @property
+    def capabilities(self) -> ReaderCapabilities:
+        return self._reader.capabilities
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        began = perf_counter()
+        try:
+            self._reader.read_into(offset, buffer)
+        finally:
+            self.count.busy_s += perf_counter() - began
+        self._add(len(buffer))
+
+    def read_many(self, requests: Iterable[ReadRequest]) -> Iterator[ReadRequest]:
+        drawing_s = 0.0
+
+        def drawn() -> Iterator[ReadRequest]:
+            # Time spent waiting for the mover's next buffer is not the source's.
+            nonlocal drawing_s
+            waiting = iter(requests)
+            while True:
+                began = perf_counter()
+                request = next(waiting, None)
+                drawing_s += perf_counter() - began
+                if request is None:
+                    return
+                yield request
+
+        answers = self._reader.read_many(drawn())
+        try:
+            while True:
+                began, drawing_s = perf_counter(), 0.0
+                answer = next(answers, None)
+                self.count.busy_s += perf_counter() - began - drawing_s
+                if answer is None:
+                    return
+                self._add(len(answer.buffer))
+                yield answer
+        finally:
+            _close_iterator(answers)
+
+    def allocated_extents(self, offset: int, length: int) -> Iterator[Extent]:
+        return self._reader.allocated_extents(offset, length)
+
+    def close(self) -> None:
+        self._reader.close()
+
+    def _add(self, length: int) -> None:
+        self.count.bytes += length
+        self.count.requests += 1
+
+
+class CountingWriter:
+    """A DiskWriter that keeps a Count."""
+
+    def __init__(self, writer: DiskWriter) -> None:
+        self._writer = writer
+        self.count = Count()
+
+    @property
+    def size_bytes(self) -> int:
+        return self._writer.size_bytes
+
+    @property
+    def capabilities(self) -> WriterCapabilities:
+        return self._writer.capabilities
+
+    def write_from(self, offset: int, buffer: memoryview) -> None:
+        began = perf_counter()
+        try:
+            self._writer.write_from(offset, buffer)
+        finally:
+            self.count.busy_s += perf_counter() - began
+        self.count.bytes += len(buffer)
+        self.count.requests += 1
+
+    def flush(self) -> None:
+        began = perf_counter()
+        try:
+            self._writer.flush()
+        finally:
+            self.count.busy_s += perf_counter() - began
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def _close_iterator(iterator: Iterator[ReadRequest]) -> None:
+    close = getattr(iterator, "close", None)
+    if close is not None:
+        close()
