@@ -1,0 +1,220 @@
+"""The janitor: what was written down as an intent and is still there although nobody works with it.
+
+It looks at start and every few minutes. It touches a snapshot only when its name and its description
+agree and name this server and the intent; it destroys a VM only when it bears the intent's mark (which
+vSphere is asked to check again). Everything else in a vCenter is none of its business.
+
+A snapshot that cannot be removed climbs a ladder, one rung a visit: remove, consolidate, and where no
+foreign snapshot exists a helper snapshot is made and removed, so that vSphere folds what it forgot.
+The waits between the visits double. What remains is said in the intent (`problem`).
+"""
+
+from __future__ import annotations
+
+import threading
+from datetime import timedelta
+from typing import Final
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session as DbSession
+
+from backup_server.db.states import IntentKind, IntentState
+from backup_server.db.tables import Intent, RestorePointRow, SessionVm, Vcenter
+from backup_server.errors import VmhaulError
+from backup_server.services import events, restore_flow, restore_points, vm_snapshots
+from backup_server.services.context import Context
+from backup_server.services.marks import (
+    Mark,
+    ours,
+    snapshot_description,
+    snapshot_name,
+)
+from transports.errors import ObjectGoneError, TransportError
+from transports.vsphere.api import Vsphere
+
+HELPER_AFTER_TRIES: Final = 3
+_SWEEP_EVERY: Final = 20
+"""Visits between two looks at all VMs' snapshots: that is a call for each VM that has any."""
+
+
+class Janitor:
+    """One for each database; all its work may be repeated and may be killed."""
+
+    def __init__(self, ctx: Context) -> None:
+        self._ctx = ctx
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._visits = 0
+
+    def start(self) -> None:
+        self._thread = threading.Thread(target=self._loop, name="janitor", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _loop(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self.run_once()
+            except Exception:
+                self._ctx.log.exception("janitor.visit-failed")
+            self._stop.wait(self._ctx.settings.janitor_interval_s)
+
+    def run_once(self) -> None:
+        """One visit: open intents that are due, unfinished deletions, now and then every snapshot."""
+        for intent_id in self._due():
+            if self._stop.is_set():
+                return
+            self._clean(intent_id)
+        self._finish_deletions()
+        if self._visits % _SWEEP_EVERY == 0:
+            self.sweep()
+        self._visits += 1
+
+    # -- intents
+
+    def _due(self) -> list[str]:
+        now = self._ctx.clock()
+        with self._ctx.db.read() as s:
+            rows = s.execute(
+                sa.select(Intent.id, Intent.next_try_at)
+                .where(Intent.state == IntentState.OPEN.value)
+                .order_by(Intent.created_at)
+            ).all()
+            return [
+                row.id
+                for row in rows
+                if (row.next_try_at is None or row.next_try_at <= now)
+                and not vm_snapshots.is_alive(s, row.id)
+            ]
+
+    def _clean(self, intent_id: str) -> None:
+        with self._ctx.db.read() as s:
+            intent = s.get_one(Intent, intent_id)
+        try:
+            client = self._ctx.vcenters.get(intent.vcenter_id)
+            if intent.kind == IntentKind.SNAPSHOT.value:
+                problem = self._clean_snapshot(client, intent)
+            else:
+                restore_flow.destroy(client, intent)
+                problem = ""
+        except (TransportError, VmhaulError) as error:
+            problem = str(error)
+        with self._ctx.db() as s:
+            if problem:
+                self._try_later(s, intent, problem)
+            else:
+                self._close(s, intent)
+
+    def _clean_snapshot(self, client: Vsphere, intent: Intent) -> str:
+        """What is still wrong; empty when nothing of the intent is left."""
+        if intent.tries >= HELPER_AFTER_TRIES:
+            self._helper_snapshot(client, intent)
+        warnings = vm_snapshots.remove(self._ctx, client, intent)
+        return "; ".join(warnings)
+
+    def _helper_snapshot(self, client: Vsphere, intent: Intent) -> None:
+        """Making and removing a snapshot lets vSphere fold deltas that it lost count of.
+
+        Not while anybody else's snapshot exists: removing ours must never fold theirs. The helper
+        bears the same mark, so a crash leaves something that the next visit removes.
+        """
+        snapshots = client.snapshots(intent.vm_moref)
+        if len(ours(snapshots, self._ctx.server_id)) != len(snapshots):
+            return
+        mark = Mark(
+            server_id=self._ctx.server_id,
+            intent_id=intent.id,
+            session_id=intent.session_id or "",
+        )
+        client.create_snapshot(
+            intent.vm_moref,
+            name=snapshot_name(intent.id),
+            description=snapshot_description(mark),
+            # The last rungs alternate: some locks yield only when the guest was brought to rest.
+            quiesce=intent.tries % 2 == 1,
+        )
+
+    def _try_later(self, s: DbSession, intent: Intent, problem: str) -> None:
+        settings = self._ctx.settings
+        wait_s = min(settings.janitor_wait_s * 2**intent.tries, settings.janitor_wait_max_s)
+        stored = s.get_one(Intent, intent.id)
+        stored.tries = intent.tries + 1
+        stored.problem = problem
+        stored.next_try_at = self._ctx.clock() + timedelta(seconds=wait_s)
+        self._ctx.log.warning("janitor.problem", intent_id=intent.id, vm=intent.vm_name, reason=problem)
+
+    def _close(self, s: DbSession, intent: Intent) -> None:
+        now = self._ctx.clock()
+        vm_snapshots.close_intent(s, intent.id, now, problem="")
+        if intent.session_vm_id is not None:
+            s.execute(
+                sa.update(SessionVm)
+                .where(
+                    SessionVm.id == intent.session_vm_id,
+                    SessionVm.snapshot_at.is_not(None),
+                    SessionVm.snapshot_removed_at.is_(None),
+                )
+                .values(snapshot_removed_at=now)
+            )
+        what = "snapshot" if intent.kind == IntentKind.SNAPSHOT.value else "half restored VM"
+        text = f"{intent.vm_name}: nothing is left of the {what}"
+        events.record(s, now, "janitor.cleaned", text, session_id=intent.session_id)
+
+    # -- what no open intent names
+
+    def sweep(self) -> None:
+        """Remove snapshots that bear our mark although their intent is closed or unknown."""
+        with self._ctx.db.read() as s:
+            vcenter_ids = list(s.scalars(sa.select(Vcenter.id)))
+        for vcenter_id in vcenter_ids:
+            if self._stop.is_set():
+                return
+            try:
+                self._sweep_vcenter(self._ctx.vcenters.get(vcenter_id))
+            except (TransportError, VmhaulError) as error:
+                self._ctx.log.warning("janitor.sweep-failed", vcenter_id=vcenter_id, reason=str(error))
+
+    def _sweep_vcenter(self, client: Vsphere) -> None:
+        for vm in client.inventory().vms:
+            if not vm.has_snapshots:
+                continue
+            try:
+                self._sweep_vm(client, vm.moref, vm.name)
+            except ObjectGoneError:
+                continue
+            except TransportError as error:
+                self._ctx.log.warning("janitor.sweep-failed", vm=vm.name, reason=str(error))
+
+    def _sweep_vm(self, client: Vsphere, vm_moref: str, vm_name: str) -> None:
+        for snapshot, mark in ours(client.snapshots(vm_moref), self._ctx.server_id):
+            # An open intent is looked after by its session or by _due, with its own waits.
+            if not self._is_open(mark.intent_id):
+                client.remove_snapshot(vm_moref, snapshot.moref)
+                self._ctx.log.info("janitor.orphan-removed", vm=vm_name, snapshot=snapshot.name)
+
+    def _is_open(self, intent_id: str) -> bool:
+        with self._ctx.db.read() as s:
+            intent = s.get(Intent, intent_id)
+            return intent is not None and intent.state == IntentState.OPEN.value
+
+    def _finish_deletions(self) -> None:
+        """Restore points that were marked for deletion before a crash."""
+        with self._ctx.db.read() as s:
+            repositories = list(
+                s.scalars(
+                    sa.select(RestorePointRow.repository_id)
+                    .where(RestorePointRow.deleting.is_(True))
+                    .distinct()
+                )
+            )
+        for repository_id in repositories:
+            try:
+                restore_points.forget_marked(self._ctx, repository_id)
+            except VmhaulError as error:
+                self._ctx.log.warning(
+                    "janitor.forget-failed", repository_id=repository_id, reason=str(error)
+                )
