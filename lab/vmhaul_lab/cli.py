@@ -139,9 +139,11 @@ def _down(options: argparse.Namespace) -> int:
 def _status(options: argparse.Namespace) -> int:
     state = SiteState.read(options.dir.resolve())
     vms = ControlClient(state.control).vms()
-    names = ", ".join(str(vm.get("name")) for vm in vms)
+    names = ", ".join(vm.name for vm in vms)
     return _show(
-        options, {**asdict(state), "vms": vms}, f"{_addresses(options, state)}\nVMs         {names}"
+        options,
+        {**asdict(state), "vms": [asdict(vm) for vm in vms]},
+        f"{_addresses(options, state)}\nVMs         {names}",
     )
 
 
@@ -150,7 +152,7 @@ def _disk_line(disk: LabDisk) -> str:
     snapshots = f"  {len(disk.snapshots)} snapshots" if disk.snapshots else ""
     return (
         f"{disk.vm:<16} {disk.key:<6} {disk.label:<14} {disk.capacity_bytes / 2**20:>10,.0f} MiB {kind:<6}"
-        f"{disk.live_path}{snapshots}"
+        f"{disk.live_file}{snapshots}"
     )
 
 
@@ -163,7 +165,7 @@ def _day(options: argparse.Namespace) -> int:
     reports: dict[str, Any] = {}
     for disk in _client(options).disks(options.vm):
         seed = f"{options.seed}/{disk.vm}/{disk.label}"
-        done = day.work_on_disk(disk.live_path, seed, share=options.share, trim=options.trim)
+        done = day.work_on_disk(disk.live_file, seed, share=options.share, trim=options.trim)
         reports[f"{disk.vm}/{disk.label}"] = asdict(done)
     lines = (
         f"{name}: "
@@ -189,7 +191,7 @@ def parse_values(words: Sequence[str]) -> dict[str, Any]:
 
 def _fault(options: argparse.Namespace) -> int:
     answer = _client(options).fault(options.kind, **{"count": 1, **parse_values(options.values)})
-    return _show(options, answer, f"armed: {options.kind}")
+    return _show(options, {"id": answer}, f"armed: {options.kind}")
 
 
 def _clear_faults(options: argparse.Namespace) -> int:

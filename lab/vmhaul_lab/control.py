@@ -15,12 +15,13 @@ _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DiskSnapshot:
-    """The frozen file of a disk in one snapshot."""
+class LabSnapshot:
+    """A snapshot; of a disk: with its frozen file and change id."""
 
     moref: str
     name: str
-    file: str
+    file: Path | None = None
+    change_id: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,10 +34,30 @@ class LabDisk:
     label: str
     capacity_bytes: int
     thin: bool
-    live_file: str
-    live_path: Path
-    base_file: str
-    snapshots: tuple[DiskSnapshot, ...]
+    mode: str
+    uuid: str
+    live_file: Path
+    """The file that the guest writes, on this machine."""
+    live_path: str
+    """The same as vCenter names it: `[datastore] folder/name.vmdk`."""
+    base_file: Path
+    snapshots: tuple[LabSnapshot, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabVm:
+    """A VM as the site knows it."""
+
+    name: str
+    moref: str
+    datacenter: str
+    host: str
+    power: str
+    annotation: str
+    cbt: bool
+    consolidation_needed: bool
+    snapshots: tuple[LabSnapshot, ...]
+    files: tuple[str, ...]
 
 
 class ControlClient:
@@ -51,10 +72,9 @@ class ControlClient:
         found = [_disk(item) for item in self._call("GET", "/disks")]
         return [disk for disk in found if vm is None or disk.vm == vm]
 
-    def vms(self) -> list[dict[str, Any]]:
-        """All VMs as the site describes them."""
-        answer: list[dict[str, Any]] = self._call("GET", "/vms")
-        return answer
+    def vms(self) -> list[LabVm]:
+        """All VMs, by name."""
+        return [_vm(item) for item in self._call("GET", "/vms")]
 
     def stats(self) -> dict[str, Any]:
         """What was asked of the site since its start or the last reset."""
@@ -65,20 +85,24 @@ class ControlClient:
         """Start all counters from zero."""
         self._call("POST", "/stats/reset")
 
-    def fault(self, kind: str, count: int = 1, **params: Any) -> Any:
-        """Make the site fail on purpose: `kind`, how often, and what that kind takes."""
-        return self._call("POST", "/faults", {"kind": kind, "count": count, **params})
+    def fault(self, kind: str, count: int = 1, **params: Any) -> int:
+        """Make the site fail on purpose; returns the fault's number.
 
-    def faults(self) -> Any:
-        """The faults that are armed."""
-        return self._call("GET", "/faults")
+        `kind` and `params` are those of lab/labvc/README.md; `count` 0 means until it is cleared.
+        """
+        return int(self._call("POST", "/faults", {"kind": kind, "count": count, **params})["id"])
+
+    def faults(self) -> list[dict[str, Any]]:
+        """The faults ordered so far with how often each has `fired`."""
+        answer: list[dict[str, Any]] = self._call("GET", "/faults")
+        return answer
 
     def clear_faults(self) -> None:
-        """Disarm all faults."""
+        """Take all faults back."""
         self._call("DELETE", "/faults")
 
     def power_loss(self, vm: str) -> None:
-        """Take the power from a VM as a failing host does."""
+        """Take the power from a VM as a failing host does: its change tracking starts anew."""
         self._call("POST", f"/vms/{urllib.parse.quote(vm, safe='')}/power-loss")
 
     def drop_sessions(self) -> None:
@@ -114,11 +138,37 @@ def _disk(item: dict[str, Any]) -> LabDisk:
         label=item["label"],
         capacity_bytes=item["capacity_bytes"],
         thin=item["thin"],
-        live_file=item["live_file"],
-        live_path=Path(item["live_path"]),
-        base_file=item.get("base_file", ""),
-        snapshots=tuple(
-            DiskSnapshot(moref=s["moref"], name=s["name"], file=s["file"])
-            for s in item.get("snapshots") or ()
-        ),
+        mode=item["mode"],
+        uuid=item["uuid"],
+        live_file=Path(item["live_file"]),
+        live_path=item["live_path"],
+        base_file=Path(item["base_file"]),
+        snapshots=_snapshots(item),
+    )
+
+
+def _vm(item: dict[str, Any]) -> LabVm:
+    return LabVm(
+        name=item["name"],
+        moref=item["moref"],
+        datacenter=item["datacenter"],
+        host=item.get("host", ""),
+        power=item["power"],
+        annotation=item["annotation"],
+        cbt=item["cbt"],
+        consolidation_needed=item["consolidation_needed"],
+        snapshots=_snapshots(item),
+        files=tuple(item["files"]),
+    )
+
+
+def _snapshots(item: dict[str, Any]) -> tuple[LabSnapshot, ...]:
+    return tuple(
+        LabSnapshot(
+            moref=found["moref"],
+            name=found["name"],
+            file=Path(found["file"]) if found.get("file") else None,
+            change_id=found.get("change_id", ""),
+        )
+        for found in item["snapshots"]
     )

@@ -182,7 +182,7 @@ class Demo:
 
     def _say_site(self, took_s: float) -> None:
         disks = self._site.disks()
-        held = sum(disk.live_path.stat().st_blocks * 512 for disk in disks)
+        held = sum(disk.live_file.stat().st_blocks * 512 for disk in disks)
         capacity = sum(disk.capacity_bytes for disk in disks)
         vms = len({disk.vm for disk in disks})
         self._shell.say(
@@ -247,7 +247,7 @@ class Demo:
         """Digests of all live disks. Nothing writes to them until the next snapshot is made."""
         disks = self._numbered()
         with ThreadPoolExecutor(_PARALLEL) as pool:
-            digests = pool.map(digest, (disk.live_path for disk in disks.values()))
+            digests = pool.map(digest, (disk.live_file for disk in disks.values()))
             evidence = dict(zip(disks, digests, strict=True))
         self._shell.say(f"SHA-256 of {len(evidence)} live disks taken")
         return evidence
@@ -339,7 +339,7 @@ class Demo:
             raise DemoError(f"VM {name} came back with {len(disks)} disks of {len(tasks)}")
         for number, (disk, task) in enumerate(zip(disks, tasks, strict=True), start=1):
             outcome = Outcome.of_task(session, name, task)
-            outcome.compare(disk.live_path, evidence[vm, number])
+            outcome.compare(disk.live_file, evidence[vm, number])
             self._outcomes.append(outcome)
 
     def _no_snapshot_left(self) -> None:

@@ -60,10 +60,10 @@ class BusyGuests:
     def _write(self, disk: LabDisk) -> None:
         seed = f"{self._seed}/{disk.vm}/{disk.label}"
         try:
-            report = day.work_on_disk(disk.live_path, seed, share=_SHARE)
+            report = day.work_on_disk(disk.live_file, seed, share=_SHARE)
         except (LabError, OSError):
             # The snapshot was removed in between, so the live file has its first name again.
-            if disk.live_path.exists():
+            if disk.live_file.exists():
                 raise
             return
         self._touched.add((disk.vm, disk.key))

@@ -185,13 +185,13 @@ class LabSite:
 
     def live_sha256(self, disk: LabDisk) -> str:
         """SHA-256 of what the guest has on the disk now."""
-        return verify.sha256(self.live_path(disk))
+        return verify.sha256(self.live_file(disk))
 
-    def live_path(self, disk: LabDisk) -> Path:
+    def live_file(self, disk: LabDisk) -> Path:
         """Where the live file of a disk lies now; a snapshot may give it another name at any time."""
         for now in self.disks(disk.vm):
             if now.vm_moref == disk.vm_moref and now.key == disk.key:
-                return now.live_path
+                return now.live_file
         raise LabError(f"{disk.vm} has no disk with key {disk.key} any more")
 
     def open_live(self, disk: LabDisk) -> BinaryIO:
@@ -202,11 +202,11 @@ class LabSite:
         """
         for _ in range(_OPEN_ATTEMPTS):
             try:
-                file = self.live_path(disk).open("r+b", buffering=0)
+                file = self.live_file(disk).open("r+b", buffering=0)
             except FileNotFoundError:
                 continue
             try:
-                live = self.live_path(disk).stat()
+                live = self.live_file(disk).stat()
             except FileNotFoundError:
                 file.close()
                 continue
@@ -221,7 +221,7 @@ class LabSite:
         """Let every guest work for a day; what was done, by 'vm/label'."""
         return {
             f"{disk.vm}/{disk.label}": day.work_on_disk(
-                disk.live_path, f"{seed}/{disk.vm}/{disk.label}", share=share, trim=trim
+                disk.live_file, f"{seed}/{disk.vm}/{disk.label}", share=share, trim=trim
             )
             for disk in self.disks()
         }

@@ -29,10 +29,10 @@ def test_disks_are_those_of_the_plan(quick_site: LabSite) -> None:
     assert len(disks) == 4
     for disk in disks:
         assert disk.capacity_bytes == 16 * MIB
-        assert disk.live_path.stat().st_size == 16 * MIB
+        assert disk.live_file.stat().st_size == 16 * MIB
         assert disk.snapshots == ()
     assert quick_site.disk("vm01", 1).key < quick_site.disk("vm01", 2).key
-    assert sorted(vm["name"] for vm in quick_site.control.vms()) == ["vm01", "vm02"]
+    assert [vm.name for vm in quick_site.control.vms()] == ["vm01", "vm02"]
 
 
 def test_vcenter_answers_with_the_certificate_that_was_announced(quick_site: LabSite) -> None:
@@ -63,9 +63,9 @@ def test_guests_write_and_read_their_live_disk(quick_site: LabSite) -> None:
 
 
 def test_a_day_changes_every_disk(quick_site: LabSite) -> None:
-    before = {(disk.vm, disk.key): verify.sha256(disk.live_path) for disk in quick_site.disks()}
+    before = {(disk.vm, disk.key): verify.sha256(disk.live_file) for disk in quick_site.disks()}
     reports = quick_site.day_of_work()
-    after = {(disk.vm, disk.key): verify.sha256(disk.live_path) for disk in quick_site.disks()}
+    after = {(disk.vm, disk.key): verify.sha256(disk.live_file) for disk in quick_site.disks()}
     assert len(reports) == 4
     assert all(after[key] != before[key] for key in before)
 
@@ -106,9 +106,9 @@ def test_plans_decide_datastore_mode_kind_and_power(tmp_path: Path, labvc_binary
     with LabSite.quick(tmp_path / "site", (vm,), binary=labvc_binary) as site:
         first, second = site.disks("one")
         assert (first.thin, second.thin) == (False, True)
-        assert first.live_path.is_relative_to(tmp_path / "site/datastores/vmfs-fast")
-        assert second.live_path.is_relative_to(tmp_path / "site/datastores/nfs-bulk")
-        assert verify.content_digest(second.live_path) != verify.content_digest(first.live_path)
+        assert first.live_file.is_relative_to(tmp_path / "site/datastores/vmfs-fast")
+        assert second.live_file.is_relative_to(tmp_path / "site/datastores/nfs-bulk")
+        assert verify.content_digest(second.live_file) != verify.content_digest(first.live_file)
 
 
 def test_the_program_ends_with_the_site_and_with_its_starter(
@@ -169,7 +169,7 @@ def test_commands_find_the_site_by_its_directory(
     assert main(["drop-sessions", *where]) == 0
     assert main(["power-loss", *where, "vm01"]) == 0
     capsys.readouterr()
-    path = quick_site.disk("vm02", 1).live_path
+    path = quick_site.disk("vm02", 1).live_file
     assert main(["hash", str(path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {str(path): verify.sha256(path)}
     assert main(["hash", str(path) + ".none"]) == 1
@@ -188,7 +188,7 @@ def test_up_runs_in_the_foreground_until_it_is_told_to_end(tmp_path: Path, labvc
         state = SiteState.read(tmp_path / "site")
         assert said["vcenter"] == state.vcenter
         disks = ControlClient(state.control).disks()
-        assert {result.clean for disk in disks for result in verify.fsck(disk.live_path)} == {True}
+        assert {result.clean for disk in disks for result in verify.fsck(disk.live_file)} == {True}
         up.send_signal(signal.SIGTERM)
         assert up.wait(timeout=30) == 0
     assert not state.process.alive()
