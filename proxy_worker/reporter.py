@@ -56,9 +56,12 @@ class Reporter:
 
     def result(self, report: ResultReport) -> None:
         """Make a result durable and send it; it is sent again until the server acknowledges it."""
-        self._outbox.add(report)
+        key = (report.task_id, report.attempt)
         with self._lock:
-            self._sent_progress.pop((report.task_id, report.attempt), None)
+            self._sent_progress.pop(key, None)
+            # Before it is in the outbox, so that a resend at the same moment does not send it twice.
+            self._sent_results[key] = self._clock()
+        self._outbox.add(report)
         self._send(report)
 
     def resend(self, *, all_of_them: bool = False) -> None:
@@ -71,9 +74,14 @@ class Reporter:
                 return
 
     def _send(self, report: ResultReport) -> bool:
+        key = (report.task_id, report.attempt)
+        with self._lock:
+            self._sent_results[key] = self._clock()
         try:
             self._link.send(report)
         except _AWAY as error:
+            with self._lock:
+                self._sent_results.pop(key, None)
             self._log.warning(
                 EventName.BROKER_AWAY,
                 text="a result waits in the outbox until the broker is back",
@@ -82,8 +90,6 @@ class Reporter:
                 error=str(error),
             )
             return False
-        with self._lock:
-            self._sent_results[(report.task_id, report.attempt)] = self._clock()
         return True
 
     def acknowledged(self, task_id: TaskId, attempt: Attempt) -> None:

@@ -37,7 +37,6 @@ _PASSED_ON: Final = ("PATH", "PYTHONPATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "
 _MAX_LINE_BYTES: Final = 1 << 20
 _LOG_LINES: Final = 2000
 _KEPT_LINES: Final = 5
-_POLL_S: Final = 0.5
 _END: Final = None
 
 
@@ -175,12 +174,13 @@ class _Stopper:
 
     def finish(self) -> None:
         self._over.set()
+        self._handle.over()
         self._thread.join()
 
     def _run(self) -> None:
-        while not self._handle.stop_requested.wait(_POLL_S):
-            if self._over.is_set():
-                return
+        self._handle.stop_requested.wait()
+        if self._over.is_set():
+            return
         self._child.signal(signal.SIGTERM)
         if not self._over.wait(self._kill_grace_s):
             self._child.signal(signal.SIGKILL)

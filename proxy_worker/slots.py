@@ -23,7 +23,9 @@ class StopReason(IntEnum):
 
 
 class TaskHandle:
-    """One attempt that runs here. `stop_requested` is what its runner waits on."""
+    """One attempt that runs here. `stop_requested` is what its runner waits on; it is also set, without
+    a reason, when the attempt is over.
+    """
 
     def __init__(self, request: TaskRequest) -> None:
         self.request = request
@@ -38,6 +40,10 @@ class TaskHandle:
     def stop(self, reason: StopReason) -> None:
         with self._lock:
             self._reason = max(self._reason, reason)
+        self.stop_requested.set()
+
+    def over(self) -> None:
+        """Nobody needs to wait for a stop any more."""
         self.stop_requested.set()
 
 

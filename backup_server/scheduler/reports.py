@@ -31,7 +31,6 @@ from proxy_worker.contracts.ids import ProxyId
 from proxy_worker.contracts.messages import (
     DownMessage,
     HeartbeatReport,
-    LeaseVerdict,
     ProgressReport,
     ResultAck,
     ResultReport,
@@ -253,8 +252,11 @@ class ReportReader:
         row.last_seen_at = now
         row.clock_offset_s = report.clock_s - now.timestamp()
         s.flush()
+        # Results that were read just now are acknowledged, which says all there is to say.
+        heard = {(task.task_id, task.attempt) for task in effect.ended}
+        running = [task for task in report.running if (task.task_id, task.attempt) not in heard]
         answers = tasks.renew_leases(
-            s, proxy_id, report.boot_id, report.running, now=now, lease_s=settings.lease_s
+            s, proxy_id, report.boot_id, running, now=now, lease_s=settings.lease_s
         )
         effect.answers.setdefault(proxy_id, []).extend(answers)
 
@@ -269,16 +271,6 @@ class ReportReader:
             self._ctx.wake_dispatcher.set()
         for proxy_id, answers in effect.answers.items():
             self._down.send(ProxyId(proxy_id), answers)
-            for answer in answers:
-                verdict = getattr(answer, "verdict", LeaseVerdict.HELD)
-                if verdict is LeaseVerdict.LOST:
-                    self._ctx.log.warning(
-                        EventName.LEASE_LOST,
-                        text="a proxy works on an attempt that is over; it was told to stop",
-                        proxy_id=proxy_id,
-                        task_id=answer.task_id,
-                        attempt=answer.attempt,
-                    )
         with self._client.pipeline(transaction=False) as pipe:
             for stream, ids in batch.entries.items():
                 pipe.xdel(stream, *ids)

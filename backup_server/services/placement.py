@@ -172,9 +172,10 @@ def decide(
         for limit in limits
         if limit.maximum and limit.used >= limit.maximum
     ]
-    candidates = tuple(
-        _judge(proxy, wish, mode, full) for proxy in proxies for mode in wish.modes or (FILE_MODE,)
-    )
+    # A mode that no proxy offers would be refused for each of them in the same words.
+    offered = {mode for proxy in proxies for mode in proxy.offered_modes}
+    modes = [mode for mode in wish.modes if mode in offered] or wish.modes or (FILE_MODE,)
+    candidates = tuple(_judge(proxy, wish, mode, full) for proxy in proxies for mode in modes)
     eligible = [
         candidate
         for candidate in candidates

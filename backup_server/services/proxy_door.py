@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from nacl.signing import SigningKey, VerifyKey
 
 from backup_server.credentials import load_or_create_key
@@ -11,14 +13,18 @@ from backup_server.services import task_secrets
 from backup_server.services.context import Context
 from proxy_worker.contracts.codec import MessageError, seal_secrets
 from proxy_worker.contracts.envelope import SERVER, Opener, Sealer
-from proxy_worker.contracts.messages import SecretsRequest
+from proxy_worker.contracts.messages import SecretsRequest, TaskSecrets
+
+Redeem = Callable[[Context, str, str, int], TaskSecrets]
 
 
 class ProxyDoor:
     """One for the process: it remembers the nonces that it has seen."""
 
-    def __init__(self, ctx: Context) -> None:
+    def __init__(self, ctx: Context, *, redeem: Redeem = task_secrets.redeem) -> None:
+        """`redeem` gives the secrets of an attempt to the proxy that holds it, or raises."""
         self._ctx = ctx
+        self._redeem = redeem
         key = SigningKey(load_or_create_key(ctx.settings.signing_key_file))
         self._sealer = Sealer(SERVER, key, self._now_s)
         self._opener = Opener(SERVER, self._verify_key, self._now_s)
@@ -46,7 +52,7 @@ class ProxyDoor:
         request = envelope.message
         if not isinstance(request, SecretsRequest):
             raise UnauthorizedError("request for secrets refused: another message came")
-        secrets = task_secrets.redeem(self._ctx, envelope.sender, request.task_id, request.attempt)
+        secrets = self._redeem(self._ctx, envelope.sender, request.task_id, request.attempt)
         with self._ctx.db.read() as db:
             row = db.get(Proxy, envelope.sender)
         if row is None or row.sealing_key is None:
