@@ -8,6 +8,7 @@ import json
 import secrets
 import shutil
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -193,14 +194,15 @@ class Demo:
     def _start_server(self) -> None:
         shell = self._shell
         shell.say(f"$ cd {self._directory}; export VMHAUL_DATA={self._data}")
-        process = shell.start(
-            "up", "--listen", "127.0.0.1:0", "--flower-port", "0", log=self._directory / "up.log"
-        )
+        listen = f"127.0.0.1:{free_port(8470)}"
+        flower = str(free_port(5555))
+        log = self._directory / "up.log"
+        process = shell.start("up", "--listen", listen, "--flower-port", flower, log=log)
         self._remember(process.pid)
 
         def ready() -> bool:
             if process.poll() is not None:
-                said = (self._directory / "up.log").read_text(errors="replace")[-1200:]
+                said = log.read_text(errors="replace")[-1200:]
                 raise DemoError(f"`vmhaul up` ended with status {process.returncode}: {said}")
             return (self._data / "run" / "server.json").exists() and self._proxies_online(1)
 
@@ -361,6 +363,19 @@ class Demo:
             f"  stop      vmhaul-lab demo-stop --dir {self._directory}",
             flush=True,
         )
+
+
+def free_port(wanted: int) -> int:
+    """`wanted` when nothing listens there on loopback, else a port that is free now."""
+    for port in (wanted, 0):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return int(probe.getsockname()[1])
+    raise DemoError("no port of 127.0.0.1 is free")
 
 
 def _by_key(tasks: list[dict[str, Any]]) -> list[dict[str, Any]]:
