@@ -38,9 +38,9 @@ def open_context(
         server_id=_server_id(db),
         db=db,
         clock=clock,
+        started_at=clock(),
         credentials=credentials,
-        vsphere=vsphere,
-        vcenters=VcenterPool(db, credentials, vsphere, keep_alive_s=settings.keep_alive_s),
+        vcenters=VcenterPool(db, credentials, vsphere, clock=clock, keep_alive_s=settings.keep_alive_s),
         agents=AgentPool(
             db,
             credentials,

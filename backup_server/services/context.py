@@ -14,7 +14,7 @@ from backup_server.config import Settings
 from backup_server.credentials import CredentialStore
 from backup_server.db.engine import Database
 from backup_server.services.repository_agent import AgentPool
-from backup_server.services.vcenter_pool import VcenterPool, VsphereDoor
+from backup_server.services.vcenter_pool import VcenterPool
 
 Clock = Callable[[], datetime]
 """Aware, UTC."""
@@ -31,9 +31,8 @@ class Context:
     """UUID of this installation; stands in every mark that vmhaul leaves in a vCenter."""
     db: Database
     clock: Clock
+    started_at: datetime
     credentials: CredentialStore
-    vsphere: VsphereDoor
-    """How vCenters are reached: the real client's functions, or a test's."""
     vcenters: VcenterPool
     agents: AgentPool
     log: Any = field(default_factory=structlog.get_logger)

@@ -1,7 +1,7 @@
-"""One shared client for each vCenter, kept alive, made again when it was lost.
+"""One shared client for each vCenter.
 
-A client renews its own session when it expired (see transports.vsphere.api); what the pool adds is to
-make it late, share it, keep it from falling asleep, and forget it when its login changed.
+A client keeps its session alive and renews it when it expired (see transports.vsphere.api); what the
+pool adds is to make it late, share it, and forget it when its login changed.
 """
 
 from __future__ import annotations
@@ -9,33 +9,32 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
-
-import structlog
+from datetime import datetime
+from typing import Protocol
 
 from backup_server.credentials import CredentialStore
 from backup_server.db.engine import Database
 from backup_server.db.tables import Vcenter
 from backup_server.errors import NotFoundError
-from transports.errors import TransportError
+from transports.vsphere import Probe
 from transports.vsphere.api import Vsphere
 from transports.vsphere.model import Endpoint, Login
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Thumbprints:
-    """Of the certificate that a server shows; upper-case hex pairs with colons."""
+class Connect(Protocol):
+    """`transports.vsphere.connect`, as far as the server uses it."""
 
-    sha256: str
-    sha1: str
+    def __call__(
+        self, endpoint: Endpoint, auth: Login, *, clock: Callable[[], float], keep_alive_s: float
+    ) -> Vsphere: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VsphereDoor:
-    """How vCenters are reached."""
+    """How vCenters are reached: the functions of `transports.vsphere`, or a test's."""
 
-    connect: Callable[[Endpoint, Login], Vsphere]
-    probe: Callable[[str, int], Thumbprints]
+    connect: Connect
+    probe: Callable[[str, int], Probe]
     """Reads the certificate without trusting it. TransientTransportError when nothing answers."""
 
 
@@ -48,19 +47,25 @@ class VcenterPool:
         credentials: CredentialStore,
         door: VsphereDoor,
         *,
+        clock: Callable[[], datetime],
         keep_alive_s: float,
-        log: Any = None,
     ) -> None:
         self._db = db
         self._credentials = credentials
         self._door = door
+        self._clock = clock
         self._keep_alive_s = keep_alive_s
-        self._log = log or structlog.get_logger()
         self._lock = threading.Lock()
         self._opening: dict[str, threading.Lock] = {}
         self._clients: dict[str, Vsphere] = {}
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
+
+    def connect(self, endpoint: Endpoint, login: Login) -> Vsphere:
+        """A client of one's own, to try a login; the caller closes it."""
+        return self._door.connect(endpoint, login, clock=self._now_s, keep_alive_s=0)
+
+    def probe(self, host: str, port: int) -> Probe:
+        """The certificate that is shown there, for a person to confirm."""
+        return self._door.probe(host, port)
 
     def get(self, vcenter_id: str) -> Vsphere:
         """The vCenter's client, logged in. NotFoundError without such a row; errors of
@@ -76,10 +81,15 @@ class VcenterPool:
                 if vcenter_id in self._clients:
                     return self._clients[vcenter_id]
             endpoint, login = self._access(vcenter_id)
-            client = self._door.connect(endpoint, login)
+            client = self._door.connect(
+                endpoint, login, clock=self._now_s, keep_alive_s=self._keep_alive_s
+            )
             with self._lock:
                 self._clients[vcenter_id] = client
             return client
+
+    def _now_s(self) -> float:
+        return self._clock().timestamp()
 
     def _access(self, vcenter_id: str) -> tuple[Endpoint, Login]:
         with self._db.read() as s:
@@ -97,30 +107,7 @@ class VcenterPool:
         if client is not None:
             client.close()
 
-    def keep_alive(self) -> None:
-        """One small call on every client; one that does not answer is forgotten and made again later."""
-        with self._lock:
-            clients = dict(self._clients)
-        for vcenter_id, client in clients.items():
-            try:
-                client.keep_alive()
-            except TransportError as error:
-                self._log.warning("vcenter.lost", vcenter_id=vcenter_id, reason=str(error))
-                self.forget(vcenter_id)
-
-    def start(self) -> None:
-        """Begin keeping the sessions alive in a thread of its own."""
-        self._thread = threading.Thread(target=self._loop, name="vcenter-keep-alive", daemon=True)
-        self._thread.start()
-
-    def _loop(self) -> None:
-        while not self._stop.wait(self._keep_alive_s):
-            self.keep_alive()
-
     def close(self) -> None:
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join()
         with self._lock:
             clients, self._clients = list(self._clients.values()), {}
         for client in clients:

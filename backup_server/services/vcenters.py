@@ -39,14 +39,14 @@ def get(ctx: Context, ref: str) -> dict[str, Any]:
 def probe(ctx: Context, host: str, port: int = DEFAULT_PORT) -> dict[str, Any]:
     """Thumbprints of the certificate that answers there, for a person to compare."""
     try:
-        prints = ctx.vsphere.probe(host, port)
+        prints = ctx.vcenters.probe(host, port)
     except TransportError as error:
         raise as_server_error(error) from error
     return {
         "host": host,
         "port": port,
-        "thumbprint_sha256": prints.sha256,
-        "thumbprint_sha1": prints.sha1,
+        "thumbprint_sha256": prints.thumbprint_sha256,
+        "thumbprint_sha1": prints.thumbprint_sha1,
     }
 
 
@@ -219,7 +219,7 @@ def _log_in(ctx: Context, values: Mapping[str, Any], password: Secret) -> About:
         host=values["host"], port=values["port"], thumbprint_sha256=values["thumbprint_sha256"]
     )
     try:
-        client = ctx.vsphere.connect(endpoint, Login(username=values["username"], password=password))
+        client = ctx.vcenters.connect(endpoint, Login(username=values["username"], password=password))
         try:
             return client.about()
         finally:
