@@ -109,8 +109,11 @@ class Dispatcher:
 
     def _proxies(self, now: datetime, ids: list[str]) -> list[ProxyFacts]:
         used = self._index.used_slots(ids)
+        settings = self._ctx.settings
+        # A proxy whose lease just ran out must not be the one that gets the task again.
+        silent_s = min(settings.proxy_offline_after_s, settings.lease_s)
         with self._ctx.db.read() as s:
-            return facts.proxy_facts(s, now, self._ctx.settings.proxy_offline_after_s, used)
+            return facts.proxy_facts(s, now, silent_s, used)
 
     def _follow_pending(self, pending: set[str]) -> None:
         for task_id in self._indexed.keys() - pending:

@@ -1,0 +1,26 @@
+"""Runs a proxy's worker in a process of its own, with the test's data mover.
+
+Arguments: data directory, file for the mover's marks.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+import structlog
+
+from proxy_worker.__main__ import set_up_logging
+from proxy_worker.app import run_worker
+from proxy_worker.config import ProxyConfig, load_enrolment, load_settings
+
+data_dir, marks = Path(sys.argv[1]), sys.argv[2]
+set_up_logging("info")
+enrolment = load_enrolment(data_dir)
+assert enrolment is not None
+config = ProxyConfig(
+    data_dir=data_dir,
+    enrolment=enrolment,
+    settings=load_settings(data_dir),
+    mover_command=(sys.executable, str(Path(__file__).with_name("mover.py")), marks),
+)
+sys.exit(run_worker(config, time.time, structlog.get_logger()))
