@@ -23,12 +23,15 @@ class BlockRanges:
     def __init__(self, runs: Iterable[tuple[int, int]] = ()) -> None:
         """Takes runs in any order, overlapping or not."""
         self._bounds = array("Q")
-        previous_first = -1
-        for first, end in runs:
+        previous_first = 0
+        remaining = iter(runs)
+        for first, end in remaining:
             if first < previous_first:
-                # Out of order: rare (listings ascend), so a copy in memory does no harm.
-                rest = sorted([*self, (first, end), *((f, e) for f, e in runs)])
-                self._bounds = BlockRanges(rest)._bounds
+                # Out of order: rare (listings ascend), so a sorted copy in memory does no harm.
+                everything = sorted([*self, (first, end), *remaining])
+                self._bounds = array("Q")
+                for each_first, each_end in everything:
+                    self._append(each_first, each_end)
                 return
             previous_first = first
             self._append(first, end)
@@ -86,7 +89,7 @@ class BackupPlan:
     zero: BlockRanges
     """Changed blocks that are known to hold zeros now, and are not read."""
     changed_bytes: int
-    """Bytes that had to be considered: what change tracking named, or the whole disk."""
+    """Bytes that had to be considered: what change tracking named, or all that is read."""
 
     @property
     def block_count(self) -> int:
@@ -95,11 +98,14 @@ class BackupPlan:
     @property
     def read_bytes(self) -> int:
         """Bytes that will be read."""
-        total = self.read.block_count * self.block_size_bytes
-        runs = list(self.read)[-1:]
-        if runs and runs[0][1] == self.block_count:
-            total -= self.block_count * self.block_size_bytes - self.capacity_bytes
-        return total
+        return bytes_of(self.read, self.capacity_bytes, self.block_size_bytes)
+
+
+def bytes_of(blocks: BlockRanges, capacity_bytes: int, block_size_bytes: int) -> int:
+    """How many bytes of the disk these blocks are; the last one may be short."""
+    return sum(
+        min(end * block_size_bytes, capacity_bytes) - first * block_size_bytes for first, end in blocks
+    )
 
 
 def plan_backup(
@@ -139,7 +145,7 @@ def plan_backup(
             base_root=ZERO_ROOT,
             read=held,
             zero=BlockRanges(),
-            changed_bytes=capacity_bytes,
+            changed_bytes=bytes_of(held, capacity_bytes, block_size_bytes),
         )
     counted = _ByteCount(capacity_bytes)
     touched = _blocks_of(counted.each(changed), capacity_bytes, block_size_bytes)

@@ -110,6 +110,16 @@ class BlobCodec:
             body=sealed,
         )
 
+    def verify(self, blob: EncodedBlob, content: Buffer) -> None:
+        """Decode what was just encoded and compare. Raises IntegrityError: this machine's memory or
+        processor is not to be trusted.
+        """
+        stored = b"".join((blob.header, blob.body))
+        if self.decode(blob.kind, blob.blob_id, stored) != content:
+            raise IntegrityError(
+                f"blob {blob.blob_id.hex()} did not decode to what was encoded; test this machine's memory"
+            )
+
     def decode(self, kind: BlobKind, blob_id: bytes, stored: Buffer) -> Buffer:
         """The content of a whole stored blob, verified against its id. Raises IntegrityError."""
         what = f"blob {blob_id.hex()}"

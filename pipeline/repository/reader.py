@@ -19,7 +19,7 @@ from pipeline.storage.base import Buffer, Storage
 NODE_CACHE_ENTRIES: Final = 64  # 64 * 32 KiB = 2 MiB
 COALESCE_GAP_BYTES: Final = 256 << 10
 """Reading so much for nothing is cheaper than another request."""
-COALESCED_READ_BYTES: Final = 8 << 20
+COALESCED_READ_BYTES: Final = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,15 +77,15 @@ class BlobReader:
                 self._nodes.popitem(last=False)
         return content
 
-    def read_run(self, run: ReadRun) -> list[tuple[bytes, Buffer]]:
-        """Ids and content of the blocks of a run. Raises IntegrityError at the first damaged one."""
-        data = memoryview(self._read(run.pack_id, run.offset, run.length))
-        found = []
-        for wanted in run.wanted:
-            start = wanted.location.offset - run.offset
-            stored = data[start : start + wanted.location.length]
-            found.append((wanted.blob_id, self._codec().decode(BlobKind.BLOCK, wanted.blob_id, stored)))
-        return found
+    def fetch_run(self, run: ReadRun) -> memoryview:
+        """The stored bytes of a run, in one read."""
+        return memoryview(self._read(run.pack_id, run.offset, run.length))
+
+    def decode_from(self, run: ReadRun, data: memoryview, wanted: Wanted) -> Buffer:
+        """Content of one block of a run that was fetched. Raises IntegrityError when it is damaged."""
+        start = wanted.location.offset - run.offset
+        stored = data[start : start + wanted.location.length]
+        return self._codec().decode(BlobKind.BLOCK, wanted.blob_id, stored)
 
     def _load(self, kind: BlobKind, blob_id: bytes) -> Buffer:
         location = self.locate(blob_id)

@@ -1,0 +1,270 @@
+"""From a repository to a disk.
+
+The map is walked in windows; in each, blocks are fetched in the order of the packs, with few large reads,
+decoded on all cores, and written by one thread. Memory: a read of some MiB for each decoding thread and a
+few blocks, whatever the size of disk or repository (whose index is in memory besides).
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Final
+
+from pipeline.errors import CancelledError, IntegrityError, PermanentPipelineError
+from pipeline.model import StageTimes
+from pipeline.progress import MoverProgress
+from pipeline.repository.maps import block_count_of, blocks
+from pipeline.repository.reader import BlobReader, ReadRun, Wanted, plan_reads
+from pipeline.repository.repository import Repository
+from pipeline.stages.flow import Channel, Clock, Flow, Meter, share
+from pipeline.storage.base import Buffer
+from transports.base import DiskWriter
+
+WINDOW_BLOCKS: Final = 512
+"""Blocks whose places are sorted together: enough for long reads, 64 KiB of ids."""
+RUNS_WAITING: Final = 2
+BLOCKS_WAITING: Final = 8
+ZERO_CHUNK_BYTES: Final = 1 << 20
+PROGRESS_EVERY_S: Final = 0.25
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestoreStats:
+    capacity_bytes: int
+    read_bytes: int
+    """Stored bytes fetched from the repository."""
+    written_bytes: int
+    zero_bytes: int
+    """Of the disk, that hold zeros; written only when they had to be."""
+    blocks: int
+    """Blocks that are not zeros."""
+    duration_s: float
+    stages: StageTimes
+
+
+@dataclass(frozen=True, slots=True)
+class _Fetch:
+    run: ReadRun
+    places: dict[bytes, list[int]]
+    """Blocks of the disk by id; a content may be in several places."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Data:
+    places: list[int]
+    content: Buffer
+
+
+@dataclass(frozen=True, slots=True)
+class _Zeros:
+    offset: int
+    length: int
+
+
+def restore_disk(
+    *,
+    repository: Repository,
+    map_root: str,
+    capacity_bytes: int,
+    writer: DiskWriter,
+    skip_zeros: bool,
+    cancel: threading.Event,
+    progress: Callable[[MoverProgress], None],
+    clock: Clock,
+    workers: int = 0,
+) -> RestoreStats:
+    """Write one disk of a restore point. Each block is compared with its id before it is written.
+
+    `skip_zeros`: ranges of zeros are not written; right for a new disk that reads as zeros.
+    `workers` 0: one decoding thread for each core and one more. The writer is used by one other thread,
+    flushed at the end, and not closed. Raises IntegrityError for damage (then the disk is incomplete),
+    CancelledError, storage errors, and what the writer raises.
+    """
+    if writer.size_bytes < capacity_bytes:
+        raise PermanentPipelineError(
+            f"the target has {writer.size_bytes} bytes, the disk {capacity_bytes}; make the target larger"
+        )
+    run = _Restore(
+        repository, map_root, capacity_bytes, writer, skip_zeros, cancel, progress, clock, workers
+    )
+    return run.restore()
+
+
+class _Restore:
+    def __init__(
+        self,
+        repository: Repository,
+        map_root: str,
+        capacity_bytes: int,
+        writer: DiskWriter,
+        skip_zeros: bool,
+        cancel: threading.Event,
+        progress: Callable[[MoverProgress], None],
+        clock: Clock,
+        workers: int,
+    ) -> None:
+        self._block_size = repository.block_size_bytes
+        self._root = bytes.fromhex(map_root)
+        self._capacity_bytes = capacity_bytes
+        self._writer = writer
+        self._skip_zeros = skip_zeros
+        self._cancel = cancel
+        self._progress = progress
+        self._clock = clock
+        self._workers = workers or len(os.sched_getaffinity(0)) + 1
+        self._started_s = clock()
+        self._reader: BlobReader = repository.reader()
+        self._flow = Flow()
+        self._runs: Channel[_Fetch | None] = Channel(self._flow, RUNS_WAITING)
+        self._writes: Channel[_Data | _Zeros | None] = Channel(self._flow, BLOCKS_WAITING)
+        self._fetching, self._decoding, self._writing = (Meter(clock) for _ in range(3))
+        self._lock = threading.Lock()
+        self._read_bytes = 0
+        self._written_bytes = 0
+        self._done_bytes = 0
+        self._zero_bytes = 0
+        self._blocks = 0
+
+    def restore(self) -> RestoreStats:
+        self._flow.start("locate", self._locate)
+        for number in range(self._workers):
+            self._flow.start(f"decode-{number}", self._decode)
+        self._flow.start("write", self._write)
+        self._flow.join(self._report, PROGRESS_EVERY_S)
+        self._report()
+        return RestoreStats(
+            capacity_bytes=self._capacity_bytes,
+            read_bytes=self._read_bytes,
+            written_bytes=self._written_bytes,
+            zero_bytes=self._zero_bytes,
+            blocks=self._blocks,
+            duration_s=self._clock() - self._started_s,
+            stages=self._stages(),
+        )
+
+    # ---- stages --------------------------------------------------------------------------------
+
+    def _locate(self) -> None:
+        """Walk the map, plan the reads of each window."""
+        count = block_count_of(self._capacity_bytes, self._block_size)
+        found = blocks(self._reader.load_node, self._root, count)
+        next_block = 0
+        while window := list(islice(found, WINDOW_BLOCKS)):
+            self._stop_if_cancelled()
+            places: dict[bytes, list[int]] = {}
+            for block, blob_id in window:
+                self._zeros(next_block, block)
+                next_block = block + 1
+                places.setdefault(blob_id, []).append(block)
+            self._blocks += len(window)
+            wanted = [Wanted(blob_id, self._reader.locate(blob_id)) for blob_id in places]
+            for run in plan_reads(wanted):
+                self._stop_if_cancelled()
+                self._runs.put(_Fetch(run, places))
+        self._zeros(next_block, count)
+        for _ in range(self._workers):
+            self._runs.put(None)
+
+    def _decode(self) -> None:
+        while (fetch := self._runs.get()) is not None:
+            with self._fetching.timed():
+                data = self._reader.fetch_run(fetch.run)
+            with self._lock:
+                self._read_bytes += fetch.run.length
+            for wanted in fetch.run.wanted:
+                with self._decoding.timed():
+                    content = self._reader.decode_from(fetch.run, data, wanted)
+                self._writes.put(_Data(fetch.places[wanted.blob_id], content))
+        self._writes.put(None)
+
+    def _write(self) -> None:
+        working = self._workers
+        while working:
+            item = self._writes.get()
+            self._stop_if_cancelled()
+            if item is None:
+                working -= 1
+                continue
+            with self._writing.timed():
+                if isinstance(item, _Zeros):
+                    self._write_zeros(item)
+                else:
+                    for block in item.places:
+                        self._write_block(block, item.content)
+        with self._writing.timed():
+            self._writer.flush()
+
+    # ---- inside --------------------------------------------------------------------------------
+
+    def _zeros(self, first_block: int, end_block: int) -> None:
+        offset = first_block * self._block_size
+        length = min(end_block * self._block_size, self._capacity_bytes) - offset
+        if length <= 0:
+            return
+        self._zero_bytes += length
+        if self._skip_zeros:
+            with self._lock:
+                self._done_bytes += length
+        else:
+            self._writes.put(_Zeros(offset, length))
+
+    def _write_zeros(self, run: _Zeros) -> None:
+        chunk = memoryview(bytes(min(ZERO_CHUNK_BYTES, run.length)))
+        for at in range(0, run.length, len(chunk)):
+            self._stop_if_cancelled()
+            self._write_all(run.offset + at, chunk[: min(len(chunk), run.length - at)])
+
+    def _write_block(self, block: int, content: Buffer) -> None:
+        offset = block * self._block_size
+        expected = min(self._block_size, self._capacity_bytes - offset)
+        if len(content) != expected:
+            raise IntegrityError(
+                f"block {block} has {len(content)} bytes instead of {expected}; the disk's capacity or map "
+                "root is wrong: take them from the restore point"
+            )
+        self._write_all(offset, memoryview(content))
+
+    def _write_all(self, offset: int, data: memoryview) -> None:
+        step = self._writer.capabilities.max_request_bytes
+        for at in range(0, len(data), step):
+            self._writer.write_from(offset + at, data[at : at + step])
+        self._written_bytes += len(data)
+        with self._lock:
+            self._done_bytes += len(data)
+
+    def _stop_if_cancelled(self) -> None:
+        if self._cancel.is_set():
+            raise CancelledError("the restore was cancelled; the target is incomplete")
+
+    def _stages(self) -> StageTimes:
+        elapsed_s = self._clock() - self._started_s
+        return StageTimes(
+            source=share(self._fetching.busy_s, self._workers, elapsed_s),
+            proxy=share(self._decoding.busy_s, len(os.sched_getaffinity(0)), elapsed_s),
+            network=0.0,
+            target=share(self._writing.busy_s, 1, elapsed_s),
+        )
+
+    def _report(self) -> None:
+        self._progress(
+            MoverProgress(
+                total_bytes=self._capacity_bytes,
+                done_bytes=self._done_bytes,
+                read_bytes=self._read_bytes,
+                stored_bytes=self._written_bytes,
+                elapsed_s=self._clock() - self._started_s,
+                stages=self._stages(),
+            )
+        )
+
+
+def ordered_blocks(
+    reader: BlobReader, map_root: str, capacity_bytes: int, block_size_bytes: int
+) -> Iterator[tuple[int, bytes]]:
+    """Number and id of each block that is not zeros; for who reads a disk front to back."""
+    count = block_count_of(capacity_bytes, block_size_bytes)
+    return blocks(reader.load_node, bytes.fromhex(map_root), count)

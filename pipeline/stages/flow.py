@@ -1,0 +1,149 @@
+"""What joins stages: queues that end when the flow fails, and meters of busy time."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from typing import Final, Generic, TypeVar
+
+Clock = Callable[[], float]
+Item = TypeVar("Item")
+
+POLL_S: Final = 0.1
+"""How long a stage may take to notice that another one failed."""
+
+
+class FlowStopped(Exception):  # noqa: N818 - not an error of its own: another stage failed
+    """Raised inside a stage when the flow has failed elsewhere."""
+
+
+class Flow:
+    """The shared fate of a set of stage threads."""
+
+    def __init__(self) -> None:
+        self._failed = threading.Event()
+        self._lock = threading.Lock()
+        self._error: BaseException | None = None
+        self._threads: list[threading.Thread] = []
+
+    def start(self, name: str, body: Callable[[], None]) -> None:
+        """Run a stage in a thread of its own. What it raises is the flow's failure."""
+        thread = threading.Thread(target=self._run, args=(body,), name=name, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def fail(self, error: BaseException) -> None:
+        """Stop every stage; the first error counts."""
+        with self._lock:
+            if self._error is None:
+                self._error = error
+        self._failed.set()
+
+    @property
+    def is_failed(self) -> bool:
+        return self._failed.is_set()
+
+    def raise_if_stopped(self) -> None:
+        if self._failed.is_set():
+            raise FlowStopped
+
+    def join(self, tick: Callable[[], None], tick_s: float) -> None:
+        """Wait for all stages, calling `tick` on this thread; then raise the failure, if any."""
+        try:
+            for thread in self._threads:
+                while thread.is_alive():
+                    thread.join(tick_s)
+                    tick()
+        except BaseException as error:
+            self.fail(error)  # the tick failed, or somebody interrupted this thread
+            for thread in self._threads:
+                thread.join()
+            raise
+        if self._error is not None:
+            raise self._error
+
+    def _run(self, body: Callable[[], None]) -> None:
+        try:
+            body()
+        except FlowStopped:
+            return
+        except BaseException as error:  # noqa: BLE001 - handed to the thread that joins
+            self.fail(error)
+
+
+class Channel(Generic[Item]):
+    """A bounded queue of a flow. Waiting ends with FlowStopped when the flow fails."""
+
+    def __init__(self, flow: Flow, capacity: int) -> None:
+        self._flow = flow
+        self._queue: queue.Queue[Item] = queue.Queue(capacity)
+
+    def put(self, item: Item) -> None:
+        while True:
+            self._flow.raise_if_stopped()
+            try:
+                self._queue.put(item, timeout=POLL_S)
+            except queue.Full:
+                continue
+            return
+
+    def get(self) -> Item:
+        while True:
+            self._flow.raise_if_stopped()
+            try:
+                return self._queue.get(timeout=POLL_S)
+            except queue.Empty:
+                continue
+
+    def get_unless(self, is_over: Callable[[], bool]) -> Item | None:
+        """As get(), but None once `is_over` says so."""
+        while not is_over():
+            self._flow.raise_if_stopped()
+            try:
+                return self._queue.get(timeout=POLL_S)
+            except queue.Empty:
+                continue
+        return None
+
+
+class Meter:
+    """Adds up the busy time of a stage, over all its threads."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._busy_s = 0.0
+
+    @property
+    def busy_s(self) -> float:
+        with self._lock:
+            return self._busy_s
+
+    def add(self, seconds: float) -> None:
+        with self._lock:
+            self._busy_s += seconds
+
+    def timed(self) -> Timing:
+        """`with meter.timed():` around work."""
+        return Timing(self, self._clock)
+
+
+class Timing:
+    __slots__ = ("_began_s", "_clock", "_meter")
+
+    def __init__(self, meter: Meter, clock: Clock) -> None:
+        self._meter = meter
+        self._clock = clock
+        self._began_s = 0.0
+
+    def __enter__(self) -> None:
+        self._began_s = self._clock()
+
+    def __exit__(self, *_error: object) -> None:
+        self._meter.add(self._clock() - self._began_s)
+
+
+def share(busy_s: float, threads: int, elapsed_s: float) -> float:
+    """Busy time as a share of what was possible, 0 to 1."""
+    return min(1.0, max(0.0, busy_s / (threads * elapsed_s))) if elapsed_s > 0 else 0.0

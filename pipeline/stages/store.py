@@ -1,0 +1,234 @@
+"""Last stage: blobs into packs, blocks into the disk map, checkpoints. One thread, in the disk's order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+from pipeline.crypto.aead import Aead
+from pipeline.crypto.keyring import Keyring
+from pipeline.planning import BackupPlan
+from pipeline.repository.blobs import BlobCodec, node_id
+from pipeline.repository.format import BlobKind
+from pipeline.repository.index import IndexLoader, write_index_object
+from pipeline.repository.maps import MapBuilder
+from pipeline.repository.packs import PackWriter
+from pipeline.repository.reader import BlobReader
+from pipeline.repository.work import WorkRecord, WorkState, write_work
+from pipeline.stages.encode import Claims, EncodedBlock, Outcome
+from pipeline.stages.flow import Channel, Clock, Meter
+from pipeline.stages.read import Window
+from pipeline.storage.base import Storage
+
+
+@dataclass(slots=True)
+class Tally:
+    """Figures of a disk over all attempts; kept in the work record."""
+
+    done_bytes: int = 0
+    read_bytes: int = 0
+    stored_bytes: int = 0
+    zero: int = 0
+    new: int = 0
+    deduplicated: int = 0
+    elapsed_s: float = 0.0
+
+
+class StoreStage:
+    """Puts results into order, appends what is new, builds the map.
+
+    The state in a checkpoint only refers to blobs that the index names: a checkpoint closes the pack
+    first, and waits until no block refers to a blob that another block has yet to store.
+    """
+
+    def __init__(
+        self,
+        *,
+        storage: Storage,
+        keyring: Keyring,
+        algorithm: Aead,
+        codec: BlobCodec,
+        loader: IndexLoader,
+        claims: Claims,
+        plan: BackupPlan,
+        work_id: str,
+        begun_at_s: float,
+        tally: Tally,
+        packs: PackWriter,
+        source: Channel[EncodedBlock | None],
+        window: Window,
+        workers: int,
+        checkpoint_every_s: float,
+        clock: Clock,
+        busy: Meter,
+    ) -> None:
+        self._storage = storage
+        self._keyring = keyring
+        self._algorithm = algorithm
+        self._codec = codec
+        self._loader = loader
+        self._claims = claims
+        self._plan = plan
+        self._work_id = work_id
+        self._begun_at_s = begun_at_s
+        self._tally = tally
+        self._packs = packs
+        self._source = source
+        self._window = window
+        self._workers = workers
+        self._checkpoint_every_s = checkpoint_every_s
+        self._clock = clock
+        self._busy = busy
+        self._started_s = clock()
+        self._elapsed_before_s = tally.elapsed_s
+        self._checkpoint_s = clock()
+        self._next_block = 0
+        self._zero_runs = iter(plan.zero)
+        self._zero_run: tuple[int, int] | None = next(self._zero_runs, None)
+        self._appended: set[bytes] = set()
+        self._awaited: set[bytes] = set()
+        self._builder = MapBuilder(
+            base_root=bytes.fromhex(plan.base_root),
+            block_count=plan.block_count,
+            load_node=BlobReader(storage, keyring, loader.index).load_node,
+            store_node=self._store_node,
+        )
+        self.is_complete = False
+        self.map_root = ""
+
+    def go_on(self, record: WorkRecord) -> None:
+        """Continue from a checkpoint instead of from the beginning."""
+        self._builder.go_on(record.nodes, record.next_block)
+        self._next_block = record.next_block
+        while self._zero_run is not None and self._zero_run[0] < record.next_block:
+            end = self._zero_run[1]
+            if end > record.next_block:
+                self._zero_run = (record.next_block, end)
+            else:
+                self._zero_run = next(self._zero_runs, None)
+
+    def run(self, planned_blocks: int) -> None:
+        """Take everything the workers send. `planned_blocks`: how many there are when reading does not
+        stop early.
+        """
+        try:
+            stored = 0
+            for result in self._in_order():
+                with self._busy.timed():
+                    self._store(result)
+                self._window.leave()
+                stored += 1
+            with self._busy.timed():
+                if stored == planned_blocks:
+                    self._finish()
+                else:
+                    self._stop_early()
+        finally:
+            self._packs.abort()
+
+    def _in_order(self) -> Iterator[EncodedBlock]:
+        waiting: dict[int, EncodedBlock] = {}
+        following = 0
+        working = self._workers
+        while working:
+            result = self._source.get()
+            if result is None:
+                working -= 1
+                continue
+            waiting[result.sequence] = result
+            while following in waiting:
+                yield waiting.pop(following)
+                following += 1
+
+    def _store(self, result: EncodedBlock) -> None:
+        self._apply_zeros(result.block)
+        self._builder.set(result.block, result.blob_id)
+        self._next_block = result.block + 1
+        tally = self._tally
+        tally.done_bytes += result.length
+        tally.read_bytes += result.length
+        if result.outcome is Outcome.ZERO:
+            tally.zero += 1
+        elif result.blob is None:
+            tally.deduplicated += 1
+            if result.outcome is Outcome.PENDING and not self._is_stored(result.blob_id):
+                self._awaited.add(result.blob_id)
+        else:
+            tally.new += 1
+            self._packs.append(result.blob)
+            self._appended.add(result.blob_id)
+            self._awaited.discard(result.blob_id)
+        self._close_when_due()
+
+    def _close_when_due(self) -> None:
+        is_due = self._clock() - self._checkpoint_s >= self._checkpoint_every_s
+        if is_due and not self._awaited:
+            self._checkpoint()
+        elif self._packs.is_full:
+            self._close_pack()
+
+    def _apply_zeros(self, before_block: int) -> None:
+        """Blocks that are known to be zeros now, up to a block."""
+        while self._zero_run is not None and self._zero_run[0] < before_block:
+            self._builder.set_zeros(*self._zero_run)
+            self._tally.zero += self._zero_run[1] - self._zero_run[0]
+            self._zero_run = next(self._zero_runs, None)
+
+    def _store_node(self, content: bytes) -> bytes:
+        blob_id = node_id(self._keyring, content)
+        if not self._is_stored(blob_id):
+            self._packs.append(self._codec.encode(BlobKind.NODE, blob_id, content))
+            self._appended.add(blob_id)
+        return blob_id
+
+    def _is_stored(self, blob_id: bytes) -> bool:
+        """In the open pack, or in the index."""
+        return blob_id in self._appended or blob_id in self._loader.index
+
+    def _close_pack(self) -> None:
+        """Pack first, index object second: the index only names what is durable."""
+        segment = self._packs.close()
+        if segment is None:
+            return
+        name = write_index_object(self._storage, self._keyring, self._algorithm, [segment])
+        self._loader.written(name)
+        self._loader.index.add(segment)
+        self._claims.release(entry.blob_id for entry in segment.entries)
+        self._appended.clear()
+        self._tally.stored_bytes += segment.pack_size + self._storage.size_bytes(name)
+
+    def _checkpoint(self) -> None:
+        self._close_pack()
+        self._write_record(WorkState.PARTIAL)
+        self._checkpoint_s = self._clock()
+
+    def _finish(self) -> None:
+        self._apply_zeros(self._plan.block_count)
+        self.map_root = self._builder.finish().hex()
+        self._close_pack()
+        self._write_record(WorkState.DONE)
+        self.is_complete = True
+
+    def _stop_early(self) -> None:
+        """Reading ended before its time: keep what was read. A block may refer to a blob whose own block
+        came after the gap and was dropped; then the last checkpoint has to do.
+        """
+        self._close_pack()
+        if not self._awaited:
+            self._write_record(WorkState.PARTIAL)
+
+    def _write_record(self, state: WorkState) -> None:
+        tally = self._tally
+        tally.elapsed_s = self._elapsed_before_s + self._clock() - self._started_s
+        record = WorkRecord(
+            state=state,
+            begun_at_s=self._begun_at_s,
+            capacity_bytes=self._plan.capacity_bytes,
+            read_mode=self._plan.read_mode.value,
+            base_root=self._plan.base_root,
+            next_block=self._plan.block_count if state is WorkState.DONE else self._next_block,
+            nodes=[] if state is WorkState.DONE else self._builder.state(),
+            map_root=self.map_root,
+            stats=asdict(tally),
+        )
+        write_work(self._storage, self._keyring, self._algorithm, self._work_id, record)

@@ -1,0 +1,268 @@
+"""Storage in memory, and wrappers that fail on purpose. Shipped, so that other packages' tests may use
+them. All are implementations of the storage contract.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+
+from pipeline.errors import (
+    IntegrityError,
+    ObjectExistsError,
+    ObjectNotFoundError,
+    StorageFullError,
+)
+from pipeline.storage.base import Buffer, ObjectWriter, Space, Storage, StoredObject, checked_name
+
+MEMORY_CAPACITY_BYTES = 1 << 40
+
+
+class Crash(BaseException):
+    """The process dies here. Not an Exception: no handler in the code under test may swallow it."""
+
+
+class MemoryStorage:
+    """Objects in a dictionary; passes the contract suite."""
+
+    def __init__(self, clock: Callable[[], float] = lambda: 0.0) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self.objects: dict[str, bytes] = {}
+        self.modified_at_s: dict[str, float] = {}
+
+    @property
+    def location(self) -> str:
+        return "memory"
+
+    def create(self, name: str) -> ObjectWriter:
+        checked_name(name)
+        return _MemoryWriter(self, name)
+
+    def put(self, name: str, data: Buffer) -> None:
+        checked_name(name)
+        with self._lock:
+            if name in self.objects:
+                raise ObjectExistsError(f"{name} exists already in {self.location}")
+            self._set(name, bytes(data))
+
+    def replace(self, name: str, data: Buffer) -> None:
+        checked_name(name)
+        with self._lock:
+            self._set(name, bytes(data))
+
+    def read(self, name: str) -> bytes:
+        checked_name(name)
+        with self._lock:
+            if name not in self.objects:
+                raise ObjectNotFoundError(f"no {name} in {self.location}")
+            return self.objects[name]
+
+    def read_range(self, name: str, offset: int, length: int) -> bytes:
+        data = self.read(name)[offset : offset + length]
+        if len(data) != length:
+            raise IntegrityError(
+                f"{name} in {self.location} ends before {offset + length}; it is truncated"
+            )
+        return data
+
+    def size_bytes(self, name: str) -> int:
+        return len(self.read(name))
+
+    def list(self, prefix: str) -> Iterator[StoredObject]:
+        with self._lock:
+            names = sorted(name for name in self.objects if name.startswith(prefix))
+            found = [
+                StoredObject(
+                    name=name,
+                    size_bytes=len(self.objects[name]),
+                    modified_at_s=self.modified_at_s[name],
+                )
+                for name in names
+            ]
+        return iter(found)
+
+    def delete(self, name: str) -> None:
+        checked_name(name)
+        with self._lock:
+            self.objects.pop(name, None)
+            self.modified_at_s.pop(name, None)
+
+    def clean(self, older_than_s: float) -> int:
+        del older_than_s  # writers that died leave nothing in memory
+        return 0
+
+    def space(self) -> Space:
+        with self._lock:
+            used = sum(map(len, self.objects.values()))
+        return Space(
+            free_bytes=MEMORY_CAPACITY_BYTES - used, total_bytes=MEMORY_CAPACITY_BYTES, used_bytes=used
+        )
+
+    def close(self) -> None:
+        return
+
+    def _set(self, name: str, data: bytes) -> None:
+        self.objects[name] = data
+        self.modified_at_s[name] = self._clock()
+
+
+class _MemoryWriter:
+    def __init__(self, storage: MemoryStorage, name: str) -> None:
+        self._storage = storage
+        self._name = name
+        self._parts: list[bytes] = []
+
+    def write(self, parts: Sequence[Buffer]) -> None:
+        self._parts.extend(bytes(part) for part in parts)
+
+    def commit(self) -> None:
+        self._storage.put(self._name, b"".join(self._parts))
+
+    def abort(self) -> None:
+        self._parts.clear()
+
+
+class StorageWrapper:
+    """Hands every call on; for wrappers that change one thing."""
+
+    def __init__(self, inner: Storage) -> None:
+        self.inner = inner
+
+    @property
+    def location(self) -> str:
+        return self.inner.location
+
+    def create(self, name: str) -> ObjectWriter:
+        return self.inner.create(name)
+
+    def put(self, name: str, data: Buffer) -> None:
+        self.inner.put(name, data)
+
+    def replace(self, name: str, data: Buffer) -> None:
+        self.inner.replace(name, data)
+
+    def read(self, name: str) -> bytes:
+        return self.inner.read(name)
+
+    def read_range(self, name: str, offset: int, length: int) -> bytes:
+        return self.inner.read_range(name, offset, length)
+
+    def size_bytes(self, name: str) -> int:
+        return self.inner.size_bytes(name)
+
+    def list(self, prefix: str) -> Iterator[StoredObject]:
+        return self.inner.list(prefix)
+
+    def delete(self, name: str) -> None:
+        self.inner.delete(name)
+
+    def clean(self, older_than_s: float) -> int:
+        return self.inner.clean(older_than_s)
+
+    def space(self) -> Space:
+        return self.inner.space()
+
+    def close(self) -> None:
+        self.inner.close()
+
+
+class CrashingStorage(StorageWrapper):
+    """Dies before the `crash_at`-th mutation (counted from 1) and at every one after it: a dead process
+    does nothing more. `mutations` counts those that were asked for.
+    """
+
+    def __init__(self, inner: Storage, crash_at: int | None = None) -> None:
+        super().__init__(inner)
+        self.crash_at = crash_at
+        self.mutations = 0
+        self._lock = threading.Lock()
+
+    def mutate(self) -> None:
+        with self._lock:
+            self.mutations += 1
+            if self.crash_at is not None and self.mutations >= self.crash_at:
+                raise Crash(f"died before write {self.crash_at}")
+
+    def create(self, name: str) -> ObjectWriter:
+        return _CrashingWriter(self, self.inner.create(name))
+
+    def put(self, name: str, data: Buffer) -> None:
+        self.mutate()
+        self.inner.put(name, data)
+
+    def replace(self, name: str, data: Buffer) -> None:
+        self.mutate()
+        self.inner.replace(name, data)
+
+    def delete(self, name: str) -> None:
+        self.mutate()
+        self.inner.delete(name)
+
+
+class _CrashingWriter:
+    def __init__(self, storage: CrashingStorage, inner: ObjectWriter) -> None:
+        self._storage = storage
+        self._inner = inner
+
+    def write(self, parts: Sequence[Buffer]) -> None:
+        self._inner.write(parts)
+
+    def commit(self) -> None:
+        self._storage.mutate()
+        self._inner.commit()
+
+    def abort(self) -> None:
+        self._inner.abort()
+
+
+class FullStorage(StorageWrapper):
+    """Has room for so many bytes; then every write fails as a full disk does."""
+
+    def __init__(self, inner: Storage, room_bytes: int) -> None:
+        super().__init__(inner)
+        self.room_bytes = room_bytes
+        self._lock = threading.Lock()
+
+    def take(self, count: int) -> None:
+        with self._lock:
+            if count > self.room_bytes:
+                raise StorageFullError(f"no space left in {self.location}; free space, then run again")
+            self.room_bytes -= count
+
+    def give_back(self, count: int) -> None:
+        with self._lock:
+            self.room_bytes += count
+
+    def create(self, name: str) -> ObjectWriter:
+        return _FullWriter(self, self.inner.create(name))
+
+    def put(self, name: str, data: Buffer) -> None:
+        self.take(len(data))
+        self.inner.put(name, data)
+
+    def replace(self, name: str, data: Buffer) -> None:
+        self.take(len(data))
+        self.inner.replace(name, data)
+
+
+class _FullWriter:
+    def __init__(self, storage: FullStorage, inner: ObjectWriter) -> None:
+        self._storage = storage
+        self._inner = inner
+        self._taken = 0
+
+    def write(self, parts: Sequence[Buffer]) -> None:
+        count = sum(map(len, parts))
+        self._storage.take(count)
+        self._taken += count
+        self._inner.write(parts)
+
+    def commit(self) -> None:
+        self._inner.commit()
+        self._taken = 0
+
+    def abort(self) -> None:
+        self._storage.give_back(self._taken)
+        self._taken = 0
+        self._inner.abort()
