@@ -25,11 +25,11 @@ from starlette.routing import Mount
 
 from backup_server.api.app import create_api
 from backup_server.api.deps import Doorstep
-from backup_server.broker import SOCKET_NAME
 from backup_server.config import Settings, load_settings
 from backup_server.errors import VmhaulError
 from backup_server.log import set_up_logging
 from backup_server.scheduler.main import Scheduler
+from backup_server.services.about import broker_url
 from backup_server.services.bootstrap import open_context
 from backup_server.services.context import Context
 from backup_server.services.engine import SessionEngine
@@ -39,7 +39,6 @@ from backup_server.services.vcenter_pool import VsphereDoor
 from backup_server.up.options import read_json, write_private
 from backup_server.web.app import create_console
 from backup_server.web.logins import Logins
-from proxy_worker.contracts.names import celery_socket_url
 from transports import vsphere
 from transports.vsphere.model import Secret
 
@@ -65,11 +64,6 @@ def load_or_create_token(path: Path) -> Secret:
     return Secret(token)
 
 
-def broker_url(settings: Settings) -> str:
-    """In Celery's form: the one that was named, or the embedded one's socket."""
-    return settings.broker or celery_socket_url(str(settings.run_dir / SOCKET_NAME))
-
-
 def create_app(
     ctx: Context,
     token: Secret,
@@ -87,7 +81,7 @@ def create_app(
         secrets_for_proxy=door.secrets,
         enrolment=lambda: {
             "server_key": server_verify_key(ctx),
-            "broker_url": broker_url(ctx.settings),
+            "broker_url": broker_url(ctx),
         },
     )
 
@@ -116,7 +110,7 @@ class Server:
         host, port = listener.getsockname()[:2]
         self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         self._engine = SessionEngine(ctx)
-        self._scheduler = Scheduler(ctx, broker_url(ctx.settings))
+        self._scheduler = Scheduler(ctx, broker_url(ctx))
         self._janitor = Janitor(ctx)
 
     def start(self) -> None:

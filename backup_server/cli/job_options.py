@@ -99,6 +99,7 @@ MissedOption = Annotated[
     Missed | None,
     typer.Option(
         "--missed",
+        metavar="run-once|skip",
         help="A run that was due while the server was down: run once at start, or skip it.",
         rich_help_panel=WHEN,
     ),
@@ -140,7 +141,7 @@ QuiesceOption = Annotated[
     ),
 ]
 CompressionOption = Annotated[
-    Compression | None, typer.Option("--compression", help="How hard to compress.", rich_help_panel=HOW)
+    Compression | None, typer.Option("--compression", metavar="none|fast|balanced|high", help="How hard to compress.", rich_help_panel=HOW)
 ]
 RetriesOption = Annotated[
     int | None,
@@ -162,7 +163,7 @@ ProxyOption = Annotated[
 ]
 ModeOption = Annotated[
     list[Mode] | None,
-    typer.Option("--mode", help="Only these transport modes; repeat for more.", rich_help_panel=HOW),
+    typer.Option("--mode", metavar="nbdssl|nbd", help="Only these transport modes; repeat for more.", rich_help_panel=HOW),
 ]
 TrackingOption = Annotated[
     bool | None,

@@ -53,7 +53,7 @@ def add(
         output.say(f"Proxy '{name}' added; `vmhaul up` starts it within a few seconds.")
         return
     output.say(f"Proxy '{name}' added. On its machine run:")
-    output.say(f"  vmhaul proxy join --server {door.api.url} --token-stdin --data DIR")
+    output.say(f"  vmhaul proxy join --server {door.api.url} --name {name} --data DIR")
     output.say("  vmhaul proxy run --data DIR")
     output.say("and give it this token, which works once and is not shown again:")
     output.say(f"  {proxy['join_token']}")
@@ -188,18 +188,21 @@ def join(
     token_stdin: Annotated[
         bool, typer.Option("--token-stdin", help="Read the join token from standard input.")
     ] = False,
+    name: Annotated[
+        str | None, typer.Option("--name", help="Its name at the server; the directory's name by default.")
+    ] = None,
 ) -> None:
     """Make this machine a proxy of a server, with the token that `vmhaul proxy add` showed."""
     with errors_on_stderr():
         token = secrets_in.read_secret("Join token", from_stdin=token_stdin, option="--token-stdin")
-        _join(server, token, data)
+        _join(server, token, data, name or data.absolute().name)
 
 
-def _join(server: str, token: str, data: Path) -> None:
+def _join(server: str, token: str, data: Path, name: str) -> None:
     import subprocess
 
     done = subprocess.run(
-        [sys.executable, "-m", "proxy_worker", "--data", str(data), "--join", server],
+        [sys.executable, "-m", "proxy_worker", "--data", str(data), "--join", server, "--name", name],
         input=token + "\n",
         text=True,
         check=False,

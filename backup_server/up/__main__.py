@@ -18,7 +18,6 @@ from backup_server.up.lock import UpLock
 from backup_server.up.options import UpError, UpOptions, resolve
 from backup_server.up.supervisor import Supervisor, make_directories
 
-
 BROKER_STOP_S: Final = 10.0
 
 
@@ -44,9 +43,7 @@ def _broker(options: UpOptions) -> ChildSpec:
         embedded = broker.prepare(options.data_dir / "broker", options.run_dir)
     except SettingsError as error:
         raise UpError(str(error)) from error
-    return ChildSpec(
-        name="broker", argv=embedded.command, stop_s=BROKER_STOP_S, ready=embedded.answers
-    )
+    return ChildSpec(name="broker", argv=embedded.command, stop_s=BROKER_STOP_S, ready=embedded.answers)
 
 
 def _run(given: dict[str, object]) -> int:

@@ -48,7 +48,10 @@ def python_check(version: tuple[int, ...]) -> Check:
     shown = ".".join(str(part) for part in version)
     if version < MIN_PYTHON:
         return Check(
-            name="Python", level="error", text=f"{shown} is too old", advice="install Python 3.11 or newer"
+            name="Python",
+            level="error",
+            text=f"{shown} is too old",
+            advice="install Python 3.11 or newer",
         )
     return Check(name="Python", level="ok", text=shown)
 

@@ -10,7 +10,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Mount, Route
+from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -70,7 +70,9 @@ async def _of_service(request: Request, error: Exception) -> Response:
 async def _of_anything(request: Request, error: Exception) -> Response:
     pages: Pages = request.app.state.pages
     pages.ctx.log.error("console.crash", path=request.url.path, exc_info=error)
-    return error_page(request, 500, "The server could not show this because of an error of its own: see its log.")
+    return error_page(
+        request, 500, "The server could not show this because of an error of its own: see its log."
+    )
 
 
 class SecurityHeaders:

@@ -46,7 +46,9 @@ class Pages:
         }
         self._templates.globals |= {"ratio": formats.ratio, "plural": formats.plural}
 
-    def render(self, request: Request, template: str, values: dict[str, Any], status: int = 200) -> Response:
+    def render(
+        self, request: Request, template: str, values: dict[str, Any], status: int = 200
+    ) -> Response:
         cookie = request.cookies.get(COOKIE, "")
         known = {
             "path": request.url.path,

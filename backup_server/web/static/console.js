@@ -24,10 +24,8 @@ async function refresh(part) {
   // A person who selects text or fills a form must not lose it.
   const selection = document.getSelection();
   if (selection && !selection.isCollapsed && part.contains(selection.anchorNode)) return;
-  if (text === part.shown) return;
+  if (part.querySelector("input:focus") || text === part.shown) return;
   part.shown = text;
-  const focused = part.contains(document.activeElement);
-  if (focused) return;
   part.innerHTML = text;
   showLocalTimes(part);
 }

@@ -47,10 +47,11 @@ def warnings(
     found_repositories: list[dict[str, Any]],
 ) -> list[str]:
     """What a person should look at now, one sentence each."""
-    texts = []
-    for proxy in found_proxies:
-        if proxy["enabled"] and proxy["state"] == "offline":
-            texts.append(f"Proxy {proxy['name']} does not answer.")
+    texts = [
+        f"Proxy {proxy['name']} does not answer."
+        for proxy in found_proxies
+        if proxy["enabled"] and proxy["state"] == "offline"
+    ]
     if found_proxies and not any(proxy["state"] == "online" for proxy in found_proxies):
         texts.append("No proxy is online: tasks wait until one is.")
     for job in found_jobs:

@@ -33,7 +33,11 @@ def show_session(request: Request) -> dict[str, Any]:
     ctx = pages_of(request).ctx
     session = sessions.get(ctx, request.path_params["id"])
     events = sessions.events(ctx, session["id"])
-    return {"session": session, "events": events[-EVENTS_SHOWN:], "events_left_out": max(0, len(events) - EVENTS_SHOWN)}
+    return {
+        "session": session,
+        "events": events[-EVENTS_SHOWN:],
+        "events_left_out": max(0, len(events) - EVENTS_SHOWN),
+    }
 
 
 def cancel_session(request: Request, form: dict[str, str]) -> str:
