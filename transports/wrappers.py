@@ -66,6 +66,7 @@ class ReconnectingReader:
         self._reader: DiskReader | None = open()
         self._size_bytes = self._reader.size_bytes
         self._capabilities = self._reader.capabilities
+        self._closed = False
         self.reconnects = 0
 
     @property
@@ -77,6 +78,7 @@ class ReconnectingReader:
         return self._capabilities
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
+        self._check_open()
         while True:
             try:
                 self._live().read_into(offset, buffer)
@@ -87,6 +89,7 @@ class ReconnectingReader:
                 return
 
     def read_many(self, requests: Iterable[ReadRequest]) -> Iterator[ReadRequest]:
+        self._check_open()
         drawing = _Drawing(requests)
         while True:
             answers = None
@@ -109,9 +112,18 @@ class ReconnectingReader:
 
     def allocated_extents(self, offset: int, length: int) -> Iterator[Extent]:
         """Asked as a whole, so that an answer cannot change in the middle."""
+        self._check_open()
         yield from self._allocated(offset, length)
 
     def close(self) -> None:
+        self._closed = True
+        self._give_up()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise TransientTransportError("the reader was closed")
+
+    def _give_up(self) -> None:
         if self._reader is not None:
             self._reader.close()
             self._reader = None
@@ -139,7 +151,7 @@ class ReconnectingReader:
         return self._reader
 
     def _lost(self, error: Exception) -> None:
-        self.close()
+        self._give_up()
         self._patience.failed(error)
 
 
@@ -188,6 +200,7 @@ class ReconnectingWriter:
         self._writer: DiskWriter | None = open()
         self._size_bytes = self._writer.size_bytes
         self._capabilities = self._writer.capabilities
+        self._closed = False
         self.reconnects = 0
 
     @property
@@ -205,16 +218,22 @@ class ReconnectingWriter:
         self._repeated(lambda writer: writer.flush())
 
     def close(self) -> None:
+        self._closed = True
+        self._give_up()
+
+    def _give_up(self) -> None:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
 
     def _repeated(self, act: Callable[[DiskWriter], None]) -> None:
+        if self._closed:
+            raise TransientTransportError("the writer was closed")
         while True:
             try:
                 act(self._live())
             except _REPEATABLE as error:
-                self.close()
+                self._give_up()
                 self._patience.failed(error)
             else:
                 self._patience.progressed()

@@ -173,7 +173,7 @@ class _Connection:
     def run(self) -> None:
         try:
             self.door()
-            if self.quirks.silent_after_proxy:
+            while self.quirks.silent_after_proxy:
                 self.exactly(1)
             self.handshake()
             self.records()
@@ -381,7 +381,8 @@ class _Connection:
         assert length == wire <= self.buffer
         disk = self.host.disks[self.path]
         data = self.exactly(wire)
-        self.count_data(len(data))
+        if self.count_data(len(data)):
+            raise _GoneError
         disk[offset + start : offset + start + length] = data
         if start + length == total:
             self.seen.writes.append((offset, total))

@@ -1,0 +1,137 @@
+"""A PostgreSQL server for tests: in a directory of its own, on a free loopback port, ended by its pid."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psycopg
+
+START_WAIT_S = 30.0
+
+
+def find_programs() -> Path | None:
+    """Directory of initdb and postgres; None when the machine has none."""
+    found = shutil.which("initdb")
+    if found:
+        return Path(found).parent
+    versions = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    return versions[-1].parent if versions else None
+
+
+def _user() -> str | None:
+    """PostgreSQL refuses to run as root: then it runs as the user that its package made."""
+    if os.geteuid() != 0:
+        return None
+    for name in ("postgres", "nobody"):
+        try:
+            pwd.getpwnam(name)
+        except KeyError:
+            continue
+        return name
+    raise RuntimeError("root needs a user to run PostgreSQL as")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def postgres_server() -> Iterator[str]:
+    """URL (SQLAlchemy, psycopg) of the server's maintenance database."""
+    programs = find_programs()
+    if programs is None:
+        raise RuntimeError("PostgreSQL's programs are not installed: apt install postgresql")
+    user = _user()
+    identity = pwd.getpwnam(user) if user else None
+    directory = Path(tempfile.mkdtemp(prefix="vmhaul-pg-"))
+    try:
+        if identity is not None:
+            os.chown(directory, identity.pw_uid, identity.pw_gid)
+
+        def run_as() -> dict[str, object]:
+            if identity is None:
+                return {}
+            return {"user": identity.pw_uid, "group": identity.pw_gid, "extra_groups": []}
+
+        data = directory / "data"
+        subprocess.run(
+            [
+                str(programs / "initdb"),
+                "-D",
+                str(data),
+                "-U",
+                "vmhaul",
+                "-A",
+                "trust",
+                "-N",
+                "-E",
+                "UTF8",
+            ],
+            check=True,
+            capture_output=True,
+            cwd=directory,
+            **run_as(),  # type: ignore[call-overload]
+        )
+        port = _free_port()
+        log = (directory / "log").open("wb")
+        server = subprocess.Popen(
+            [
+                str(programs / "postgres"), "-D", str(data), "-h", "127.0.0.1", "-p", str(port),
+                "-k", str(directory), "-c", "fsync=off", "-c", "full_page_writes=off",
+                "-c", "shared_buffers=32MB", "-c", "max_connections=60",
+            ],
+            stdout=log,
+            stderr=log,
+            cwd=directory,
+            **run_as(),  # type: ignore[call-overload]
+        )  # fmt: skip
+        try:
+            _wait_until_it_answers(port, server, directory / "log")
+            yield f"postgresql+psycopg://vmhaul@127.0.0.1:{port}/postgres"
+        finally:
+            server.terminate()
+            try:
+                server.wait(20)
+            except subprocess.TimeoutExpired:
+                server.kill()
+                server.wait()
+            log.close()
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _wait_until_it_answers(port: int, server: subprocess.Popen[bytes], log: Path) -> None:
+    until = time.monotonic() + START_WAIT_S
+    while True:
+        try:
+            with psycopg.connect(host="127.0.0.1", port=port, user="vmhaul", dbname="postgres"):
+                return
+        except psycopg.OperationalError:
+            if server.poll() is not None or time.monotonic() > until:
+                raise RuntimeError(f"PostgreSQL did not start: {log.read_text()[-2000:]}") from None
+            time.sleep(0.05)
+
+
+def create_database(server_url: str, name: str) -> str:
+    """URL of a new, empty database."""
+    url = server_url.replace("postgresql+psycopg://", "postgresql://")
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(f'CREATE DATABASE "{name}"')  # type: ignore[call-overload]
+    return server_url.rsplit("/", 1)[0] + f"/{name}"
+
+
+def drop_database(server_url: str, name: str) -> None:
+    url = server_url.replace("postgresql+psycopg://", "postgresql://")
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')  # type: ignore[call-overload]
