@@ -1,0 +1,235 @@
+"""The repository agent: `python -m proxy_worker.agent`. Its calls are those of `contracts.agent`.
+
+It ends when its standard input does: a commit that has begun is finished, anything else is left as it is
+(every step of a repository survives that).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from typing import IO, Any, Final, NoReturn
+
+from pipeline.errors import IntegrityError, PipelineError, TransientPipelineError
+from pipeline.repository import Repository
+from pipeline.storage import open_storage
+from proxy_worker.contracts.agent import decode_restore_point, encode_restore_point
+from proxy_worker.contracts.envelope import Clock
+
+_FINISHED_FIRST: Final = frozenset({"create", "commit"})
+"""Calls that are finished when the server goes away in the middle."""
+_END: Final = None
+
+
+class CallError(Exception):
+    """The request cannot be answered as it is."""
+
+
+class Agent:
+    """One repository, opened by the first call."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._repository: Repository | None = None
+        self._calls: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+            "create": self._create,
+            "open": self._open,
+            "commit": self._commit,
+            "points": self._points,
+            "point": self._point,
+            "forget": self._forget,
+            "prune": self._prune,
+            "check": self._check,
+            "space": self._space,
+        }
+
+    def answer(self, request: Any) -> dict[str, Any]:
+        """The answer to one request; never raises."""
+        number = request.get("id") if isinstance(request, dict) else None
+        try:
+            if not isinstance(request, dict):
+                raise CallError("a request is an object")
+            call = self._calls.get(str(request.get("call")))
+            if call is None:
+                raise CallError(f"there is no call {request.get('call')!r}")
+            return {"id": number, "ok": call(request.get("args") or {})}
+        except Exception as error:  # noqa: BLE001 - the server hears of everything
+            # Neither the request nor local variables are printed: they hold passwords.
+            traceback.print_exc()
+            return {"id": number, "error": {"kind": _kind(error), "message": _message(error)}}
+
+    @property
+    def _opened(self) -> Repository:
+        if self._repository is None:
+            raise CallError("the repository is not open; create or open comes first")
+        return self._repository
+
+    # -- calls
+
+    def _create(self, args: dict[str, Any]) -> dict[str, Any]:
+        self._refuse_second()
+        self._repository = Repository.create(
+            open_storage(args["location"], create=True),
+            args["password"],
+            block_size_bytes=args["block_size_bytes"],
+            clock=self._clock,
+        )
+        return self._identity()
+
+    def _open(self, args: dict[str, Any]) -> dict[str, Any]:
+        self._refuse_second()
+        self._repository = Repository.open_with_password(
+            open_storage(args["location"]), args["password"], clock=self._clock
+        )
+        return self._identity()
+
+    def _refuse_second(self) -> None:
+        if self._repository is not None:
+            raise CallError("a repository is open already")
+
+    def _identity(self) -> dict[str, Any]:
+        repository = self._opened
+        return {
+            "repository_id": repository.id,
+            "master_key": repository.master_key_hex,
+            "block_size_bytes": repository.block_size_bytes,
+        }
+
+    def _commit(self, args: dict[str, Any]) -> dict[str, Any]:
+        return {"created": self._opened.commit_point(decode_restore_point(args["point"]))}
+
+    def _points(self, args: dict[str, Any]) -> dict[str, Any]:
+        del args
+        return {"points": [encode_restore_point(point) for point in self._opened.points()]}
+
+    def _point(self, args: dict[str, Any]) -> dict[str, Any]:
+        return {"point": encode_restore_point(self._opened.point(args["id"]))}
+
+    def _forget(self, args: dict[str, Any]) -> dict[str, Any]:
+        return {"forgotten": self._opened.forget(args["ids"])}
+
+    def _prune(self, args: dict[str, Any]) -> dict[str, Any]:
+        report = self._opened.prune(keep_work_ids=args["keep_task_ids"], min_age_s=args["min_age_s"])
+        return {
+            "removed_packs": report.removed_packs,
+            "removed_bytes": report.removed_bytes,
+            "rewritten_bytes": report.rewritten_bytes,
+            "kept_packs": report.kept_packs,
+        }
+
+    def _check(self, args: dict[str, Any]) -> dict[str, Any]:
+        share = float(args["sample_share"])
+        report = self._opened.check(
+            # a sample that is asked for is meant to be read
+            read_data=bool(args["read_data"]) or share > 0,
+            sample_share=share if share > 0 else 1.0,
+        )
+        return {
+            "problems": list(report.problems),
+            "points": report.points,
+            "packs": report.packs,
+            "blobs": report.blobs,
+            "read_bytes": report.read_bytes,
+        }
+
+    def _space(self, args: dict[str, Any]) -> dict[str, Any]:
+        del args
+        space = self._opened.space()
+        return {
+            "free_bytes": space.free_bytes,
+            "total_bytes": space.total_bytes,
+            "used_bytes": space.used_bytes,
+        }
+
+
+def _kind(error: Exception) -> str:
+    if isinstance(error, IntegrityError):
+        return "integrity"
+    # An error of the machine below us may be over in a moment, like one that a driver calls transient.
+    return "transient" if isinstance(error, TransientPipelineError | OSError) else "permanent"
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, PipelineError | CallError | OSError):
+        return str(error)
+    if isinstance(error, KeyError):
+        return f"the request lacks {error}"
+    if isinstance(error, ValueError | TypeError):
+        return f"the request cannot be used: {error}"
+    return f"the repository agent failed: {type(error).__name__}: {error}"
+
+
+def serve(source: IO[bytes], sink: IO[bytes], clock: Clock) -> None:
+    """Answer requests until `source` ends."""
+    agent = Agent(clock)
+    lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+    present = _Present()
+    reader = threading.Thread(target=_read, args=(source, lines, present), daemon=True)
+    reader.start()
+    while (data := lines.get()) is not _END:
+        try:
+            request = json.loads(data)
+        except ValueError:
+            request = None
+        with present.call(str(request.get("call")) if isinstance(request, dict) else ""):
+            answer = agent.answer(request)
+        try:
+            sink.write(json.dumps(answer).encode() + b"\n")
+            sink.flush()
+        except BrokenPipeError:
+            return
+
+
+class _Present:
+    """Which call is being answered."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._name = ""
+
+    def call(self, name: str) -> _Present:
+        with self._lock:
+            self._name = name
+        return self
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._name = ""
+
+    def end_process(self) -> None:
+        """Unless a call is under way that has to be finished, or none is."""
+        with self._lock:
+            if self._name and self._name not in _FINISHED_FIRST:
+                os._exit(0)
+
+
+def _read(source: IO[bytes], lines: queue.SimpleQueue[bytes | None], present: _Present) -> None:
+    for data in source:
+        lines.put(data)
+    lines.put(_END)
+    # Whoever asked is gone. A check of terabytes must not go on for nobody.
+    present.end_process()
+
+
+def main() -> NoReturn:
+    sink = sys.stdout.buffer
+    # What libraries print must not come between the answers.
+    sys.stdout = sys.stderr
+    serve(sys.stdin.buffer, sink, time.time)  # noqa: TID251 - composition root
+    sys.stderr.flush()
+    # Not by way of the interpreter's end: that would wait for the lock of standard input, in which our
+    # reading thread may sleep.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

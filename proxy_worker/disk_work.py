@@ -1,0 +1,323 @@
+"""One order carried out: where a transport mode and the data mover meet.
+
+Errors of `transports` and `pipeline` pass through; `outcomes` says what they mean.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from pipeline import mover, planning, restore, verify
+from pipeline.errors import CancelledError, IntegrityError, PermanentPipelineError
+from pipeline.planning import BackupPlan
+from pipeline.progress import MoverProgress
+from pipeline.rawfile import RawFileWriter
+from pipeline.repository import Repository
+from pipeline.storage import open_storage
+from proxy_worker.contracts.envelope import Clock
+from proxy_worker.contracts.messages import (
+    BackupDiskOrder,
+    ProgressReport,
+    RestoreDiskOrder,
+    ResultReport,
+    TaskKind,
+    TaskOutcome,
+    TaskRequest,
+    TaskSecrets,
+)
+from proxy_worker.progress import ProgressMeter, phase_report
+from proxy_worker.vsphere_session import Connect, RenewableSession, RenewAccess
+from transports import registry
+from transports.base import Ability, DiskReader, DiskRef, DiskWriter, Extent, TransportMode
+from transports.errors import ChangeTrackingUnusableError, TransportError
+from transports.vsphere.api import Vsphere
+from transports.wrappers import ReconnectingReader, ReconnectingWriter
+
+RECONNECTS: Final = 6
+"""Failures in a row before the task is handed back: about a minute with the pauses in between."""
+ALLOCATED: Final = "*"
+"""Instead of a change id: what is allocated."""
+NOT_TRACKED: Final = "the disk is not tracked: the snapshot has no change id"
+NEVER_TRACKED: Final = "the disk was not tracked when the previous restore point was made"
+
+OpenReader = Callable[[Vsphere, DiskRef, TransportMode], DiskReader]
+OpenWriter = Callable[[Vsphere, DiskRef, TransportMode], DiskWriter]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tools:
+    """What the work is done with; the composition root chooses."""
+
+    clock: Clock
+    cancel: threading.Event
+    progress: Callable[[ProgressReport], None]
+    renew: RenewAccess
+    connect: Connect
+    open_reader: OpenReader = registry.open_reader
+    open_writer: OpenWriter = registry.open_writer
+
+
+def carry_out(request: TaskRequest, secrets: TaskSecrets, tools: Tools) -> ResultReport:
+    """Do what the order says; the result of a success or a warning."""
+    tools.progress(phase_report(request, "opening"))
+    repository = Repository.open_with_key(
+        open_storage(request.repository.location),
+        secrets.repository_key,
+        expected_id=request.repository.repository_id,
+        clock=tools.clock,
+    )
+    if request.kind is TaskKind.BACKUP_DISK:
+        if request.backup is None:
+            raise PermanentPipelineError("the order names no disk to back up")
+        return _backup(request, request.backup, repository, secrets, tools)
+    if request.restore is None:
+        raise PermanentPipelineError("the order names no disk to restore")
+    if request.kind is TaskKind.RESTORE_DISK_TO_FILE:
+        return _restore_to_file(request, request.restore, repository, tools)
+    return _restore_to_vm(request, request.restore, repository, secrets, tools)
+
+
+# ---- backup ---------------------------------------------------------------------------------------
+
+
+def _backup(
+    request: TaskRequest,
+    order: BackupDiskOrder,
+    repository: Repository,
+    secrets: TaskSecrets,
+    tools: Tools,
+) -> ResultReport:
+    session = RenewableSession(secrets.vsphere, tools.renew, tools.connect, tools.clock)
+    try:
+        reader = ReconnectingReader(
+            lambda: session.use(lambda v: tools.open_reader(v, order.disk, request.mode)),
+            RECONNECTS,
+            lambda pause_s: _pause(tools.cancel, pause_s),
+        )
+        try:
+            tools.progress(phase_report(request, "querying-changes"))
+            plan = plan_disk(order, reader, session, repository.block_size_bytes)
+            done = mover.backup_disk(
+                repository=repository,
+                reader=reader,
+                plan=plan,
+                compression=order.compression.value,
+                work_id=request.task_id,
+                cancel=tools.cancel,
+                progress=ProgressMeter(request, "reading", tools.progress),
+                clock=tools.clock,
+            )
+        finally:
+            reader.close()
+    finally:
+        session.close()
+    return ResultReport(
+        task_id=request.task_id,
+        attempt=request.attempt,
+        outcome=TaskOutcome.SUCCESS,
+        reason="",
+        read_mode=plan.read_mode,
+        read_mode_reason=plan.reason,
+        map_root=done.map_root,
+        mode=request.mode,
+        stats=done.stats,
+    )
+
+
+def plan_disk(
+    order: BackupDiskOrder, reader: DiskReader, session: RenewableSession, block_size_bytes: int
+) -> BackupPlan:
+    """What to read. Whatever change tracking cannot answer plainly is a full read with its reason."""
+    changed, reason = changes(order, session)
+    allocated = None
+    if changed is None:
+        allocated = _allocated(order, reader, session)
+    return planning.plan_backup(
+        capacity_bytes=order.disk.capacity_bytes,
+        block_size_bytes=block_size_bytes,
+        previous_map_root=order.previous_map_root,
+        changed=changed,
+        # Of an increment everything that changed is read: a list of allocated blocks that missed one
+        # would store zeros where there is data, and it saves little.
+        allocated=allocated,
+        full_read_reason=reason,
+    )
+
+
+def changes(order: BackupDiskOrder, session: RenewableSession) -> tuple[list[Extent] | None, str]:
+    """Changed extents, or None and why everything has to be read."""
+    if not order.previous_map_root or order.full_read_reason:
+        return None, order.full_read_reason
+    if not order.current_change_id:
+        return None, NOT_TRACKED
+    if not order.previous_change_id:
+        return None, NEVER_TRACKED
+    disk = order.disk
+    snapshot = disk.snapshot_moref
+    if snapshot is None:
+        return None, "the disk is read without a snapshot, so vSphere cannot tell what changed"
+    try:
+        found = session.use(
+            lambda v: v.changed_areas(disk.vm_moref, snapshot, disk.disk_key, order.previous_change_id)
+        )
+    except ChangeTrackingUnusableError as error:
+        return None, str(error)
+    return found, ""
+
+
+def _allocated(
+    order: BackupDiskOrder, reader: DiskReader, session: RenewableSession
+) -> list[Extent] | None:
+    """What may hold data; None when nobody can tell. The mode knows best; tracking's own answer is to be
+    had on VMFS only, and on a disk that is tracked.
+    """
+    disk = order.disk
+    if reader.capabilities.allocated_extents is Ability.NATIVE:
+        return list(reader.allocated_extents(0, reader.size_bytes))
+    snapshot = disk.snapshot_moref
+    if snapshot is None or not order.datastore_is_vmfs or not order.current_change_id:
+        return None
+    if order.previous_map_root:
+        return None  # tracking was found wanting for this disk just now
+    try:
+        return session.use(lambda v: v.changed_areas(disk.vm_moref, snapshot, disk.disk_key, ALLOCATED))
+    except TransportError:
+        return None  # it only saves reading; the mover finds zeros by itself
+
+
+def _pause(cancel: threading.Event, pause_s: float) -> None:
+    if cancel.wait(pause_s):
+        raise CancelledError("cancelled while the connection to the host was lost")
+
+
+# ---- restore --------------------------------------------------------------------------------------
+
+
+def _restore_to_vm(
+    request: TaskRequest,
+    order: RestoreDiskOrder,
+    repository: Repository,
+    secrets: TaskSecrets,
+    tools: Tools,
+) -> ResultReport:
+    target = order.target_disk
+    if target is None:
+        raise PermanentPipelineError("the order names no target disk")
+    _check_image(order, repository, tools)
+    session = RenewableSession(secrets.vsphere, tools.renew, tools.connect, tools.clock)
+    try:
+        writer = ReconnectingWriter(
+            lambda: session.use(lambda v: tools.open_writer(v, target, request.mode)),
+            RECONNECTS,
+            lambda pause_s: _pause(tools.cancel, pause_s),
+        )
+        try:
+            # Another attempt may have written to it: only a disk that nobody touched may skip zeros,
+            # but zeros are what an earlier attempt of ours left alone as well.
+            skip = writer.capabilities.reads_as_zero_when_new
+            _write(request, order, repository, writer, skip, tools)
+        finally:
+            writer.close()
+    finally:
+        session.close()
+    return _restored(request, request.mode)
+
+
+def _restore_to_file(
+    request: TaskRequest, order: RestoreDiskOrder, repository: Repository, tools: Tools
+) -> ResultReport:
+    """Under a name of its own until it is whole: nobody takes half a disk for a disk, and an earlier
+    attempt's rest is ours to replace.
+    """
+    target = Path(order.target_path)
+    if not target.is_absolute():
+        raise PermanentPipelineError(f"the target {order.target_path!r} is not an absolute path")
+    if target.exists() and not order.overwrite:
+        raise _exists(target)
+    _check_image(order, repository, tools)
+    part = target.with_name(f".{target.name}.{request.task_id}.part")
+    writer = RawFileWriter.create(part, order.capacity_bytes, overwrite=True)
+    try:
+        try:
+            _write(request, order, repository, writer, True, tools)
+        finally:
+            writer.close()
+        _publish(part, target, order.overwrite)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    return _restored(request, None)
+
+
+def _write(
+    request: TaskRequest,
+    order: RestoreDiskOrder,
+    repository: Repository,
+    writer: DiskWriter,
+    skip_zeros: bool,
+    tools: Tools,
+) -> None:
+    meter: Callable[[MoverProgress], None] = ProgressMeter(request, "writing", tools.progress)
+    restore.restore_disk(
+        repository=repository,
+        map_root=order.map_root,
+        capacity_bytes=order.capacity_bytes,
+        writer=writer,
+        skip_zeros=skip_zeros,
+        cancel=tools.cancel,
+        progress=meter,
+        clock=tools.clock,
+    )
+
+
+def _publish(part: Path, target: Path, overwrite: bool) -> None:
+    if overwrite:
+        part.replace(target)
+    else:
+        try:
+            # A link refuses what came into being meanwhile, a rename would replace it.
+            os.link(part, target)
+        except FileExistsError:
+            raise _exists(target) from None
+        part.unlink()
+    directory = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def _exists(target: Path) -> PermanentPipelineError:
+    return PermanentPipelineError(f"{target} exists already; name another file or allow overwriting")
+
+
+def _check_image(order: RestoreDiskOrder, repository: Repository, tools: Tools) -> None:
+    """Where the point knows the image's hash, the repository must still give that image."""
+    if not order.expected_sha256:
+        return
+    found = verify.image_sha256(
+        repository=repository,
+        map_root=order.map_root,
+        capacity_bytes=order.capacity_bytes,
+        cancel=tools.cancel,
+    )
+    if found != order.expected_sha256:
+        raise IntegrityError(
+            f"the disk in the repository has SHA-256 {found}, the restore point says "
+            f"{order.expected_sha256}; check the repository and restore another point"
+        )
+
+
+def _restored(request: TaskRequest, mode: TransportMode | None) -> ResultReport:
+    return ResultReport(
+        task_id=request.task_id,
+        attempt=request.attempt,
+        outcome=TaskOutcome.SUCCESS,
+        reason="",
+        mode=mode,
+    )

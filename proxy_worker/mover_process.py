@@ -1,0 +1,137 @@
+"""The data-mover process: `python -m proxy_worker.mover_process`, started by a worker for one task.
+
+It is told and tells in lines (`mover_lines`). SIGTERM means: make durable what was read, say CANCELLED,
+end. It holds secrets of one task, in memory only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+import traceback
+from typing import IO, Any, Final, NoReturn
+
+from pipeline.errors import CancelledError
+from proxy_worker.contracts.codec import MessageError, from_json, to_json
+from proxy_worker.contracts.messages import (
+    ProgressReport,
+    ResultReport,
+    TaskRequest,
+    TaskSecrets,
+    VsphereAccess,
+)
+from proxy_worker.disk_work import Tools, carry_out
+from proxy_worker.lifeline import die_with_parent
+from proxy_worker.mover_lines import line, parse_order
+from proxy_worker.outcomes import is_expected, outcome_of, reason_of
+from proxy_worker.runner import end_of
+from proxy_worker.vsphere_session import connect_with_ticket
+from transports.errors import TransientTransportError
+
+_SECRETS_WAIT_S: Final = 180.0
+_POLL_S: Final = 0.5
+
+
+class Parent:
+    """The worker at the other end of the pipes. Safe for threads."""
+
+    def __init__(self, source: IO[bytes], sink: IO[bytes], cancel: threading.Event) -> None:
+        self._source = source
+        self._sink = sink
+        self._cancel = cancel
+        self._lock = threading.Lock()
+        self._asking = threading.Lock()
+        self._answers: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+
+    def read_order(self) -> tuple[TaskRequest, TaskSecrets]:
+        """KeyError, ValueError or MessageError when the first line is no order."""
+        order = parse_order(json.loads(self._source.readline()))
+        threading.Thread(target=self._read, name="parent", daemon=True).start()
+        return order
+
+    def _read(self) -> None:
+        for data in self._source:
+            self._answers.put(json.loads(data))
+        # The worker is gone: nobody can use a result, and another attempt may begin at any moment.
+        os._exit(1)
+
+    def say(self, **values: Any) -> None:
+        with self._lock:
+            self._sink.write(line(**values))
+            self._sink.flush()
+
+    def progress(self, report: ProgressReport) -> None:
+        self.say(progress=to_json(report))
+
+    def result(self, report: ResultReport) -> None:
+        self.say(result=to_json(report))
+
+    def renew_access(self) -> VsphereAccess:
+        """A fresh clone ticket. TransientTransportError when the server has none now."""
+        with self._asking:
+            self.say(need="secrets")
+            answer = self._wait()
+        if "refused" in answer:
+            raise TransientTransportError(f"no new vCenter session: {answer['refused']}")
+        try:
+            access = from_json(TaskSecrets, answer.get("secrets")).vsphere
+        except MessageError as error:
+            raise TransientTransportError(f"no new vCenter session: {error}") from None
+        if access is None:
+            raise TransientTransportError("no new vCenter session: the server gave no access")
+        return access
+
+    def _wait(self) -> dict[str, Any]:
+        for _ in range(int(_SECRETS_WAIT_S / _POLL_S)):
+            try:
+                return self._answers.get(timeout=_POLL_S)
+            except queue.Empty:
+                if self._cancel.is_set():
+                    raise CancelledError("cancelled while waiting for a new session") from None
+        raise TransientTransportError("no new vCenter session: the worker did not answer")
+
+
+def run(source: IO[bytes], sink: IO[bytes], cancel: threading.Event) -> None:
+    """One order from `source`, its result to `sink`."""
+    parent = Parent(source, sink, cancel)
+    request, secrets = parent.read_order()
+    tools = Tools(
+        clock=time.time,  # noqa: TID251 - composition root
+        cancel=cancel,
+        progress=parent.progress,
+        renew=parent.renew_access,
+        connect=connect_with_ticket,
+    )
+    try:
+        result = carry_out(request, secrets, tools)
+    except Exception as error:  # noqa: BLE001 - becomes the result
+        if is_expected(error):
+            print(reason_of(error), file=sys.stderr)  # noqa: T201 - the worker's log reads it
+        else:
+            traceback.print_exc()
+        result = end_of(request, outcome_of(error), reason_of(error))
+    parent.result(result)
+
+
+def main() -> NoReturn:
+    die_with_parent()
+    cancel = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: cancel.set())
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sink = sys.stdout.buffer
+    # What libraries print must not come between the lines.
+    sys.stdout = sys.stderr
+    run(sys.stdin.buffer, sink, cancel)
+    sys.stderr.flush()
+    # Not by way of the interpreter's end: that would wait for the lock of standard input, in which our
+    # reading thread sleeps.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
