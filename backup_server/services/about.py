@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from importlib.metadata import version
 from typing import Any, Final
 
@@ -16,7 +15,6 @@ from backup_server.services.shapes import when
 from proxy_worker.contracts.names import celery_socket_url, redis_client_url
 
 BROKER_TIMEOUT_S: Final = 3.0
-FLOWER_FILE: Final = "flower.json"
 
 
 def about(ctx: Context) -> dict[str, Any]:
@@ -37,11 +35,11 @@ def broker_url(ctx: Context) -> str:
 
 
 def _flower_url(ctx: Context) -> str | None:
-    try:
-        url = json.loads((ctx.settings.run_dir / FLOWER_FILE).read_text())["url"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return str(url)
+    """Flower listens on loopback; the supervisor tells its port in the settings (0: it does not run)."""
+    settings = ctx.settings
+    return (
+        f"http://127.0.0.1:{settings.flower_port}" if settings.flower and settings.flower_port else None
+    )
 
 
 def health(ctx: Context) -> dict[str, Any]:

@@ -203,9 +203,8 @@ def _check_days(value: Any) -> int | None:
 
 def _shape(s: DbSession, row: Job) -> dict[str, Any]:
     proxy_ids = row.options.get("proxies", [])
-    names = dict(
-        s.execute(sa.select(Proxy.id, Proxy.name).where(Proxy.id.in_(proxy_ids))).tuples().all()
-    )
+    rows = s.execute(sa.select(Proxy.id, Proxy.name).where(Proxy.id.in_(proxy_ids)))
+    names = {proxy.id: proxy.name for proxy in rows}
     last = s.scalar(
         sa.select(Session)
         .where(Session.job_id == row.id)

@@ -160,7 +160,7 @@ def _of_vm(vm: str) -> Any:
 
 
 def _repository_names(s: DbSession) -> dict[str, str]:
-    return dict(s.execute(sa.select(Repository.id, Repository.name)).tuples().all())
+    return {row.id: row.name for row in s.execute(sa.select(Repository.id, Repository.name))}
 
 
 def _shape(row: RestorePointRow, repositories: dict[str, str]) -> dict[str, Any]:

@@ -1,0 +1,141 @@
+"""A repository agent in memory, bound to `proxy_worker.contracts.agent`'s table of calls."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import uuid4
+
+from backup_server.errors import UnavailableError
+from backup_server.services.agent_link import AgentLink, error_from
+from proxy_worker.contracts.agent import decode_restore_point, encode_restore_point
+from tests.fakes.crash import CrashPlan
+
+
+@dataclass
+class FakeRepository:
+    password: str
+    block_size_bytes: int = 1 << 20
+    repository_id: str = field(default_factory=lambda: str(uuid4()))
+    master_key: str = field(default_factory=lambda: secrets.token_hex(32))
+    points: dict[str, dict[str, Any]] = field(default_factory=dict)
+    pruned: list[dict[str, Any]] = field(default_factory=list)
+    commits: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+class FakeRepositories:
+    """What lies on the disks, by location; outlives all agents."""
+
+    def __init__(self, plan: CrashPlan | None = None) -> None:
+        self.plan = plan
+        self.at: dict[str, FakeRepository] = {}
+        self.scripted: dict[str, list[dict[str, str]]] = {}
+        self.started = 0
+
+    def fail(self, call: str, kind: str, message: str) -> None:
+        """The next call of that name answers this error ("dead": the agent dies instead)."""
+        self.scripted.setdefault(call, []).append({"kind": kind, "message": message})
+
+    def start(self) -> AgentLink:
+        self.started += 1
+        return FakeAgent(self)
+
+
+class FakeAgent:
+    def __init__(self, site: FakeRepositories) -> None:
+        self._site = site
+        self._repository: FakeRepository | None = None
+        self.alive = True
+
+    def close(self) -> None:
+        self.alive = False
+
+    def call(self, call: str, args: dict[str, Any], *, timeout_s: float) -> dict[str, Any]:
+        assert timeout_s > 0
+        if not self.alive:
+            raise UnavailableError("the agent is dead")
+        if self._site.plan is not None and call in ("commit", "forget"):
+            self._site.plan.point(f"before {call}")
+        errors = self._site.scripted.get(call)
+        if errors:
+            error = errors.pop(0)
+            if error["kind"] == "dead":
+                self.alive = False
+                raise UnavailableError("the agent died")
+            raise error_from(error)
+        # Through JSON, as through the pipe.
+        answer = json.loads(json.dumps(getattr(self, f"_{call}")(**json.loads(json.dumps(args)))))
+        if "error" in answer:
+            raise error_from(answer["error"])
+        if self._site.plan is not None and call in ("commit", "forget"):
+            self._site.plan.point(f"after {call}")
+        return dict(answer)
+
+    @property
+    def _open_one(self) -> FakeRepository:
+        assert self._repository is not None, "create or open come first"
+        return self._repository
+
+    def _create(self, *, location: str, password: str, block_size_bytes: int) -> dict[str, Any]:
+        if location in self._site.at:
+            return {"error": {"kind": "permanent", "message": f"{location} is not empty"}}
+        found = FakeRepository(password=password, block_size_bytes=block_size_bytes)
+        self._site.at[location] = self._repository = found
+        return {"repository_id": found.repository_id, "master_key": found.master_key}
+
+    def _open(self, *, location: str, password: str) -> dict[str, Any]:
+        found = self._site.at.get(location)
+        if found is None:
+            return {"error": {"kind": "permanent", "message": f"no repository at {location}"}}
+        if found.password != password:
+            return {"error": {"kind": "permanent", "message": "the password is wrong"}}
+        self._repository = found
+        return {
+            "repository_id": found.repository_id,
+            "master_key": found.master_key,
+            "block_size_bytes": found.block_size_bytes,
+        }
+
+    def _commit(self, *, point: dict[str, Any]) -> dict[str, Any]:
+        decoded = decode_restore_point(point)
+        known = self._open_one.points.get(decoded.id)
+        if known is not None and known != point:
+            return {"error": {"kind": "integrity", "message": "another point has this id"}}
+        for disk in decoded.disks:
+            if not disk.map_root:
+                return {"error": {"kind": "integrity", "message": f"no map of {disk.label}"}}
+        self._open_one.commits.append(decoded.id)
+        self._open_one.points[decoded.id] = encode_restore_point(decoded)
+        return {"created": known is None}
+
+    def _points(self) -> dict[str, Any]:
+        return {"points": list(self._open_one.points.values())}
+
+    def _point(self, *, id: str) -> dict[str, Any]:  # noqa: A002 - the contract's name
+        if id not in self._open_one.points:
+            return {"error": {"kind": "permanent", "message": f"no point {id}"}}
+        return {"point": self._open_one.points[id]}
+
+    def _forget(self, *, ids: list[str]) -> dict[str, Any]:
+        gone = [self._open_one.points.pop(one, None) for one in ids]
+        return {"forgotten": sum(point is not None for point in gone)}
+
+    def _prune(self, *, keep_task_ids: list[str], min_age_s: float) -> dict[str, Any]:
+        self._open_one.pruned.append({"keep_task_ids": keep_task_ids, "min_age_s": min_age_s})
+        return {"removed_packs": 1, "removed_bytes": 10, "rewritten_bytes": 0, "kept_packs": 2}
+
+    def _check(self, *, read_data: bool, sample_share: float) -> dict[str, Any]:
+        assert 0 <= sample_share <= 1
+        return {
+            "problems": self._open_one.problems,
+            "points": len(self._open_one.points),
+            "packs": 3,
+            "blobs": 9,
+            "read_bytes": 100 if read_data else 0,
+        }
+
+    def _space(self) -> dict[str, Any]:
+        return {"free_bytes": 50 << 30, "total_bytes": 100 << 30, "used_bytes": 50 << 30}
