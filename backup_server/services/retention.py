@@ -8,6 +8,7 @@ from backup_server.db.tables import RestorePointRow
 from backup_server.services import restore_points, steps
 from backup_server.services.context import Context
 from backup_server.services.steps import Work
+from pipeline.retention import KeepDays, KeepLast, RetentionCandidate, plan_retention
 
 
 def apply(ctx: Context, work: Work) -> int:
@@ -16,8 +17,6 @@ def apply(ctx: Context, work: Work) -> int:
     Only points that this job made are looked at. Errors of the repository agent pass through; what is
     marked then is forgotten by whoever comes next.
     """
-    from pipeline.retention import KeepDays, KeepLast, RetentionCandidate, plan_retention
-
     rule = work.job["retention"]
     keep = KeepLast(count=rule["keep"]) if "keep" in rule else KeepDays(days=rule["days"])
     repository_id = work.session.repository_id or ""
@@ -36,11 +35,11 @@ def apply(ctx: Context, work: Work) -> int:
             now=ctx.clock(),
             in_use=set(restore_points.in_use(s, repository_id)),
         )
-        for point_id, reason in plan.remove:
+        for gone in plan.remove:
             s.execute(
-                sa.update(RestorePointRow).where(RestorePointRow.id == point_id).values(deleting=True)
+                sa.update(RestorePointRow).where(RestorePointRow.id == gone.id).values(deleting=True)
             )
-            steps.note(s, ctx, work, "retention.forget", f"restore point {point_id}: {reason}")
+            steps.note(s, ctx, work, "retention.forget", f"restore point {gone.id}: {gone.reason}")
         if plan.remove:
             steps.remember(s, work.vm.id, forgotten=len(plan.remove))
     restore_points.forget_marked(ctx, repository_id)
