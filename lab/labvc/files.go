@@ -325,7 +325,9 @@ func writeVMX(vm *simulator.VirtualMachine) {
 		}
 	}
 	for _, o := range vm.Config.ExtraConfig {
-		line(o.GetOptionValue().Key, fmt.Sprint(o.GetOptionValue().Value))
+		if key := o.GetOptionValue().Key; key != "nvram" {
+			line(key, fmt.Sprint(o.GetOptionValue().Value))
+		}
 	}
 	logBad("write "+file, os.WriteFile(file, []byte(b.String()), 0o600))
 }
