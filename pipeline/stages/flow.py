@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import queue
 import threading
+from collections import deque
 from collections.abc import Callable
 from typing import Final, Generic, TypeVar
 
@@ -11,7 +11,7 @@ Clock = Callable[[], float]
 Item = TypeVar("Item")
 
 POLL_S: Final = 0.1
-"""How long a stage may take to notice that another one failed."""
+"""How long a stage that waits for a buffer may take to notice a cancel."""
 
 
 class FlowStopped(Exception):  # noqa: N818 - not an error of its own: another stage failed
@@ -26,6 +26,7 @@ class Flow:
         self._lock = threading.Lock()
         self._error: BaseException | None = None
         self._threads: list[threading.Thread] = []
+        self._waiting: list[threading.Condition] = []
 
     def start(self, name: str, body: Callable[[], None]) -> None:
         """Run a stage in a thread of its own. What it raises is the flow's failure."""
@@ -38,7 +39,16 @@ class Flow:
         with self._lock:
             if self._error is None:
                 self._error = error
-        self._failed.set()
+            self._failed.set()
+            waiting = list(self._waiting)
+        for condition in waiting:
+            with condition:
+                condition.notify_all()
+
+    def wake_on_failure(self, condition: threading.Condition) -> None:
+        """Whoever waits there is woken when the flow fails."""
+        with self._lock:
+            self._waiting.append(condition)
 
     @property
     def is_failed(self) -> bool:
@@ -77,34 +87,44 @@ class Channel(Generic[Item]):
 
     def __init__(self, flow: Flow, capacity: int) -> None:
         self._flow = flow
-        self._queue: queue.Queue[Item] = queue.Queue(capacity)
+        self._capacity = capacity
+        self._items: deque[Item] = deque()
+        lock = threading.Lock()
+        self._may_put = threading.Condition(lock)
+        self._may_get = threading.Condition(lock)
+        flow.wake_on_failure(self._may_put)
+        flow.wake_on_failure(self._may_get)
 
     def put(self, item: Item) -> None:
-        while True:
+        with self._may_put:
+            while len(self._items) >= self._capacity:
+                self._flow.raise_if_stopped()
+                self._may_put.wait()
             self._flow.raise_if_stopped()
-            try:
-                self._queue.put(item, timeout=POLL_S)
-            except queue.Full:
-                continue
-            return
+            self._items.append(item)
+            self._may_get.notify()
 
     def get(self) -> Item:
-        while True:
+        with self._may_get:
+            while not self._items:
+                self._flow.raise_if_stopped()
+                self._may_get.wait()
             self._flow.raise_if_stopped()
-            try:
-                return self._queue.get(timeout=POLL_S)
-            except queue.Empty:
-                continue
+            return self._take()
 
     def get_unless(self, is_over: Callable[[], bool]) -> Item | None:
-        """As get(), but None once `is_over` says so."""
-        while not is_over():
-            self._flow.raise_if_stopped()
-            try:
-                return self._queue.get(timeout=POLL_S)
-            except queue.Empty:
-                continue
+        """As get(), but None once `is_over` says so; it is asked a few times a second."""
+        with self._may_get:
+            while not is_over():
+                self._flow.raise_if_stopped()
+                if self._items:
+                    return self._take()
+                self._may_get.wait(POLL_S)
         return None
+
+    def _take(self) -> Item:
+        self._may_put.notify()
+        return self._items.popleft()
 
 
 class Meter:
