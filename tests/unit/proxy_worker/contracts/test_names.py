@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import pytest
+import redis
+
+from proxy_worker.contracts.ids import Attempt, ProxyId, TaskId
+from proxy_worker.contracts.names import (
+    celery_socket_url,
+    down_stream,
+    message_id,
+    redis_client_url,
+    task_queue,
+    up_stream,
+)
+
+
+@pytest.mark.parametrize(
+    ("celery", "client"),
+    [
+        ("redis+socket:///run/b.sock", "unix:///run/b.sock"),
+        ("redis+socket:///a%20b/b.sock?virtual_host=3", "unix:///a%20b/b.sock?db=3"),
+        ("redis://h:6379/1", "redis://h:6379/1"),
+        ("rediss://u:p@h/0", "rediss://u:p@h/0"),
+    ],
+)
+def test_the_same_broker_for_both_libraries(celery: str, client: str) -> None:
+    assert redis_client_url(celery) == client
+
+
+def test_a_path_with_odd_characters_arrives() -> None:
+    url = redis_client_url(celery_socket_url("/tmp/a b%c/b.sock"))
+    with redis.Redis.from_url(url) as made:
+        assert made.connection_pool.connection_kwargs["path"] == "/tmp/a b%c/b.sock"
+
+
+def test_names() -> None:
+    proxy = ProxyId("p1")
+    assert task_queue(proxy) == "vmhaul.px.p1"
+    assert (up_stream(proxy), down_stream(proxy)) == ("vmhaul:up:p1", "vmhaul:down:p1")
+    assert message_id(TaskId("t"), Attempt(3)) == "t-a3"
