@@ -93,7 +93,9 @@ def seed(ctx: Context) -> Seeded:
         s.add(_point(now))
         for event in _events(now):
             s.add(event)
-    return Seeded(job_id="job-1", running_id=RUNNING, finished_id=FINISHED, point_id=POINT, task_id="task-run-1")
+    return Seeded(
+        job_id="job-1", running_id=RUNNING, finished_id=FINISHED, point_id=POINT, task_id="task-run-1"
+    )
 
 
 RUNNING = "aaaaaaaa-0000-4000-8000-000000000001"
@@ -203,7 +205,9 @@ def _sessions(now: datetime) -> list[Session]:
             finished_at=yesterday + timedelta(seconds=258),
             report={"figures": figures},
         ),
-        _session(RUNNING, now, state=SessionState.RUNNING.value, result=None, finished_at=None, report={}),
+        _session(
+            RUNNING, now, state=SessionState.RUNNING.value, result=None, finished_at=None, report={}
+        ),
     ]
 
 
@@ -235,12 +239,20 @@ def _vms(now: datetime) -> list[SessionVm]:
             snapshot_at=now - timedelta(hours=2),
             snapshot_removed_at=now - timedelta(hours=2) + timedelta(seconds=250),
         ),
-        _vm(RUNNING, 1, "db01", now, state=VmState.RUNNING.value, result=None, details={"kind": "increment"}),
+        _vm(
+            RUNNING,
+            1,
+            "db01",
+            now,
+            state=VmState.RUNNING.value,
+            result=None,
+            details={"kind": "increment"},
+        ),
         _vm(RUNNING, 2, "web01", now, state=VmState.PREPARING.value, result=None),
     ]
 
 
-def _task(task_id: str, session_id: str, number: int, now: datetime, proxy_id: str, **values: Any) -> Task:
+def _task(task_id: str, session_id: str, number: int, now: datetime, proxy: str, **values: Any) -> Task:
     return Task(
         id=task_id,
         session_id=session_id,
@@ -258,7 +270,7 @@ def _task(task_id: str, session_id: str, number: int, now: datetime, proxy_id: s
         order={},
         priority=1,
         created_at=now,
-        **{"proxy_id": proxy_id, "proxy_name": "default", "mode": "nbdssl", "attempt": 1, **values},
+        **{"proxy_id": proxy, "proxy_name": "default", "mode": "nbdssl", "attempt": 1, **values},
     )
 
 
