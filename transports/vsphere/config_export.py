@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from pyVmomi import vim
 
-from transports.errors import PermanentTransportError, TransportError
+from transports.errors import ObjectGoneError, PermanentTransportError, TransportError
 from transports.vsphere.config_json import from_plain, to_plain
 from transports.vsphere.datastore_files import get_file
 from transports.vsphere.faults import translated
@@ -22,7 +22,7 @@ from transports.vsphere.session import Connection
 FORMAT: Final = "vmhaul-vm-config"
 VERSION: Final = 1
 _d: Any = vim.vm.device
-_NVRAM_KEY: Final = "nvram"
+_NVRAM: Final = "nvram"
 
 
 def export(connection: Connection, vm_moref: str, snapshot_moref: str | None) -> VmConfig:
@@ -40,9 +40,15 @@ def export(connection: Connection, vm_moref: str, snapshot_moref: str | None) ->
         "guest.guestFullName",
         "guest.hostName",
         "guest.toolsVersion",
+        "layoutEx.file",
     )
     places = read_places(connection)
-    nvram, nvram_problem = _nvram(connection, config, places, moref(seen.get("runtime.host")))
+    nvram, nvram_problem = _nvram(
+        connection,
+        nvram_path(config, seen.get("layoutEx.file")),
+        places,
+        moref(seen.get("runtime.host")),
+    )
     parent = moref(seen.get("parent")) or moref(seen.get("parentVApp"))
     pool, host = moref(seen.get("resourcePool")), moref(seen.get("runtime.host"))
     host_place = places.get(host)
@@ -107,22 +113,23 @@ class SavedConfig:
         return str(self._document.get("nvram_problem", ""))
 
 
-def nvram_path(config: Any) -> str:
-    """Datastore path of the VM's nvram file; empty when the configuration names none."""
+def nvram_path(config: Any, files: Any = None) -> str:
+    """Datastore path of the VM's nvram file; empty when it has none. `files`: the VM's layoutEx.file."""
     for option in config.extraConfig or []:
-        if option.key == _NVRAM_KEY and option.value:
+        if option.key == _NVRAM and option.value:
             directory = str(config.files.vmPathName).rpartition("/")[0]
             return f"{directory}/{option.value}" if directory else ""
-    return ""
+    return next((str(file.name) for file in files or [] if str(file.type) == _NVRAM), "")
 
 
-def _nvram(connection: Connection, config: Any, places: Places, host: str) -> tuple[bytes, str]:
-    path = nvram_path(config)
+def _nvram(connection: Connection, path: str, places: Places, host: str) -> tuple[bytes, str]:
     if not path:
         return b"", ""
     try:
         with translated(f"read {path}"):
             return get_file(connection.session, path, places.datacenter_path(host)), ""
+    except ObjectGoneError:
+        return b"", ""  # made at the first power-on: there is none yet
     except TransportError as error:
         # A VM without its nvram still starts; one without a backup does not. The problem is kept
         # with the configuration and told at the restore.

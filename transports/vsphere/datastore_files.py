@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 import httpx
 
-from transports.errors import PermanentTransportError, TransientTransportError
+from transports.errors import ObjectGoneError, PermanentTransportError, TransientTransportError
 from transports.vsphere.devices import split_path
 from transports.vsphere.session import Session
 
@@ -16,7 +16,9 @@ MAX_FILE_BYTES: Final = 16 << 20
 
 
 def get_file(session: Session, path: str, datacenter_path: str) -> bytes:
-    """Content of "[ds] dir/file". PermanentTransportError when it is missing, refused or too large."""
+    """Content of "[ds] dir/file". ObjectGoneError when it does not exist, PermanentTransportError when it
+    is refused or too large.
+    """
     with session.http() as client:
         answer = client.get(
             _url(path), params=_params(path, datacenter_path), headers=_headers(session)
@@ -56,6 +58,8 @@ def _headers(session: Session) -> dict[str, str]:
 def _check(answer: httpx.Response, path: str, doing: str) -> None:
     if answer.is_success:
         return
+    if answer.status_code == httpx.codes.NOT_FOUND:
+        raise ObjectGoneError(f"cannot {doing} {path}: there is no such file or folder")
     error = TransientTransportError if answer.is_server_error else PermanentTransportError
     raise error(
         f"cannot {doing} {path}: the server answered {answer.status_code};"

@@ -115,6 +115,7 @@ class VmInfo:
     cluster: str
     resource_pool: str
     tags: tuple[str, ...]
+    """Each tag twice: its bare name, and "category:name" for names that several categories have."""
     has_snapshots: bool
     consolidation_needed: bool
     managed_by: str
@@ -176,6 +177,7 @@ class SnapshotInfo:
     quiesced: bool
     """What was asked and granted; vSphere silently skips quiescing without running tools."""
     power_state: PowerState
+    """Of the VM when the snapshot was made; as the tree says (off without memory) when listed later."""
     disks: tuple[DiskInfo, ...]
 
 

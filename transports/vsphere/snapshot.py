@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, Final
 
 from pyVmomi import vim, vmodl
@@ -62,7 +63,9 @@ def create(
     tree = read(connection, vm, "snapshot").get("snapshot")
     for entry in _walk(getattr(tree, "rootSnapshotList", None) or []):
         if moref(entry.snapshot) == moref(snapshot):
-            return _info(connection, vm_moref, entry, quiesced=quiesce and can_quiesce)
+            # The tree says poweredOff: what the VM would be after a revert without memory.
+            made = _info(connection, vm_moref, entry, quiesced=quiesce and can_quiesce)
+            return replace(made, power_state=_power_state(before))
     raise ObjectGoneError(
         f"snapshot {moref(snapshot)} of VM {vm_moref} vanished right after it was made; run the job again"
     )

@@ -25,7 +25,7 @@ class TagsUnknownError(Exception):
 
 
 def vm_tags(session: Session) -> dict[str, tuple[str, ...]]:
-    """Tags by VM moref. Each tag stands with its bare name and as "category/name", so that a job can
+    """Tags by VM moref. Each tag stands with its bare name and as "category:name", so that a job can
     name either. TagsUnknownError when the server has no tagging service or refuses it.
     """
     login = session.login
@@ -52,13 +52,13 @@ def _open(client: httpx.Client, login: Login) -> str:
 def _read(client: httpx.Client, headers: dict[str, str]) -> dict[str, tuple[str, ...]]:
     names: dict[str, tuple[str, str]] = {}
     categories: dict[str, str] = {}
-    for tag_id in _value(client.get(f"{_TAGGING}/tag", headers=headers)):
+    for tag_id in _value(client.get(f"{_TAGGING}/tag", headers=headers)) or []:
         tag = _value(client.get(f"{_TAGGING}/tag/id:{tag_id}", headers=headers))
         category_id = str(tag["category_id"])
         if category_id not in categories:
             answer = client.get(f"{_TAGGING}/category/id:{category_id}", headers=headers)
             categories[category_id] = str(_value(answer)["name"])
-        names[str(tag_id)] = (str(tag["name"]), f"{categories[category_id]}/{tag['name']}")
+        names[str(tag_id)] = (str(tag["name"]), f"{categories[category_id]}:{tag['name']}")
     tags: dict[str, set[str]] = defaultdict(set)
     for tag_id, vm in _attachments(client, headers, list(names)):
         tags[vm].update(names[tag_id])
@@ -81,7 +81,7 @@ def _attachments(
         if answer.status_code in {httpx.codes.NOT_FOUND, httpx.codes.BAD_REQUEST}:
             found.extend(_attachments_singly(client, headers, batch))
             continue
-        for entry in _value(answer):
+        for entry in _value(answer) or []:
             found.extend((str(entry["tag_id"]), vm) for vm in _vms(entry["object_ids"]))
     return found
 
