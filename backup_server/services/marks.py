@@ -38,14 +38,15 @@ def read_mark(name: str, description: str) -> Mark | None:
         return None
     try:
         data = json.loads(description)
-        mark = Mark(
-            server_id=data["vmhaul"], intent_id=data["intent"], session_id=data.get("session", "")
-        )
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except ValueError:
         return None
-    if name != snapshot_name(mark.intent_id):
+    if not isinstance(data, dict):
         return None
-    return mark
+    found = [data.get(field, "") for field in ("vmhaul", "intent", "session")]
+    if not all(isinstance(value, str) for value in found):
+        return None
+    mark = Mark(server_id=found[0], intent_id=found[1], session_id=found[2])
+    return mark if name == snapshot_name(mark.intent_id) else None
 
 
 def ours(snapshots: Iterable[SnapshotInfo], server_id: str) -> list[tuple[SnapshotInfo, Mark]]:

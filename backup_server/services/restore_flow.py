@@ -165,7 +165,7 @@ def _new_disks(client: Vsphere, work: Work, placement: VmPlacement) -> list[NewD
         NewDisk(
             disk_key=disk["disk_key"],
             capacity_bytes=disk["capacity_bytes"],
-            thin=disk["thin"] if work.details["thin"] is None else work.details["thin"],
+            thin=disk["thin"] if work.details.get("thin") is None else work.details["thin"],
             datastore=_home(client, disk, placement) if work.details["own_datastores"] else "",
         )
         for disk in work.details["disks"]

@@ -51,9 +51,7 @@ class FakeProxies:
     def work(self) -> int:
         ctx = self._rig.ctx
         with ctx.db.read() as s:
-            pending = list(
-                s.scalars(sa.select(Task).where(Task.state == TaskState.PENDING.value))
-            )
+            pending = list(s.scalars(sa.select(Task).where(Task.state == TaskState.PENDING.value)))
         for task in pending:
             result, reason = self.outcome(task)
             good = result in (Result.SUCCESS, Result.WARNING)
@@ -150,9 +148,7 @@ class Rig:
             password=Secret(PASSWORD),
             thumbprint_sha256=THUMBPRINT,
         )
-        repositories.add(
-            self.ctx, name="r1", location=LOCATION, password=Secret(REPOSITORY_PASSWORD)
-        )
+        repositories.add(self.ctx, name="r1", location=LOCATION, password=Secret(REPOSITORY_PASSWORD))
         return self
 
     def job(self, name: str = "job1", **values: Any) -> dict[str, Any]:
@@ -200,9 +196,7 @@ class Rig:
 
     def points(self) -> list[RestorePointRow]:
         with self.ctx.db.read() as s:
-            return list(
-                s.scalars(sa.select(RestorePointRow).order_by(RestorePointRow.created_at))
-            )
+            return list(s.scalars(sa.select(RestorePointRow).order_by(RestorePointRow.created_at)))
 
     def open_intents(self) -> list[Intent]:
         return self.rows(Intent, state="open")

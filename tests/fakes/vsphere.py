@@ -361,9 +361,7 @@ class FakeVsphere:
             granted = quiesce and vm.tools and vm.power_state is PowerState.ON
             snapshot = self.site.new_snapshot(vm, name, description, quiesced=granted)
             vm.snapshots.append(snapshot)
-            self.site.most_snapshots = max(
-                self.site.most_snapshots, len(self.site.all_snapshots())
-            )
+            self.site.most_snapshots = max(self.site.most_snapshots, len(self.site.all_snapshots()))
         self.site.leave("create_snapshot")
         return snapshot
 
