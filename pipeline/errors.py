@@ -67,7 +67,7 @@ class WrongRepositoryError(PermanentPipelineError):
 
 
 class UnsupportedFormatError(PermanentPipelineError):
-    """Written by a newer vmhaul, or with a feature that this one does not know."""
+    """The repository was written by a newer vmhaul, or with a feature that this one does not know."""
 
 
 class RestorePointNotFoundError(PermanentPipelineError):

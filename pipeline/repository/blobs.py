@@ -11,7 +11,7 @@ from blake3 import blake3
 
 from pipeline.crypto.aead import ENGINE, NONCE_BYTES, TAG_BYTES, Aead
 from pipeline.crypto.keyring import Keyring
-from pipeline.errors import IntegrityError, UnsupportedFormatError
+from pipeline.errors import IntegrityError
 from pipeline.repository.format import (
     BLOB_HEADER,
     BLOB_MAGIC,
@@ -156,7 +156,7 @@ class BlobCodec:
 
 
 def parse_blob_header(header: Buffer, what: str) -> BlobFacts:
-    """Raises IntegrityError, UnsupportedFormatError for what a newer vmhaul wrote."""
+    """Raises IntegrityError."""
     if len(header) != BLOB_HEADER.size:
         raise IntegrityError(f"{what} is truncated")
     magic, kind, encoding, aead, reserved, epoch, stored, raw, blob_id, nonce = BLOB_HEADER.unpack(
@@ -165,8 +165,8 @@ def parse_blob_header(header: Buffer, what: str) -> BlobFacts:
     if magic != BLOB_MAGIC or reserved or raw > MAX_BLOB_RAW_BYTES or kind not in {1, 2}:
         raise IntegrityError(f"{what} is damaged: its header is none of a blob")
     if epoch != KEY_EPOCH or encoding not in {Encoding.RAW, Encoding.ZSTD}:
-        raise UnsupportedFormatError(
-            f"{what} has key epoch {epoch}, encoding {encoding}; use a newer vmhaul"
+        raise IntegrityError(
+            f"{what} has key epoch {epoch}, encoding {encoding}: damaged, or written by a newer vmhaul"
         )
     algorithm = checked_aead(aead, nonce, what)
     return BlobFacts(

@@ -18,7 +18,6 @@ from pipeline.errors import (
     IntegrityError,
     ObjectNotFoundError,
     PermanentPipelineError,
-    UnsupportedFormatError,
 )
 from pipeline.model import DiskPoint
 from pipeline.repository import layout
@@ -124,7 +123,7 @@ class Checker:
                 segments = read_index_object(self._storage, self._keyring, entry.name)
             except ObjectNotFoundError:
                 continue
-            except (IntegrityError, UnsupportedFormatError) as error:
+            except IntegrityError as error:
                 self._found.problems.append(str(error))
                 continue
             for segment in segments:
@@ -188,7 +187,7 @@ class Checker:
                 raise IntegrityError(
                     f"blob {entry.blob_id.hex()} has another length than the index says"
                 )
-        except (IntegrityError, UnsupportedFormatError, ValueError) as error:
+        except (IntegrityError, ValueError) as error:
             self._found.problems.append(f"{name}: {error}")
             self._found.bad_blobs.add(entry.blob_id)
 
@@ -222,7 +221,7 @@ class Checker:
         if not wrong and entry.level >= 0:
             try:
                 entries = decode_node(self._reader.load_node(entry.blob_id), entry.level)
-            except (IntegrityError, UnsupportedFormatError) as error:
+            except IntegrityError as error:
                 wrong = str(error)
         if wrong:
             covered = 1 << (NODE_ENTRIES_BITS * (entry.level + 1))

@@ -8,7 +8,7 @@ from typing import Final
 
 from pipeline.crypto.aead import Aead
 from pipeline.crypto.keyring import Keyring
-from pipeline.errors import IntegrityError, UnsupportedFormatError
+from pipeline.errors import IntegrityError
 from pipeline.repository import layout
 from pipeline.repository.blobs import EncodedBlob
 from pipeline.repository.format import (
@@ -178,14 +178,16 @@ def parse_footer(
 
 
 def check_pack_header(keyring: Keyring, pack_id: bytes, header: Buffer) -> None:
-    """Raises IntegrityError, UnsupportedFormatError."""
+    """Raises IntegrityError."""
     if bytes(header) == pack_header(keyring, pack_id):
         return
     name = layout.pack_name(pack_id)
     if len(header) == PACK_HEADER.size:
         magic, version, *_ = PACK_HEADER.unpack(header)
         if magic == PACK_MAGIC and version > FORMAT_VERSION:
-            raise UnsupportedFormatError(f"{name} has format version {version}; use a newer vmhaul")
+            raise IntegrityError(
+                f"{name} has format version {version}: damaged, or written by a newer vmhaul"
+            )
     raise IntegrityError(f"{name} is damaged, or a pack of another repository: its header is wrong")
 
 

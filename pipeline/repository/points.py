@@ -75,7 +75,7 @@ def format_point(
 
 
 def parse_point(keyring: Keyring, name: str, data: bytes) -> StoredPoint:
-    """Raises IntegrityError, UnsupportedFormatError."""
+    """Raises IntegrityError."""
     payload = unseal(keyring, SealedKind.POINT, name, data)
     if len(payload) < POINT_HEAD.size:
         raise IntegrityError(f"{name} is truncated")

@@ -9,7 +9,7 @@ import zstandard
 
 from pipeline.crypto.aead import ENGINE, NONCE_BYTES, TAG_BYTES, Aead
 from pipeline.crypto.keyring import Keyring
-from pipeline.errors import IntegrityError, UnsupportedFormatError
+from pipeline.errors import IntegrityError
 from pipeline.repository.format import (
     FORMAT_VERSION,
     KEY_EPOCH,
@@ -48,7 +48,7 @@ def seal(keyring: Keyring, algorithm: Aead, kind: SealedKind, name: str, payload
 
 
 def unseal(keyring: Keyring, kind: SealedKind, name: str, data: bytes | memoryview) -> bytes:
-    """The payload. Raises IntegrityError naming the object, UnsupportedFormatError for a newer one."""
+    """The payload. Raises IntegrityError naming the object."""
     if len(data) < SEALED_HEADER.size:
         raise IntegrityError(f"{name} is truncated: {len(data)} bytes")
     header = bytes(data[: SEALED_HEADER.size])
@@ -58,8 +58,8 @@ def unseal(keyring: Keyring, kind: SealedKind, name: str, data: bytes | memoryvi
     if magic != SEALED_MAGIC:
         raise IntegrityError(f"{name} is damaged: it does not begin as a sealed object")
     if version != FORMAT_VERSION or epoch != KEY_EPOCH:
-        raise UnsupportedFormatError(
-            f"{name} has format version {version}, key epoch {epoch}; use a newer vmhaul"
+        raise IntegrityError(
+            f"{name} has format version {version}, key epoch {epoch}: damaged, or written by a newer vmhaul"
         )
     if its_kind != kind or reserved != NO_RESERVED or raw_length > MAX_SEALED_RAW_BYTES:
         raise IntegrityError(f"{name} is damaged: its header is not one of {kind.name.lower()} objects")
@@ -83,8 +83,8 @@ def checked_aead(number: int, nonce_field: bytes, what: str) -> Aead:
     try:
         algorithm = Aead(number)
     except ValueError as error:
-        raise UnsupportedFormatError(
-            f"{what} uses encryption algorithm {number}; use a newer vmhaul"
+        raise IntegrityError(
+            f"{what} uses encryption algorithm {number}: damaged, or written by a newer vmhaul"
         ) from error
     if any(nonce_field[NONCE_BYTES[algorithm] : NONCE_FIELD_BYTES]):
         raise IntegrityError(f"{what} is damaged: its nonce is too long")
@@ -100,7 +100,7 @@ def decoded(
             raise IntegrityError(f"{what} is damaged: {len(body)} bytes instead of {raw_length}")
         return body if isinstance(body, bytes | bytearray) else bytes(body)
     if encoding != Encoding.ZSTD:
-        raise UnsupportedFormatError(f"{what} has encoding {encoding}; use a newer vmhaul")
+        raise IntegrityError(f"{what} has encoding {encoding}: damaged, or written by a newer vmhaul")
     try:
         plain = zstandard.ZstdDecompressor().decompress(body, max_output_size=raw_length)
     except zstandard.ZstdError as error:

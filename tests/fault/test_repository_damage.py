@@ -1,0 +1,530 @@
+"""Damage of every kind to every kind of object: noticed, named, and never served as data."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import (
+    IntegrityError,
+    PermanentPipelineError,
+    PipelineError,
+    RepositoryNotFoundError,
+    RestorePointRefusedError,
+    StorageFullError,
+    StorageMissingError,
+    StoragePermissionError,
+    StorageUnavailableError,
+    UnsupportedFormatError,
+    WrongPasswordError,
+    WrongRepositoryError,
+)
+from pipeline.model import RestorePoint
+from pipeline.mover import MoverOptions
+from pipeline.repository import Repository
+from pipeline.repository.doomed import read_doomed
+from pipeline.repository.index import PackSegment
+from pipeline.repository.layout import pack_name
+from pipeline.repository.maps import block_count_of, blocks
+from pipeline.storage import open_storage
+from pipeline.testing.builders import (
+    BLOCK_SIZE_BYTES,
+    PASSWORD,
+    ManualClock,
+    Workbench,
+    disk_point,
+    restore_point,
+    vm_identity,
+)
+from pipeline.testing.disks import MemoryDisk
+from pipeline.testing.storage import FullStorage, MemoryStorage
+from pipeline.verify import verify_point
+from transports.base import Extent
+from transports.errors import TransientTransportError
+
+CAPACITY_BYTES = 40 * BLOCK_SIZE_BYTES + 512
+
+
+def noise(seed: int) -> bytearray:
+    rng = random.Random(seed)
+    image = bytearray(rng.randbytes(CAPACITY_BYTES))
+    image[8 * BLOCK_SIZE_BYTES : 12 * BLOCK_SIZE_BYTES] = bytes(4 * BLOCK_SIZE_BYTES)
+    image[20 * BLOCK_SIZE_BYTES : 30 * BLOCK_SIZE_BYTES] = b"text " * (2 * BLOCK_SIZE_BYTES)
+    return image
+
+
+@dataclass
+class Scene:
+    """Two points of one VM; a third was forgotten; a work goes on; packs are doomed."""
+
+    storage: MemoryStorage
+    bench: Workbench
+    images: dict[str, bytearray]
+    points: dict[str, RestorePoint]
+
+    def damaged(self, name: str, data: bytes | None) -> Workbench:
+        """A copy of the storage with one object changed or gone, opened by a new process."""
+        storage = MemoryStorage(self.bench.clock)
+        storage.objects = dict(self.storage.objects)
+        storage.modified_at_s = dict(self.storage.modified_at_s)
+        if data is None:
+            del storage.objects[name], storage.modified_at_s[name]
+        else:
+            storage.objects[name] = data
+        return self.bench.on(storage)
+
+
+@pytest.fixture(scope="module")
+def scene() -> Scene:
+    clock = ManualClock()
+    storage = MemoryStorage(clock)
+    bench = Workbench(storage, clock)
+    images: dict[str, bytearray] = {}
+    points: dict[str, RestorePoint] = {}
+    previous = None
+    for number in (1, 2, 3):
+        image = noise(number)
+        root = bench.backup(image).map_root
+        point = restore_point(
+            disk_point(root, CAPACITY_BYTES),
+            previous=previous,
+            point_id=f"00000000-0000-4000-8000-00000000000{number}",
+        )
+        images[point.id] = image
+        points[point.id] = previous = bench.commit(point)
+    first = next(iter(points))
+    bench.repository.forget([first])
+    del images[first], points[first]
+    clock.now_s += 100
+    bench.backup(noise(4), work_id="goes-on")
+    bench.repository.prune(keep_work_ids=["goes-on"], min_age_s=50)
+    kinds = {name.partition("/")[0] for name in storage.objects}
+    assert kinds == {
+        "vmhaul-repository.json",
+        "keys",
+        "packs",
+        "index",
+        "points",
+        "work",
+        "forgotten",
+        "doomed",
+    }
+    return Scene(storage, bench, images, points)
+
+
+def never_wrong(bench: Workbench, scene: Scene) -> int:
+    """Restore everything: right bytes or an error. Returns how many could be restored."""
+    right = 0
+    for point in scene.points.values():
+        try:
+            image = bench.restored(bench.repository.point(point.id).disks[0].map_root, CAPACITY_BYTES)
+        except PipelineError:
+            continue
+        assert image == scene.images[point.id], "wrong bytes were served"
+        right += 1
+    return right
+
+
+def flips(data: bytes, seed: int) -> Iterator[bytes]:
+    """The object with one bit flipped: at every byte of its beginning and end, and at random inside."""
+    rng = random.Random(seed)
+    edges = [*range(min(len(data), 130)), *range(max(0, len(data) - 60), len(data))]
+    inside = [rng.randrange(len(data)) for _ in range(60)]
+    for position in sorted({*edges, *inside}):
+        changed = bytearray(data)
+        changed[position] ^= 1 << rng.randrange(8)
+        yield bytes(changed)
+
+
+def objects_of(scene: Scene, kind: str) -> list[str]:
+    return sorted(name for name in scene.storage.objects if name.startswith(kind))
+
+
+@pytest.mark.parametrize("kind", ["packs/", "index/", "points/", "forgotten/"])
+def test_every_bit_flip_is_found_by_check(scene: Scene, kind: str) -> None:
+    doomed = {pack_name(segment.pack_id) for segment in doomed_segments(scene)}
+    names = [name for name in objects_of(scene, kind) if name not in doomed]
+    for name in names if kind != "packs/" else names[:3]:
+        for data in flips(scene.storage.objects[name], seed=len(name)):
+            bench = scene.damaged(name, data)
+            problems = bench.problems()
+            assert problems, f"{name}: a flipped bit was not found"
+            never_wrong(bench, scene)
+
+
+def doomed_segments(scene: Scene) -> Iterator[PackSegment]:
+    for record in read_doomed(scene.storage, scene.bench.repository.keyring):
+        yield from record.segments
+
+
+def test_every_bit_flip_of_the_configuration_is_refused(scene: Scene) -> None:
+    name = "vmhaul-repository.json"
+    data = scene.storage.objects[name]
+    for position in range(len(data)):
+        for bit in range(8):
+            changed = bytearray(data)
+            changed[position] ^= 1 << bit
+            with pytest.raises((IntegrityError, WrongRepositoryError, UnsupportedFormatError)):
+                scene.damaged(name, bytes(changed))
+
+
+def test_every_bit_flip_of_a_key_is_refused(scene: Scene) -> None:
+    (name,) = objects_of(scene, "keys/")
+    storage = MemoryStorage()
+    storage.objects = dict(scene.storage.objects)
+    storage.modified_at_s = dict(scene.storage.modified_at_s)
+    data = storage.objects[name]
+    for position in range(len(data)):
+        changed = bytearray(data)
+        changed[position] ^= 1 << position % 8
+        storage.objects[name] = bytes(changed)
+        with pytest.raises(IntegrityError, match="damaged"):
+            Repository.open_with_password(storage, PASSWORD, clock=scene.bench.clock)
+
+
+def test_every_bit_flip_of_a_work_record_only_costs_reading_again(scene: Scene) -> None:
+    (name,) = objects_of(scene, "work/")
+    image = noise(4)
+    for data in list(flips(scene.storage.objects[name], seed=1))[::12]:
+        disk = MemoryDisk(image)
+        bench = scene.damaged(name, data)
+        backup = bench.backup(disk, work_id="goes-on")
+        assert sum(extent.length for extent in disk.reads) == CAPACITY_BYTES
+        assert bench.restored(backup.map_root, CAPACITY_BYTES) == image
+
+
+def test_every_bit_flip_of_a_doomed_record_stops_prune(scene: Scene) -> None:
+    name = objects_of(scene, "doomed/")[0]
+    for data in list(flips(scene.storage.objects[name], seed=1))[::8]:
+        bench = scene.damaged(name, data)
+        before = set(bench.storage.objects)  # type: ignore[attr-defined]
+        with pytest.raises((IntegrityError, UnsupportedFormatError)):
+            bench.repository.prune(keep_work_ids=["goes-on"], min_age_s=0)
+        after = set(bench.storage.objects)  # type: ignore[attr-defined]
+        assert {n for n in before - after if n.startswith("packs/")} == set()
+        assert never_wrong(bench, scene) == len(scene.points)
+
+
+@pytest.mark.parametrize("kind", ["packs/", "index/", "points/"])
+def test_truncated_and_missing_objects_are_found(scene: Scene, kind: str) -> None:
+    live = {pack_name(pack_id) for pack_id in live_packs(scene)}
+    for name in objects_of(scene, kind):
+        if kind == "packs/" and name not in live:
+            continue
+        data = scene.storage.objects[name]
+        for changed in (None, b"", data[: len(data) // 2], data[:-1], data + b"\0"):
+            if changed is None and kind == "points/" and name.endswith("3"):
+                continue  # the newest point: only the server's catalogue can miss it
+            bench = scene.damaged(name, changed)
+            assert bench.problems(read_data=False), f"{name} as {changed and len(changed)} bytes"
+            never_wrong(bench, scene)
+
+
+def live_packs(scene: Scene) -> set[bytes]:
+    loader = scene.bench.repository.index_loader()
+    return set(loader.refresh().pack_sizes())
+
+
+def test_objects_under_each_others_names_are_found(scene: Scene) -> None:
+    for kind in ("points/", "index/", "packs/"):
+        names = objects_of(scene, kind)
+        if kind == "packs/":
+            names = sorted(map(pack_name, live_packs(scene)))
+        if len(names) < 2:
+            continue
+        one, other = names[-1], names[-2]
+        bench = scene.damaged(one, scene.storage.objects[other])
+        assert bench.problems(), f"{other} in the place of {one}"
+        never_wrong(bench, scene)
+
+
+def test_damage_is_named_by_vm_disk_point_and_extent() -> None:
+    clock = ManualClock()
+    storage = MemoryStorage(clock)
+    bench = Workbench(storage, clock, pack_target_bytes=4 * BLOCK_SIZE_BYTES)
+    image = noise(1)
+    root = bench.backup(image).map_root
+    point = bench.commit(restore_point(disk_point(root, CAPACITY_BYTES)))
+    reader = bench.repository.reader()
+    count = block_count_of(CAPACITY_BYTES, BLOCK_SIZE_BYTES)
+    ids = dict(blocks(reader.load_node, bytes.fromhex(root), count))
+    place = reader.locate(ids[3])
+    name = pack_name(place.pack_id)
+    data = bytearray(storage.objects[name])
+    data[place.offset + 200] ^= 1
+    storage.objects[name] = bytes(data)
+
+    problems = bench.on(storage).problems()
+    start = 3 * BLOCK_SIZE_BYTES
+    lost = [text for text in problems if "guest extent" in text]
+    assert len(lost) == 1
+    assert f"VM vm01, restore point {point.id} of 2025-11-20" in lost[0]
+    assert f"Hard disk 1: guest extent {start}-{start + BLOCK_SIZE_BYTES} cannot be restored" in lost[0]
+    (verified,) = verify_point(
+        repository=bench.on(storage).repository,
+        point=point,
+        cancel=threading.Event(),
+        progress=lambda _: None,
+        clock=clock,
+    )
+    assert ids[3].hex() in verified.problem
+
+
+def test_a_sample_reads_a_share(scene: Scene) -> None:
+    whole = scene.bench.repository.check(read_data=True)
+    part = scene.bench.repository.check(read_data=True, sample_share=0.01)
+    assert whole.problems == part.problems == ()
+    assert 0 < part.read_bytes < whole.read_bytes
+    assert scene.bench.repository.check().read_bytes == 0
+    with pytest.raises(ValueError, match="sample"):
+        scene.bench.repository.check(sample_share=0)
+
+
+# ---- restore points -----------------------------------------------------------------------------
+
+
+def test_a_deleted_or_replaced_point_is_found_by_its_successor() -> None:
+    clock = ManualClock()
+    storage = MemoryStorage(clock)
+    bench = Workbench(storage, clock)
+    root = bench.backup(noise(1)).map_root
+    points = [bench.commit(restore_point(disk_point(root, CAPACITY_BYTES))) for _ in range(3)]
+    saved = dict(storage.objects)
+    middle = f"points/{points[1].id}"
+
+    del storage.objects[middle], storage.modified_at_s[middle]
+    assert any("missing and was not forgotten" in text for text in bench.on(storage).problems())
+
+    # Somebody with the key writes another point under the same id.
+    other = Workbench(
+        MemoryStorage(clock), clock, repository=None
+    )  # another repository: its objects do not open here
+    other_root = other.backup(noise(1)).map_root
+    other.commit(restore_point(disk_point(other_root, CAPACITY_BYTES), point_id=points[1].id))
+    storage.objects[middle] = other.storage.read(middle)
+    storage.modified_at_s[middle] = 0
+    assert bench.on(storage).problems()
+
+    forged = bench.on(storage)
+    del storage.objects[middle]
+    forged.commit(restore_point(disk_point(root, CAPACITY_BYTES), point_id=points[1].id))
+    assert any("was replaced" in text for text in bench.on(storage).problems())
+    storage.objects.update(saved)
+    assert bench.on(storage).problems() == ()
+
+
+def test_prune_refuses_while_a_point_is_damaged_and_forget_helps() -> None:
+    clock = ManualClock()
+    storage = MemoryStorage(clock)
+    bench = Workbench(storage, clock)
+    images = [noise(1), noise(2)]
+    points = [
+        bench.commit(restore_point(disk_point(bench.backup(image).map_root, CAPACITY_BYTES)))
+        for image in images
+    ]
+    name = f"points/{points[0].id}"
+    storage.objects[name] = storage.objects[name][:-1]
+    bench = bench.on(storage)
+    clock.now_s += 100
+    with pytest.raises(IntegrityError, match="not pruning"):
+        bench.repository.prune(keep_work_ids=(), min_age_s=0)
+    assert [point.id for point in readable(bench)] == [points[1].id]
+    assert len(bench.repository.damaged_points()) == 1
+    assert bench.repository.forget([points[0].id]) == 1
+    bench.repository.prune(keep_work_ids=(), min_age_s=0)
+    assert bench.problems() == ()
+    assert bench.restored(points[1].disks[0].map_root, CAPACITY_BYTES) == images[1]
+
+
+def readable(bench: Workbench) -> tuple[RestorePoint, ...]:
+    return bench.repository.points()
+
+
+def test_an_incomplete_point_is_refused(scene: Scene) -> None:
+    bench = scene.bench.on(scene.storage)
+    unknown = restore_point(disk_point("ab" * 32, CAPACITY_BYTES), vm=vm_identity(9))
+    with pytest.raises(RestorePointRefusedError, match="not complete"):
+        bench.repository.commit_point(unknown)
+    point = next(iter(scene.points.values()))
+    pack = min(live_packs(scene))
+    for name in objects_of(scene, "packs/"):
+        if name.endswith(pack.hex()):
+            damaged = scene.damaged(name, None)
+            copy = restore_point(*point.disks, vm=vm_identity(9))
+            other = restore_point(*list(scene.points.values())[-1].disks, vm=vm_identity(9))
+            refused = 0
+            for candidate in (copy, other):
+                try:
+                    damaged.repository.commit_point(candidate)
+                except (RestorePointRefusedError, IntegrityError):
+                    refused += 1
+            assert refused, "a point whose pack is gone was committed"
+
+
+def test_a_forgotten_id_does_not_come_back(scene: Scene) -> None:
+    bench = scene.bench.on(scene.storage)
+    forgotten = objects_of(scene, "forgotten/")[0].removeprefix("forgotten/")
+    point = next(iter(scene.points.values()))
+    with pytest.raises(RestorePointRefusedError, match="forgotten"):
+        bench.repository.commit_point(restore_point(*point.disks, point_id=forgotten))
+
+
+def test_an_id_belongs_to_one_point(scene: Scene) -> None:
+    point = next(iter(scene.points.values()))
+    with pytest.raises(RestorePointRefusedError, match="another one"):
+        scene.bench.repository.commit_point(
+            restore_point(*point.disks, vm=vm_identity(5), point_id=point.id)
+        )
+
+
+# ---- opening ------------------------------------------------------------------------------------
+
+
+def test_wrong_password_and_wrong_repository(scene: Scene) -> None:
+    clock = scene.bench.clock
+    with pytest.raises(WrongPasswordError, match="wrong password"):
+        Repository.open_with_password(scene.storage, "open sesam", clock=clock)
+    key = scene.bench.repository.master_key_hex
+    with pytest.raises(WrongRepositoryError, match="holds repository"):
+        Repository.open_with_key(scene.storage, key, expected_id="other", clock=clock)
+    with pytest.raises(WrongRepositoryError, match="does not belong"):
+        Repository.open_with_key(scene.storage, "ab" * 32, expected_id=None, clock=clock)
+    with pytest.raises(RepositoryNotFoundError, match="mounted"):
+        Repository.open_with_password(MemoryStorage(), PASSWORD, clock=clock)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text: text.replace('"version":1', '"version":2'), "format version 2"),
+        (lambda text: text.replace('"features":[]', '"features":["deltas"]'), "uses deltas"),
+    ],
+)
+def test_a_newer_repository_is_refused_with_what_to_do(
+    scene: Scene, change: Callable[[str], str], message: str
+) -> None:
+    name = "vmhaul-repository.json"
+    text = change(scene.storage.objects[name].decode())
+    with pytest.raises(UnsupportedFormatError, match=rf"{message}.*newer vmhaul"):
+        scene.damaged(name, text.encode())
+
+
+# ---- failing storage ----------------------------------------------------------------------------
+
+
+def test_a_full_disk_leaves_nothing_corrupt_and_the_next_attempt_goes_on() -> None:
+    image = noise(1)
+    options = MoverOptions(workers=2, checkpoint_every_s=0.0)
+    finished = False
+    for room_bytes in range(2000, 400_000, 9000):
+        clock = ManualClock()
+        storage = MemoryStorage(clock)
+        bench = Workbench(storage, clock)
+        base = bench.backup(noise(2))
+        point = bench.commit(restore_point(disk_point(base.map_root, CAPACITY_BYTES)))
+        full = bench.on(FullStorage(storage, room_bytes))
+        try:
+            full.backup(image, work_id="task", options=options)
+            finished = True
+        except StorageFullError:
+            pass
+        survivor = bench.on(storage)
+        assert survivor.problems() == ()
+        assert survivor.restored(point.disks[0].map_root, CAPACITY_BYTES) == noise(2)
+        again = survivor.backup(image, work_id="task", options=options)
+        assert survivor.restored(again.map_root, CAPACITY_BYTES) == image
+        if finished:
+            return
+    pytest.fail("the backup never fitted")
+
+
+def test_a_pack_that_did_not_fit_takes_no_space() -> None:
+    storage = MemoryStorage()
+    bench = Workbench(storage, ManualClock(), pack_target_bytes=1 << 30)
+    full = FullStorage(storage, room_bytes=60_000)
+    before = set(storage.objects)
+    with pytest.raises(PermanentPipelineError, match="free space"):
+        bench.on(full).backup(noise(1), work_id="task")
+    assert {name.partition("/")[0] for name in set(storage.objects) - before} == {"work"}
+    assert full.room_bytes > 59_000
+
+
+def test_a_lost_connection_keeps_what_was_read() -> None:
+    image = noise(1)
+    bench = Workbench(MemoryStorage(), ManualClock())
+    lost_at = 30 * BLOCK_SIZE_BYTES
+
+    def cut(offset: int) -> None:
+        if offset >= lost_at:
+            raise TransientTransportError("connection lost")
+
+    with pytest.raises(TransientTransportError, match="connection lost"):
+        bench.backup(MemoryDisk(image, before_read=cut, requests_in_flight=1), work_id="task")
+    second = MemoryDisk(image)
+    backup = bench.backup(second, work_id="task")
+    assert min(extent.offset for extent in second.reads) == lost_at
+    assert bench.restored(backup.map_root, CAPACITY_BYTES) == image
+
+
+def test_a_changed_plan_does_not_go_on_from_another_base(scene: Scene) -> None:
+    """The same work id with another base or size begins anew."""
+    bench = scene.bench.on(scene.storage)
+    point = next(iter(scene.points.values()))
+    image = bytearray(scene.images[point.id])
+    bench.backup(noise(8), work_id="same")
+    image[:512] = bytes(512)
+    plan = bench.plan(
+        CAPACITY_BYTES,
+        previous=point.disks[0].map_root,
+        changed=[Extent(offset=0, length=512)],
+    )
+    backup = bench.backup(image, plan=plan, work_id="same")
+    assert bench.restored(backup.map_root, CAPACITY_BYTES) == image
+
+
+def test_a_directory_that_is_gone_or_closed_to_us(tmp_path: Path) -> None:
+    with pytest.raises(StorageMissingError, match="mount"):
+        open_storage(str(tmp_path / "no" / "mount"))
+    with pytest.raises(StorageMissingError, match="parent"):
+        open_storage(str(tmp_path / "no" / "mount"), create=True)
+    with pytest.raises(StorageMissingError, match="absolute"):
+        open_storage("relative/path")
+    place = tmp_path / "repository"
+    storage = open_storage(str(place), create=True)
+    storage.put("a", b"x")
+    shutil.rmtree(place)
+    with pytest.raises(PermanentPipelineError):
+        storage.put("b", b"x")
+    assert not place.exists(), "nothing was written to where the mount had been"
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"),
+    [
+        (28, PermanentPipelineError),
+        (122, PermanentPipelineError),
+        (30, StoragePermissionError),
+        (116, StorageMissingError),
+        (5, StorageUnavailableError),
+    ],
+)
+def test_errors_of_the_operating_system_are_translated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, expected: type[PipelineError]
+) -> None:
+    storage = open_storage(str(tmp_path / "r"), create=True)
+
+    def failing(*_args: object) -> int:
+        raise OSError(number, "scripted")
+
+    monkeypatch.setattr("os.writev", failing)
+    with pytest.raises(expected, match=r"writing packs/a .*scripted"):
+        storage.put("packs/a", b"data")
+    monkeypatch.undo()
+    assert list(storage.list("")) == []
+    assert list((tmp_path / "r" / "tmp").iterdir()) == [], "nothing is left behind"
