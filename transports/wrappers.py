@@ -25,6 +25,8 @@ Wait = Callable[[float], None]
 
 _FIRST_PAUSE_S: Final = 1.0
 _LONGEST_PAUSE_S: Final = 30.0
+# At chunks of 64 KiB a window has 65536 extents at most.
+_ALLOCATION_WINDOW_BYTES: Final = 8 << 30
 
 
 class _Patience:
@@ -111,9 +113,20 @@ class ReconnectingReader:
                     _close_iterator(answers)
 
     def allocated_extents(self, offset: int, length: int) -> Iterator[Extent]:
-        """Asked as a whole, so that an answer cannot change in the middle."""
+        """Asked in windows: an answer cannot change in its middle, and its size has a bound."""
         self._check_open()
-        yield from self._allocated(offset, length)
+        end = offset + length
+        last: Extent | None = None
+        for start in range(offset, end, _ALLOCATION_WINDOW_BYTES):
+            for extent in self._allocated(start, min(_ALLOCATION_WINDOW_BYTES, end - start)):
+                if last is not None and last.end == extent.offset:
+                    last = Extent(offset=last.offset, length=last.length + extent.length)
+                    continue
+                if last is not None:
+                    yield last
+                last = extent
+        if last is not None:
+            yield last
 
     def close(self) -> None:
         self._closed = True

@@ -30,7 +30,7 @@ def create_vm(connection: Connection, saved: SavedConfig, placement: VmPlacement
     places = read_places(connection)
     target = _Target(connection, places, saved, placement)
     folder = target.folder()
-    _refuse_taken_name(connection, folder, placement.name)
+    _refuse_twins(connection, folder, saved, placement)
     find_datastore(places, placement.datastore, placement.datacenter)
     made = restore_spec.vm_spec(saved, placement, target.network, mark=mark)
     host = target.host()
@@ -257,13 +257,23 @@ class _Target:
         return self._places.datacenter(place.moref) == self._placement.datacenter
 
 
-def _refuse_taken_name(connection: Connection, folder: Place, name: str) -> None:
-    for _, properties in read_view(connection, [(vim.VirtualMachine, ("name", "parent"))]):
-        same_name = unescape(str(properties.get("name", ""))) == name
-        if same_name and moref(properties.get("parent")) == folder.moref:
+def _refuse_twins(
+    connection: Connection, folder: Place, saved: SavedConfig, placement: VmPlacement
+) -> None:
+    """Another VM of that name in that folder, or one that still has the identity that is to be kept."""
+    identity = str(saved.config_info().instanceUuid or "") if placement.keep_identity else ""
+    wanted = ("name", "parent", "config.instanceUuid")
+    for _, properties in read_view(connection, [(vim.VirtualMachine, wanted)]):
+        name = unescape(str(properties.get("name", "")))
+        if name == placement.name and moref(properties.get("parent")) == folder.moref:
             raise PermanentTransportError(
                 f"there is a VM named {name} in folder {folder.name} already;"
                 " choose another name or folder, or remove that VM"
+            )
+        if identity and str(properties.get("config.instanceUuid") or "") == identity:
+            raise PermanentTransportError(
+                f"VM {name} still has the identity ({identity}) that the restored VM is to keep;"
+                " remove that VM first, or restore with a new identity"
             )
 
 

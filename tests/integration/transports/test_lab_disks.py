@@ -19,7 +19,7 @@ from transports.errors import (
 from transports.network import Compression, NetworkOptions
 from transports.registry import ModeOptions, open_reader, open_writer
 from transports.vsphere.api import Vsphere
-from transports.vsphere.model import NewDisk, PowerState, VmInfo, VmPlacement
+from transports.vsphere.model import NewDisk, PowerState, VmConfig, VmInfo, VmPlacement
 from transports.wrappers import CountingReader, ReconnectingReader
 
 pytestmark = pytest.mark.lab
@@ -297,9 +297,14 @@ def test_a_vm_may_keep_its_identity(vsphere: Vsphere, site: LabSite) -> None:
         keep_identity=True,
     )
     config = vsphere.vm_config(old.moref, None)
+    with pytest.raises(PermanentTransportError, match="VM odd still has the identity"):
+        vsphere.create_vm(config, placement, mark="restore-2")
+    # As if the original were gone: nobody has this one.
+    gone = f"50{old.instance_uuid[2:-4]}dead"
+    config = VmConfig(json=config.json.replace(old.instance_uuid.encode(), gone.encode()))
     new = vsphere.create_vm(config, placement, mark="restore-2")
     now = vsphere.vm(new)
-    assert (now.bios_uuid, now.instance_uuid) == (old.bios_uuid, old.instance_uuid)
+    assert (now.bios_uuid, now.instance_uuid) == (old.bios_uuid, gone)
     assert now.path == ("DC1", "vm", "Prod")
     assert now.resource_pool == "DC1/Cluster1/Resources/Silver"
     vsphere.destroy_marked_vm(new, "restore-2")
