@@ -91,20 +91,24 @@ def bring_back(
     algorithm: Aead,
     loader: IndexLoader,
     needed: Collection[bytes],
-) -> None:
+) -> bool:
     """Put doomed packs that hold one of the needed blobs into the index again, where the pack is still
-    there. A writer found these blobs before they were doomed.
+    there. A writer found these blobs before they were doomed. False when there was none.
     """
+    indexed = loader.index.pack_sizes()
     back = [
         segment
         for record in read_doomed(storage, keyring)
         for segment in record.segments
-        if any(entry.blob_id in needed for entry in segment.entries) and is_whole(storage, segment)
+        if segment.pack_id not in indexed
+        and any(entry.blob_id in needed for entry in segment.entries)
+        and is_whole(storage, segment)
     ]
     if back:
         loader.written(write_index_object(storage, keyring, algorithm, back))
         for segment in back:
             loader.index.add(segment)
+    return bool(back)
 
 
 def is_whole(storage: Storage, segment: PackSegment) -> bool:

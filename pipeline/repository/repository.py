@@ -346,8 +346,8 @@ class Repository:
     def _verify_reachable(self, point: RestorePoint, catalogue: Catalogue) -> None:
         self._loader.refresh()
         missing = self._missing(point, catalogue)
-        if missing:
-            bring_back(self.storage, self.keyring, self.aead, self._loader, missing)
+        # A node that comes back may name others that are missing, so this goes level by level.
+        while missing and bring_back(self.storage, self.keyring, self.aead, self._loader, missing):
             missing = self._missing(point, catalogue)
         if missing:
             named = ", ".join(blob_id.hex() for blob_id in sorted(missing)[:MISSING_NAMED])
