@@ -12,17 +12,19 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
+from typing import Any
 
 
-def say(**values):
+def say(**values: Any) -> None:
     print(json.dumps(values), flush=True)
 
 
-def main():
+def main() -> None:
     order = json.loads(sys.stdin.readline())
     request = order["request"]
     task, attempt = request["task_id"], request["attempt"]
-    with open(sys.argv[1], "a") as file:
+    with Path(sys.argv[1]).open("a") as file:
         file.write(f"{task} {attempt} {os.getpid()}\n")
     words = request["title"].split()
     options = dict(word.split("=", 1) for word in words if "=" in word)
@@ -35,7 +37,7 @@ def main():
         print("something broke", file=sys.stderr, flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
     if "hold-pipes" in words:
-        subprocess.Popen(["sleep", "600"])
+        subprocess.Popen(["sleep", "600"])  # holds our standard output open
     key = order["secrets"]["repository_key"]
     if "need-secrets" in words:
         say(need="secrets")

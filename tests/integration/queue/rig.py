@@ -132,7 +132,7 @@ class SecretsDoor:
                 self.end_headers()
                 self.wfile.write(answer)
 
-            def log_message(self, format: str, *args: Any) -> None:
+            def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - its name
                 pass
 
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -219,7 +219,9 @@ TIMING = Timing(
 
 
 class Rig:
-    def __init__(self, directory: Path, database_url: str, settings: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, directory: Path, database_url: str, settings: dict[str, Any] | None = None
+    ) -> None:
         self.directory = directory
         self.settings = Settings(
             data_dir=directory / "s", database=database_url, **{**SETTINGS, **(settings or {})}

@@ -27,9 +27,7 @@ def values(kind: Any) -> st.SearchStrategy[Any]:
     origin = typing.get_origin(kind)
     if origin in (types.UnionType, typing.Union):
         options = typing.get_args(kind)
-        return st.one_of(
-            *(st.none() if option is type(None) else values(option) for option in options)
-        )
+        return st.one_of(*(st.none() if option is type(None) else values(option) for option in options))
     if origin is tuple:
         return st.lists(values(typing.get_args(kind)[0]), max_size=3).map(tuple)
     if isinstance(kind, type) and issubclass(kind, Enum):

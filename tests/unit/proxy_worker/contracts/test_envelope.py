@@ -27,9 +27,7 @@ from proxy_worker.contracts.messages import LeaseAnswer, ResultAck, ResultReport
 
 KEY = SigningKey(bytes(range(32)))
 ACK = ResultAck(task_id=TaskId("t1"), attempt=Attempt(2))
-RESULT = ResultReport(
-    task_id=TaskId("t1"), attempt=Attempt(2), outcome=TaskOutcome.SUCCESS, reason=""
-)
+RESULT = ResultReport(task_id=TaskId("t1"), attempt=Attempt(2), outcome=TaskOutcome.SUCCESS, reason="")
 
 
 class Clock:
@@ -95,8 +93,8 @@ def test_strangers_forgers_and_letters_for_others() -> None:
     sealer, opener, clock = pair()
     with pytest.raises(UnknownSenderError):
         opener.open(Sealer("px2", KEY, clock).seal(ACK, to="px1"), expect={ResultAck})
+    forger = Sealer(SERVER, SigningKey.generate(), clock)
     with pytest.raises(ForgedMessageError):
-        forger = Sealer(SERVER, SigningKey.generate(), clock)
         opener.open(forger.seal(ACK, to="px1"), expect={ResultAck})
     with pytest.raises(WrongAddresseeError):
         opener.open(sealer.seal(ACK, to="px2"), expect={ResultAck})
