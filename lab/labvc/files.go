@@ -215,6 +215,7 @@ func refreshLayout(vm *simulator.VirtualMachine) []types.PropertyChange {
 		if usage[ds.Self.Value] == nil {
 			usage[ds.Self.Value] = &types.VirtualMachineUsageOnDatastore{Datastore: ds.Self}
 			vm.Datastore = append(vm.Datastore, ds.Self)
+			simulator.Map.AddReference(ds, &ds.Vm, vm.Self)
 		}
 		usage[ds.Self.Value].Committed += f.Size
 		usage[ds.Self.Value].Unshared += f.Size

@@ -291,6 +291,10 @@ func (b *builder) vm(v *SiteVM) error {
 	if err := b.disks(vm, v); err != nil {
 		return err
 	}
+	nvram := strings.TrimSuffix(hostPath(vm, vm.Config.Files.VmPathName), ".vmx") + ".nvram"
+	if err := os.WriteFile(nvram, firmwareVariables(v), 0o600); err != nil {
+		return err
+	}
 	if v.Power == "on" {
 		b.l.setPower(vm, types.VirtualMachinePowerStatePoweredOn)
 	}
@@ -299,6 +303,16 @@ func (b *builder) vm(v *SiteVM) error {
 	}
 	writeVMX(vm)
 	return nil
+}
+
+// firmwareVariables is a .nvram file of the usual size, different for every VM.
+func firmwareVariables(v *SiteVM) []byte {
+	size := 8684
+	if v.Firmware == "efi" {
+		size = 270840
+	}
+	line := "MRVN " + v.Firmware + " " + vmUUID("42", v) + "\n"
+	return []byte(strings.Repeat(line, size/len(line)+1)[:size])
 }
 
 func vmUUID(prefix string, v *SiteVM) string {

@@ -126,6 +126,7 @@ func (l *lab) startTask(entity mo.Reference, name, user string, body taskBody) t
 	t.Info.Cancelable = false
 	if e, ok := entity.(mo.Entity); ok {
 		t.Info.EntityName = e.Entity().Name
+		simulator.Map.WithLock(entity, func() { noteRecent(e.Entity(), t.Self) })
 	}
 	if s, ok := entity.(*simulator.VirtualMachineSnapshot); ok {
 		vm := s.Vm
@@ -134,6 +135,15 @@ func (l *lab) startTask(entity mo.Reference, name, user string, body taskBody) t
 	l.world.Unlock()
 	go l.runTask(t, body)
 	return t.Self
+}
+
+// noteRecent keeps the last tasks of an entity where clients look for running ones.
+func noteRecent(e *mo.ManagedEntity, task types.ManagedObjectReference) {
+	recent := append([]types.ManagedObjectReference(nil), e.RecentTask...)
+	if len(recent) >= 10 {
+		recent = recent[1:]
+	}
+	e.RecentTask = append(recent, task)
 }
 
 func lowerFirst(s string) string { return strings.ToLower(s[:1]) + s[1:] }

@@ -5,6 +5,7 @@ package main
 
 import (
 	"bytes"
+	"encoding/json"
 	"encoding/xml"
 	"io"
 	"log"
@@ -225,20 +226,36 @@ func (l *lab) serveFolder(w http.ResponseWriter, r *http.Request, cookie string)
 	l.next.ServeHTTP(w, r)
 }
 
-const restSessionPath = "/rest/com/vmware/cis/session"
+const (
+	restSessionPath   = "/rest/com/vmware/cis/session"
+	restSessionHeader = "vmware-api-session-id"
+)
 
 func (l *lab) serveREST(w http.ResponseWriter, r *http.Request) {
-	if r.URL.Path == restSessionPath && r.Method == http.MethodPost && r.URL.RawQuery == "" {
-		name, pass, ok := r.BasicAuth()
-		if !ok || !l.sessions.passwordOK(name, pass) {
-			http.Error(w, `{"type":"com.vmware.vapi.std.errors.unauthenticated","value":{"messages":[]}}`, http.StatusUnauthorized)
-			return
-		}
+	login := r.URL.Path == restSessionPath && r.Method == http.MethodPost && r.URL.RawQuery == ""
+	id := r.Header.Get(restSessionHeader)
+	if c, err := r.Cookie(restSessionHeader); id == "" && err == nil {
+		id = c.Value
+	}
+	name, pass, _ := r.BasicAuth()
+	if login && !l.sessions.passwordOK(name, pass) || !login && !l.sessions.rest(id, "") {
+		http.Error(w, `{"type":"com.vmware.vapi.std.errors.unauthenticated","value":{"messages":[]}}`, http.StatusUnauthorized)
+		return
 	}
 	l.stats.soap("rest " + r.Method)
 	l.world.Lock()
 	defer l.world.Unlock()
-	l.next.ServeHTTP(w, r)
+	rec := httptest.NewRecorder()
+	l.next.ServeHTTP(rec, r)
+	if login {
+		var made struct {
+			Value string `json:"value"`
+		}
+		if json.Unmarshal(rec.Body.Bytes(), &made) == nil {
+			l.sessions.rest(made.Value, name)
+		}
+	}
+	l.send(w, rec)
 }
 
 func (l *lab) login(q *request) {

@@ -56,11 +56,11 @@ func (h *esxHost) serve() {
 		}
 		go func() {
 			h.l.stats.host(h.name, func(s *hostStats) { s.ConnectionsOpen++; s.ConnectionsTotal++ })
+			defer h.l.stats.host(h.name, func(s *hostStats) { s.ConnectionsOpen-- })
+			defer c.Close()
 			if err := h.connection(c); err != nil && err != io.EOF {
 				log.Printf("nfc %s %s: %s", h.name, c.RemoteAddr(), err)
 			}
-			_ = c.Close()
-			h.l.stats.host(h.name, func(s *hostStats) { s.ConnectionsOpen-- })
 		}()
 	}
 }

@@ -17,6 +17,7 @@ const (
 	openReadOnly   = 0x04
 	allocBytes     = 48
 	maxAllocChunks = 524288
+	maxAllocChunk  = 1 << 40 // keeps chunk times count far from overflow
 	minAllocChunk  = 64 << 10
 )
 
@@ -179,7 +180,7 @@ func (s *nfcSession) allocated(m *aioMessage) error {
 		return s.fail(m, 3, "NfcAioProcessQueryAllocatedBlocksMsg: invalid handle")
 	case s.h.l.faults.take("nfc-no-allocation", func(x *fault) bool { return x.matchesPath(s.h.name, f.path) }) != nil:
 		return s.fail(m, 6, "NfcAioProcessQueryAllocatedBlocksMsg: not supported by this datastore")
-	case chunk < minAllocChunk || chunk%512 != 0 || start < 0 || start%chunk != 0 || count <= 0 || count > maxAllocChunks:
+	case chunk < minAllocChunk || chunk > maxAllocChunk || chunk%512 != 0 || start < 0 || start%chunk != 0 || count <= 0 || count > maxAllocChunks:
 		return s.fail(m, 3, "NfcAioProcessQueryAllocatedBlocksMsg: misaligned or too many chunks")
 	case start+count*chunk > f.capacity:
 		return s.fail(m, 3, "NfcAioProcessQueryAllocatedBlocksMsg: range past the end of the disk")

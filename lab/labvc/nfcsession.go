@@ -4,6 +4,7 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -193,8 +194,8 @@ func (s *nfcSession) handshake() error {
 		return err
 	}
 	if kind == classicTag {
-		tag := string(m[4 : 4+len(s.a.tag)])
-		if s.h.due("nfc-refuse-43") != nil || (s.a.tag != "" && tag != s.a.tag) {
+		// The tag of THUMBPRINT_SHA2 comes again here; one that does not fit was never a good one.
+		if s.h.due("nfc-refuse-43") != nil || !bytes.HasPrefix(m[4:], []byte(s.a.tag)) {
 			_ = s.sendClassic(classicComplete, nil)
 			return errors.New("message 43 refused")
 		}

@@ -88,6 +88,16 @@ func (t *sessionTable) dropAll() int {
 	return n
 }
 
+// rest notes a session of the REST API, or answers whether one is known.
+func (t *sessionTable) rest(id, user string) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if user != "" && id != "" {
+		t.restLive[id] = user
+	}
+	return t.restLive[id] != ""
+}
+
 func (t *sessionTable) denied(user, privilege string) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
