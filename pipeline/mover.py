@@ -23,13 +23,11 @@ from pipeline.repository.repository import Repository
 from pipeline.repository.work import WorkRecord, WorkState, read_work, write_work
 from pipeline.stages.encode import Claims, EncodedBlock, EncodeStage
 from pipeline.stages.flow import Channel, Clock, Flow, Meter, share
-from pipeline.stages.read import ReadBlock, ReadStage, Window
+from pipeline.stages.read import ReadBlock, ReadStage
 from pipeline.stages.store import StoreStage, Tally
 from transports.base import DiskReader
 
 BUFFERS_PER_WORKER: Final = 3  # one being encoded, one waiting, one being filled
-WINDOW_SHARE: Final = 2
-"""Blocks between the newest read and the oldest stored, as a multiple of the buffers."""
 PROGRESS_EVERY_S: Final = 0.25
 NODE_COMPRESSION: Final = "fast"
 
@@ -165,11 +163,9 @@ class _Run:
         first_block = record.next_block if record is not None else 0
         flow = Flow()
         buffers = self._reader.capabilities.requests_in_flight + BUFFERS_PER_WORKER * self._workers
-        window_size = buffers * WINDOW_SHARE
         pool: Channel[bytearray] = Channel(flow, buffers)
         to_encode: Channel[ReadBlock | None] = Channel(flow, buffers + self._workers)
-        to_store: Channel[EncodedBlock | None] = Channel(flow, window_size + self._workers)
-        window = Window(flow, window_size)
+        to_store: Channel[EncodedBlock | None] = Channel(flow, buffers)
         claims = Claims(loader.index)
         read = ReadStage(
             flow=flow,
@@ -177,7 +173,6 @@ class _Run:
             plan=plan,
             first_block=first_block,
             pool=pool,
-            window=window,
             output=to_encode,
             workers=self._workers,
             cancel=self._cancel,
@@ -199,7 +194,6 @@ class _Run:
                 repository.storage, repository.keyring, repository.aead, repository.pack_target_bytes
             ),
             source=to_store,
-            window=window,
             workers=self._workers,
             checkpoint_every_s=self._options.checkpoint_every_s,
             clock=self._clock,

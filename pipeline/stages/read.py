@@ -28,25 +28,6 @@ class _Filling:
     missing_bytes: int
 
 
-class Window:
-    """Limits how far the newest block read may be ahead of the oldest one not stored yet. Without it, one
-    slow read would let finished blocks pile up behind it.
-    """
-
-    def __init__(self, flow: Flow, size: int) -> None:
-        self._slots: Channel[None] = Channel(flow, size)
-        for _ in range(size):
-            self._slots.put(None)
-
-    def enter(self, cancel: threading.Event) -> bool:
-        """False when cancelled meanwhile."""
-        self._slots.get_unless(cancel.is_set)
-        return not cancel.is_set()
-
-    def leave(self) -> None:
-        self._slots.put(None)
-
-
 class ReadStage:
     """Draws buffers, has the reader fill them, hands them on. One thread, the reader's only one."""
 
@@ -58,7 +39,6 @@ class ReadStage:
         plan: BackupPlan,
         first_block: int,
         pool: Channel[bytearray],
-        window: Window,
         output: Channel[ReadBlock | None],
         workers: int,
         cancel: threading.Event,
@@ -70,7 +50,6 @@ class ReadStage:
         self._plan = plan
         self._first_block = first_block
         self._pool = pool
-        self._window = window
         self._output = output
         self._workers = workers
         self._cancel = cancel
@@ -116,7 +95,7 @@ class ReadStage:
         for run_first, end in self._plan.read:
             for block in range(max(run_first, self._first_block), end):
                 with self._waiting.timed():
-                    buffer = self._free_buffer()
+                    buffer = self._pool.get_unless(self._cancel.is_set)
                 if buffer is None:
                     return
                 offset = block * size
@@ -126,8 +105,3 @@ class ReadStage:
                 view = memoryview(buffer)
                 for at in range(0, length, step):
                     yield ReadRequest(offset + at, view[at : min(length, at + step)])
-
-    def _free_buffer(self) -> bytearray | None:
-        if not self._window.enter(self._cancel):
-            return None
-        return self._pool.get_unless(self._cancel.is_set)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from pipeline.crypto.aead import Aead
 from pipeline.crypto.keyring import Keyring
 from pipeline.planning import BackupPlan
-from pipeline.repository.blobs import BlobCodec, node_id
+from pipeline.repository.blobs import BlobCodec, EncodedBlob, node_id
 from pipeline.repository.format import BlobKind
 from pipeline.repository.index import IndexLoader, write_index_object
 from pipeline.repository.maps import MapBuilder
@@ -17,7 +17,6 @@ from pipeline.repository.reader import BlobReader
 from pipeline.repository.work import WorkRecord, WorkState, write_work
 from pipeline.stages.encode import Claims, EncodedBlock, Outcome
 from pipeline.stages.flow import Channel, Clock, Meter
-from pipeline.stages.read import Window
 from pipeline.storage.base import Storage
 
 
@@ -35,7 +34,7 @@ class Tally:
 
 
 class StoreStage:
-    """Puts results into order, appends what is new, builds the map.
+    """Appends what is new, puts blocks into the disk's order, builds the map.
 
     The state in a checkpoint only refers to blobs that the index names: a checkpoint closes the pack
     first, and waits until no block refers to a blob that another block has yet to store.
@@ -56,7 +55,6 @@ class StoreStage:
         tally: Tally,
         packs: PackWriter,
         source: Channel[EncodedBlock | None],
-        window: Window,
         workers: int,
         checkpoint_every_s: float,
         clock: Clock,
@@ -74,7 +72,6 @@ class StoreStage:
         self._tally = tally
         self._packs = packs
         self._source = source
-        self._window = window
         self._workers = workers
         self._checkpoint_every_s = checkpoint_every_s
         self._clock = clock
@@ -115,8 +112,8 @@ class StoreStage:
             stored = 0
             for result in self._in_order():
                 with self._busy.timed():
-                    self._store(result)
-                self._window.leave()
+                    self._note(result)
+                    self._close_when_due()
                 stored += 1
             with self._busy.timed():
                 if stored == planned_blocks:
@@ -127,6 +124,10 @@ class StoreStage:
             self._packs.abort()
 
     def _in_order(self) -> Iterator[EncodedBlock]:
+        """Results in the disk's order. Blobs go into the pack as they come, so that only a few words
+        for each block wait for an earlier one, however late that is. (Holding the reader back instead
+        would lock up one that waits for its next request while an answer is due.)
+        """
         waiting: dict[int, EncodedBlock] = {}
         following = 0
         working = self._workers
@@ -135,12 +136,24 @@ class StoreStage:
             if result is None:
                 working -= 1
                 continue
+            if result.blob is not None:
+                with self._busy.timed():
+                    self._append(result.blob)
+                result = replace(result, blob=None)
             waiting[result.sequence] = result
             while following in waiting:
                 yield waiting.pop(following)
                 following += 1
 
-    def _store(self, result: EncodedBlock) -> None:
+    def _append(self, blob: EncodedBlob) -> None:
+        self._packs.append(blob)
+        self._appended.add(blob.blob_id)
+        self._awaited.discard(blob.blob_id)
+        if self._packs.is_full:
+            self._close_pack()
+
+    def _note(self, result: EncodedBlock) -> None:
+        """Put a block into the map, and count it."""
         self._apply_zeros(result.block)
         self._builder.set(result.block, result.blob_id)
         self._next_block = result.block + 1
@@ -149,23 +162,17 @@ class StoreStage:
         tally.read_bytes += result.length
         if result.outcome is Outcome.ZERO:
             tally.zero += 1
-        elif result.blob is None:
+        elif result.outcome is Outcome.NEW:
+            tally.new += 1
+        else:
             tally.deduplicated += 1
             if result.outcome is Outcome.PENDING and not self._is_stored(result.blob_id):
                 self._awaited.add(result.blob_id)
-        else:
-            tally.new += 1
-            self._packs.append(result.blob)
-            self._appended.add(result.blob_id)
-            self._awaited.discard(result.blob_id)
-        self._close_when_due()
 
     def _close_when_due(self) -> None:
         is_due = self._clock() - self._checkpoint_s >= self._checkpoint_every_s
         if is_due and not self._awaited:
             self._checkpoint()
-        elif self._packs.is_full:
-            self._close_pack()
 
     def _apply_zeros(self, before_block: int) -> None:
         """Blocks that are known to be zeros now, up to a block."""
@@ -177,8 +184,7 @@ class StoreStage:
     def _store_node(self, content: bytes) -> bytes:
         blob_id = node_id(self._keyring, content)
         if not self._is_stored(blob_id):
-            self._packs.append(self._codec.encode(BlobKind.NODE, blob_id, content))
-            self._appended.add(blob_id)
+            self._append(self._codec.encode(BlobKind.NODE, blob_id, content))
         return blob_id
 
     def _is_stored(self, blob_id: bytes) -> bool:

@@ -87,6 +87,7 @@ class Workbench:
         capacity_bytes: int,
         *,
         previous: str = "",
+        previous_capacity_bytes: int = 0,
         changed: Iterable[Extent] | None = None,
         allocated: Iterable[Extent] | None = None,
     ) -> BackupPlan:
@@ -94,6 +95,7 @@ class Workbench:
             capacity_bytes=capacity_bytes,
             block_size_bytes=self.repository.block_size_bytes,
             previous_map_root=previous,
+            previous_capacity_bytes=previous_capacity_bytes,
             changed=changed,
             allocated=allocated,
         )

@@ -72,6 +72,9 @@ class Guest:
     def resize(self) -> None:
         sectors = self.rng.choice([1, 7, 64, 500, 1500, 5000])
         size = sectors * SECTOR_BYTES
+        # The whole disk counts as changed: it may come back to the size of an earlier point.
+        for since in self.writes:
+            since.append(Extent(offset=0, length=max(size, len(self.image))))
         self.image = bytearray(bytes(self.image[:size]).ljust(size, b"\0"))
 
     def allocated(self) -> list[Extent]:
@@ -126,10 +129,10 @@ class Site:
         base = guest.rng.randrange(len(guest.points)) if guest.points else None
         previous = None if base is None else guest.points[base][0]
         changed = None if base is None or guest.rng.random() < 0.1 else guest.writes[base]
-        same_size = previous is not None and previous.disks[0].capacity_bytes == len(guest.image)
         plan = bench.plan(
             len(guest.image),
-            previous=previous.disks[0].map_root if previous and same_size else "",
+            previous=previous.disks[0].map_root if previous else "",
+            previous_capacity_bytes=previous.disks[0].capacity_bytes if previous else 0,
             changed=changed,
             allocated=allocated,
         )
