@@ -303,10 +303,10 @@ def _end(
     reason: str,
     now: datetime,
     report: ResultReport | None = None,
+    **values: Any,
 ) -> Applied:
-    values: dict[str, Any] = {}
     if report is not None:
-        values = {
+        values |= {
             "read_mode": report.read_mode.value if report.read_mode else None,
             "read_mode_reason": report.read_mode_reason,
             "map_root": report.map_root,
@@ -342,7 +342,7 @@ def _try_again(db: DbSession, row: Task, reason: str, policy: RetryPolicy, now: 
     failures = row.failures + 1
     if failures >= policy.attempts:
         reason = f"given up after {failures} attempts, the last on {row.proxy_name}: {reason}"
-        return _end(db, row, Result.FAILED, reason, now)
+        return _end(db, row, Result.FAILED, reason, now, failures=failures)
     wait = policy.wait_after(failures)
     change_state(
         db,

@@ -13,6 +13,8 @@ from backup_server.db.states import TaskState
 from backup_server.db.tables import Session
 from backup_server.services import tasks
 from proxy_worker.config import load_enrolment
+from proxy_worker.contracts.ids import ProxyId
+from proxy_worker.contracts.names import up_stream
 from proxy_worker.outbox import ResultOutbox
 from tests.integration.queue.rig import Rig, is_gone, wait_for
 
@@ -140,10 +142,12 @@ def test_results_outlive_the_worker(rig: Rig) -> None:
     worker.kill()
     client = rig.broker.client()
     client.flushall()
-    client.close()
-    rig.start_scheduler()
     boot_id = rig.proxy(proxy_id).boot_id
     rig.start_worker("px1")
+    # its first report is the old result, before the heartbeat that names the new boot
+    wait_for(lambda: client.xlen(up_stream(ProxyId(proxy_id))) > 1, "the reports of its new self")
+    client.close()
+    rig.start_scheduler()
     rig.wait_online(proxy_id, boot_id)
     row = rig.wait_state([task_id], TaskState.DONE)[0]
     assert (row.result, row.attempt) == ("success", 1)

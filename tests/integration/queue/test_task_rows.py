@@ -1,0 +1,413 @@
+"""Changes of task rows, on both databases, without broker or workers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from backup_server.db.engine import Database, open_database
+from backup_server.db.states import SessionState, StaleStateError, TaskState, VmState
+from backup_server.db.tables import (
+    Credential,
+    OutboxRow,
+    Proxy,
+    Repository,
+    Session,
+    SessionVm,
+    Task,
+    new_id,
+)
+from backup_server.services import tasks
+from backup_server.services.tasks import Applied, Placement, RetryPolicy
+from pipeline.model import BlockCounts, DiskStats, ReadMode, StageTimes
+from proxy_worker.contracts.codec import MessageError, from_json
+from proxy_worker.contracts.ids import Attempt, TaskId
+from proxy_worker.contracts.messages import (
+    LeaseAnswer,
+    LeaseVerdict,
+    ProgressReport,
+    ResultReport,
+    RunningTask,
+    TaskOutcome,
+    TaskRequest,
+)
+from transports.base import TransportMode
+
+NOW = datetime(2026, 3, 1, 22, tzinfo=UTC)
+POLICY = RetryPolicy(attempts=3, wait_s=10, wait_max_s=15)
+STATS = DiskStats(
+    capacity_bytes=10,
+    read_bytes=10,
+    changed_bytes=10,
+    stored_bytes=5,
+    blocks=BlockCounts(zero=0, new=1, deduplicated=0, unchanged=0),
+    duration_s=1.0,
+    stages=StageTimes(source=1, proxy=0, network=0, target=0),
+)
+ORDER = {
+    "map_root": "ab" * 32,
+    "capacity_bytes": 10,
+    "expected_sha256": "",
+    "target_path": "/x",
+    "target_disk": None,
+    "overwrite": False,
+}
+
+
+class Rows:
+    def __init__(self, db: Database) -> None:
+        self.db = db
+        with db() as s:
+            credential = Credential(id=new_id(), kind="x", sealed=b"x", created_at=NOW)
+            s.add(credential)
+            s.flush()
+            repository = Repository(
+                id=new_id(),
+                name="main",
+                repository_id=new_id(),
+                location="/srv",
+                credential_id=credential.id,
+                block_size_bytes=1 << 20,
+                max_tasks=4,
+                created_at=NOW,
+            )
+            session = Session(
+                id=new_id(), kind="restore", state=SessionState.RUNNING.value, created_at=NOW
+            )
+            s.add_all([repository, session])
+            s.flush()
+            vm = SessionVm(
+                id=new_id(),
+                session_id=session.id,
+                position=0,
+                moref="vm-1",
+                instance_uuid=new_id(),
+                name="db01",
+                state=VmState.RUNNING.value,
+            )
+            s.add(vm)
+            for name in ("px1", "px2"):
+                s.add(Proxy(id=name, name=name, local=True, slots=2, created_at=NOW))
+            self.repository_id, self.session_id, self.vm_id = repository.id, session.id, vm.id
+        self.count = 0
+
+    def add(self, **changes: Any) -> str:
+        self.count += 1
+        values = {
+            "id": new_id(),
+            "session_id": self.session_id,
+            "session_vm_id": self.vm_id,
+            "kind": "restore-disk-to-file",
+            "title": "disk",
+            "position": self.count,
+            "disk_key": self.count,
+            "disk_label": "",
+            "disk_path": "",
+            "capacity_bytes": 10,
+            "datastore": "",
+            "repository_id": self.repository_id,
+            "order": ORDER,
+            "priority": 0,
+            "state": TaskState.PENDING.value,
+            "created_at": NOW,
+            **changes,
+        }
+        with self.db() as s:
+            s.add(Task(**values))
+        return str(values["id"])
+
+    def get(self, task_id: str) -> Task:
+        with self.db.read() as s:
+            return s.get_one(Task, task_id)
+
+    def start(self, task_id: str, proxy: str = "px1", boot: str | None = "boot1") -> TaskRequest:
+        with self.db() as s:
+            return tasks.start_attempt(
+                s,
+                s.get_one(Task, task_id),
+                Placement(
+                    proxy_id=proxy,
+                    proxy_name=proxy,
+                    boot_id=boot,
+                    mode=TransportMode.NBDSSL,
+                    decision={"why": "test"},
+                ),
+                now=NOW,
+                lease_s=30,
+                order_ttl_s=60,
+            )
+
+    def running(self, **changes: Any) -> str:
+        task_id = self.add(**changes)
+        self.start(task_id)
+        return task_id
+
+    def apply(self, report: ResultReport, proxy: str = "px1") -> Applied:
+        with self.db() as s:
+            return tasks.apply_result(s, proxy, report, policy=POLICY, now=NOW)
+
+    def outbox(self) -> list[OutboxRow]:
+        with self.db.read() as s:
+            return list(s.scalars(sa.select(OutboxRow).order_by(OutboxRow.id)))
+
+
+@pytest.fixture
+def rows(database_url: str) -> Iterator[Rows]:
+    db = open_database(database_url)
+    yield Rows(db)
+    db.close()
+
+
+def report(task_id: str, attempt: int = 1, **changes: Any) -> ResultReport:
+    values: dict[str, Any] = {"outcome": TaskOutcome.SUCCESS, "reason": "", **changes}
+    return ResultReport(task_id=TaskId(task_id), attempt=Attempt(attempt), **values)
+
+
+def test_a_hand_out_is_one_transaction_and_happens_once(rows: Rows) -> None:
+    task_id = rows.add()
+    request = rows.start(task_id)
+    row = rows.get(task_id)
+    assert (row.state, row.attempt, row.proxy_id, row.proxy_boot_id) == (
+        "running",
+        1,
+        "px1",
+        "boot1",
+    )
+    assert row.leased_until == NOW + timedelta(seconds=30)
+    assert row.decision == {"why": "test"}
+    assert request.expires_at_s == (NOW + timedelta(seconds=60)).timestamp()
+    sent = rows.outbox()
+    assert [from_json(TaskRequest, item.body) for item in sent] == [request]
+    with pytest.raises(StaleStateError):
+        rows.start(task_id)
+    assert len(rows.outbox()) == 1
+
+
+def test_two_who_saw_the_same_row_do_not_both_get_it(rows: Rows) -> None:
+    task_id = rows.add()
+    stale = rows.get(task_id)
+    rows.start(task_id)
+    rows.apply(report(task_id, outcome=TaskOutcome.RETRY))
+    where = Placement(
+        proxy_id="px2", proxy_name="px2", boot_id=None, mode=TransportMode.NBD, decision={}
+    )
+    with rows.db() as s, pytest.raises(StaleStateError):
+        tasks.start_attempt(s, stale, where, now=NOW, lease_s=30, order_ttl_s=60)
+    assert rows.get(task_id).state == "pending"
+
+
+def test_an_order_that_cannot_be_read_is_given_up(rows: Rows) -> None:
+    task_id = rows.add(order={"nonsense": True})
+    with pytest.raises(MessageError):
+        rows.start(task_id)
+    with rows.db() as s:
+        tasks.give_up(s, s.get_one(Task, task_id), "why", NOW)
+    row = rows.get(task_id)
+    assert (row.state, row.result, row.reason) == ("done", "failed", "why")
+    with rows.db() as s, pytest.raises(StaleStateError):
+        tasks.give_up(s, row, "again", NOW)
+
+
+def test_a_result_is_applied_once(rows: Rows) -> None:
+    task_id = rows.running()
+    good = report(
+        task_id,
+        read_mode=ReadMode.INCREMENT,
+        map_root="cd" * 32,
+        mode=TransportMode.NBD,
+        stats=STATS,
+    )
+    assert rows.apply(good) is Applied.ENDED
+    row = rows.get(task_id)
+    assert (row.result, row.read_mode, row.map_root, row.mode) == (
+        "success",
+        "increment",
+        "cd" * 32,
+        "nbd",
+    )
+    assert row.stats is not None
+    assert row.stats["blocks"]["new"] == 1
+    assert row.finished_at == NOW
+    assert rows.apply(good) is Applied.STALE
+    assert rows.apply(report(task_id, outcome=TaskOutcome.FAILED)) is Applied.STALE
+    assert rows.get(task_id).result == "success"
+
+
+@pytest.mark.parametrize(("attempt", "proxy"), [(2, "px1"), (1, "px2"), (0, "px1")])
+def test_another_attempt_or_proxy_changes_nothing(rows: Rows, attempt: int, proxy: str) -> None:
+    task_id = rows.running()
+    assert rows.apply(report(task_id, attempt), proxy) is Applied.STALE
+    assert rows.get(task_id).state == "running"
+    assert rows.apply(report("unknown", 1), "px1") is Applied.STALE
+
+
+def test_retries_wait_longer_each_time_and_end(rows: Rows) -> None:
+    task_id = rows.add()
+    waits = []
+    for attempt in (1, 2, 3):
+        rows.start(task_id)
+        applied = rows.apply(
+            report(task_id, attempt, outcome=TaskOutcome.RETRY, reason="connection lost")
+        )
+        row = rows.get(task_id)
+        if applied is Applied.WAITS:
+            assert row.not_before is not None
+            waits.append((row.not_before - NOW).total_seconds())
+    assert waits == [10, 15]
+    row = rows.get(task_id)
+    assert (row.state, row.result, row.failures) == ("done", "failed", 3)
+    assert row.reason == "given up after 3 attempts, the last on px1: connection lost"
+
+
+def test_cancelled_only_when_it_was_asked_for(rows: Rows) -> None:
+    task_id = rows.running()
+    assert rows.apply(report(task_id, outcome=TaskOutcome.CANCELLED)) is Applied.WAITS
+    rows.start(task_id)
+    with rows.db() as s:
+        assert tasks.cancel_session_tasks(s, rows.session_id, NOW) == 1
+    assert rows.apply(report(task_id, 2, outcome=TaskOutcome.CANCELLED)) is Applied.ENDED
+    assert rows.get(task_id).result == "cancelled"
+
+
+def test_cancelling_ends_pending_and_marks_running(rows: Rows) -> None:
+    waiting, running, done = rows.add(), rows.running(), rows.running()
+    rows.apply(report(done))
+    before = len(rows.outbox())
+    with rows.db() as s:
+        assert tasks.cancel_session_tasks(s, rows.session_id, NOW) == 1
+    assert (rows.get(waiting).state, rows.get(waiting).result) == ("done", "cancelled")
+    assert (rows.get(running).state, rows.get(running).cancel_requested) == ("running", True)
+    assert (rows.get(done).result, rows.get(done).cancel_requested) == ("success", False)
+    message = rows.outbox()[before]
+    assert message.kind == "down"
+    assert from_json(LeaseAnswer, message.body).verdict is LeaseVerdict.CANCEL
+    assert rows.apply(report(running, outcome=TaskOutcome.RETRY)) is Applied.ENDED
+    assert rows.get(running).result == "cancelled"
+
+
+def test_sessions_to_cancel_are_those_with_work_left(rows: Rows) -> None:
+    rows.add()
+    with rows.db() as s:
+        assert tasks.sessions_to_cancel(s) == []
+        s.get_one(Session, rows.session_id).cancel_requested = True
+    with rows.db() as s:
+        assert tasks.sessions_to_cancel(s) == [rows.session_id]
+        tasks.cancel_session_tasks(s, rows.session_id, NOW)
+    with rows.db() as s:
+        assert tasks.sessions_to_cancel(s) == []
+
+
+def test_leases_are_renewed_for_who_holds_them(rows: Rows) -> None:
+    mine, others, ended, cancelled = rows.running(), rows.add(), rows.running(), rows.running()
+    rows.start(others, proxy="px2")
+    rows.apply(report(ended))
+    with rows.db() as s:
+        s.execute(sa.update(Task).where(Task.id == cancelled).values(cancel_requested=True))
+    later = NOW + timedelta(seconds=20)
+    named = [
+        RunningTask(task_id=TaskId(task_id), attempt=Attempt(attempt))
+        for task_id, attempt in (
+            (mine, 1),
+            (others, 1),
+            (ended, 1),
+            (cancelled, 1),
+            (mine, 2),
+            ("x", 1),
+        )
+    ]
+    with rows.db() as s:
+        answers = tasks.renew_leases(s, "px1", "boot1", named, now=later, lease_s=30)
+    assert [answer.verdict.value for answer in answers] == [
+        "held",
+        "lost",
+        "lost",
+        "cancel",
+        "lost",
+        "lost",
+    ]
+    assert rows.get(mine).leased_until == later + timedelta(seconds=30)
+    assert rows.get(others).leased_until == NOW + timedelta(seconds=30)
+    with rows.db() as s:
+        other_boot = tasks.renew_leases(s, "px1", "boot2", named[:1], now=later, lease_s=30)
+    assert other_boot[0].verdict is LeaseVerdict.LOST
+
+
+def test_silence_takes_tasks_back(rows: Rows) -> None:
+    silent, fresh = rows.running(), rows.running()
+    with rows.db() as s:
+        s.execute(
+            sa.update(Task).where(Task.id == fresh).values(leased_until=NOW + timedelta(seconds=100))
+        )
+    at = NOW + timedelta(seconds=31)
+    with rows.db() as s:
+        ended = tasks.expire_leases(s, now=at, policy=POLICY)
+    assert [(item.task_id, item.attempt, item.terminal) for item in ended] == [(silent, 1, False)]
+    assert rows.get(silent).state == "pending"
+    assert rows.get(fresh).state == "running"
+    # what the silent one says later counts no more
+    assert rows.apply(report(silent)) is Applied.STALE
+
+
+def test_a_new_boot_ends_what_the_old_one_ran(rows: Rows) -> None:
+    old, other = rows.running(), rows.add()
+    rows.start(other, proxy="px2")
+    with rows.db() as s:
+        ended = tasks.end_leases_of_other_boots(s, "px1", "boot2", now=NOW, policy=POLICY)
+    assert [item.task_id for item in ended] == [old]
+    assert "started anew" in rows.get(old).reason
+    assert rows.get(other).state == "running"
+
+
+def test_progress_is_for_the_attempt_that_runs(rows: Rows) -> None:
+    task_id = rows.running()
+
+    def progress(attempt: int, done: int) -> ProgressReport:
+        return ProgressReport(
+            task_id=TaskId(task_id),
+            attempt=Attempt(attempt),
+            phase="reading",
+            total_bytes=10,
+            done_bytes=done,
+            read_bytes=done,
+            stored_bytes=0,
+            bytes_per_s=1.0,
+            bottleneck="source",
+        )
+
+    with rows.db() as s:
+        tasks.record_progress(
+            s, [("px1", progress(1, 5)), ("px1", progress(2, 9)), ("px2", progress(1, 8))]
+        )
+        tasks.record_progress(s, [])
+    assert rows.get(task_id).progress["done_bytes"] == 5
+    assert "task_id" not in rows.get(task_id).progress
+
+
+def test_why_a_task_waits_is_kept_with_it(rows: Rows) -> None:
+    waiting, running = rows.add(), rows.running()
+    with rows.db() as s:
+        tasks.explain_waiting(s, [waiting, running], {"reason": "nobody is there"})
+    assert rows.get(waiting).decision == {"reason": "nobody is there"}
+    assert rows.get(running).decision == {"why": "test"}
+
+
+def test_who_may_have_secrets(rows: Rows) -> None:
+    task_id = rows.running()
+
+    def may(proxy: str, attempt: int) -> bool:
+        with rows.db.read() as s:
+            return tasks.holds_attempt(s, proxy, task_id, attempt)
+
+    assert not may("px1", 1)
+    with rows.db() as s:
+        s.get_one(Proxy, "px1").signing_key = "ab" * 32
+    assert may("px1", 1)
+    assert not may("px1", 2)
+    assert not may("px2", 1)
+    with rows.db() as s:
+        tasks.cancel_session_tasks(s, rows.session_id, NOW)
+    assert not may("px1", 1)
