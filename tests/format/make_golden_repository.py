@@ -1,0 +1,96 @@
+"""Makes the golden repository of a format version, once, when the version is released.
+
+    python tests/format/make_golden_repository.py tests/format/golden/repository-v1
+
+Writes <argument>.tar.gz and <argument>.json (what must come out of it). Never run it for a version that was
+released: what it made then is what old vmhauls wrote.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import random
+import sys
+import tarfile
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pipeline.crypto.aead import Aead
+from pipeline.repository.points import point_fields
+from pipeline.testing.builders import (
+    BLOCK_SIZE_BYTES,
+    PASSWORD,
+    ManualClock,
+    Workbench,
+    disk_point,
+    restore_point,
+)
+from pipeline.testing.disks import MemoryDisk
+from pipeline.testing.storage import MemoryStorage
+from transports.base import Extent
+
+CAPACITY_BYTES = 1100 * BLOCK_SIZE_BYTES + 512  # two levels of map nodes, and a short last block
+
+
+def main(target: Path) -> None:
+    clock = ManualClock(datetime(2025, 11, 23, tzinfo=UTC).timestamp())
+    expected: dict[str, object] = {"password": PASSWORD, "points": [], "sha256": {}}
+    storage = MemoryStorage(clock)
+    bench = Workbench(storage, clock, aead=Aead.AEGIS_256)
+    fill(bench, clock, expected)
+    expected["id"] = bench.repository.id
+    with tarfile.open(target.with_suffix(".tar.gz"), "w:gz") as tar:
+        for name, data in sorted(storage.objects.items()):
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            entry.mtime = int(storage.modified_at_s[name])
+            tar.addfile(entry, io.BytesIO(data))
+    target.with_suffix(".json").write_text(json.dumps(expected, indent=1, sort_keys=True) + "\n")
+
+
+def fill(bench: Workbench, clock: ManualClock, expected: dict[str, object]) -> None:
+    rng = random.Random(20251123)
+    image = bytearray(CAPACITY_BYTES)
+    image[: 6 * BLOCK_SIZE_BYTES] = rng.randbytes(6 * BLOCK_SIZE_BYTES)
+    image[8 * BLOCK_SIZE_BYTES : 12 * BLOCK_SIZE_BYTES] = b"text of a guest\n" * 1024
+    image[-2000:] = rng.randbytes(2000)
+    small = bytes(rng.randbytes(3 * 512))
+    previous = None
+    root = ""
+    for number in range(3):
+        changed: list[Extent] | None = None
+        if number:
+            changed = [Extent(offset=(2 * number + 1050) * BLOCK_SIZE_BYTES, length=512)]
+            image[changed[0].offset : changed[0].end] = rng.randbytes(512)
+        backup = bench.backup(
+            MemoryDisk(image),
+            plan=bench.plan(CAPACITY_BYTES, previous=root, changed=changed),
+            work_id=f"golden-{number}",
+            compression=("fast", "none", "high")[number],
+        )
+        root = backup.map_root
+        other = bench.backup(small, work_id=f"golden-small-{number}").map_root
+        point = restore_point(
+            disk_point(root, CAPACITY_BYTES),
+            disk_point(other, len(small), disk_key=2001),
+            created_at=datetime(2025, 11, 20 + number, 21, tzinfo=UTC),
+            previous=previous,
+            point_id=f"00000000-0000-4000-8000-00000000000{number}",
+        )
+        previous = bench.commit(point)
+        if number:
+            expected["points"].append(point_fields(point))  # type: ignore[attr-defined]
+            for disk, content in zip(point.disks, (image, small), strict=True):
+                digest = hashlib.sha256(content).hexdigest()
+                expected["sha256"][f"{point.id}/{disk.disk_key}"] = digest  # type: ignore[index]
+    clock.now_s += 4000
+    bench.repository.forget(["00000000-0000-4000-8000-000000000000"])
+    bench.backup(rng.randbytes(4096), work_id="golden-goes-on")
+    report = bench.repository.prune(keep_work_ids=["golden-goes-on"], min_age_s=2000)
+    assert report.doomed_packs > 0
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
