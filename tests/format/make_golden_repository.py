@@ -56,6 +56,8 @@ def fill(bench: Workbench, clock: ManualClock, expected: dict[str, object]) -> N
     image[: 6 * BLOCK_SIZE_BYTES] = rng.randbytes(6 * BLOCK_SIZE_BYTES)
     image[8 * BLOCK_SIZE_BYTES : 12 * BLOCK_SIZE_BYTES] = b"text of a guest\n" * 1024
     image[-2000:] = rng.randbytes(2000)
+    passing = Extent(offset=100 * BLOCK_SIZE_BYTES, length=40 * BLOCK_SIZE_BYTES)
+    image[passing.offset : passing.end] = rng.randbytes(passing.length)  # in the first point only
     small = bytes(rng.randbytes(3 * 512))
     previous = None
     root = ""
@@ -64,6 +66,8 @@ def fill(bench: Workbench, clock: ManualClock, expected: dict[str, object]) -> N
         if number:
             changed = [Extent(offset=(2 * number + 1050) * BLOCK_SIZE_BYTES, length=512)]
             image[changed[0].offset : changed[0].end] = rng.randbytes(512)
+            image[passing.offset : passing.end] = bytes(passing.length)
+            changed.append(passing)
         backup = bench.backup(
             MemoryDisk(image),
             plan=bench.plan(CAPACITY_BYTES, previous=root, changed=changed),
