@@ -14,6 +14,7 @@ from typing import Final
 
 from pipeline import mover, planning, restore, verify
 from pipeline.errors import CancelledError, IntegrityError, PermanentPipelineError
+from pipeline.model import BlockCounts, DiskStats
 from pipeline.planning import BackupPlan
 from pipeline.progress import MoverProgress
 from pipeline.rawfile import RawFileWriter
@@ -220,12 +221,12 @@ def _restore_to_vm(
             # Another attempt may have written to it: only a disk that nobody touched may skip zeros,
             # but zeros are what an earlier attempt of ours left alone as well.
             skip = writer.capabilities.reads_as_zero_when_new
-            _write(request, order, repository, writer, skip, tools)
+            stats = _write(request, order, repository, writer, skip, tools)
         finally:
             writer.close()
     finally:
         session.close()
-    return _restored(request, request.mode)
+    return _restored(request, request.mode, stats)
 
 
 def _restore_to_file(
@@ -244,14 +245,14 @@ def _restore_to_file(
     writer = RawFileWriter.create(part, order.capacity_bytes, overwrite=True)
     try:
         try:
-            _write(request, order, repository, writer, True, tools)
+            stats = _write(request, order, repository, writer, True, tools)
         finally:
             writer.close()
         _publish(part, target, order.overwrite)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
-    return _restored(request, None)
+    return _restored(request, None, stats)
 
 
 def _write(
@@ -261,9 +262,10 @@ def _write(
     writer: DiskWriter,
     skip_zeros: bool,
     tools: Tools,
-) -> None:
+) -> DiskStats:
+    """Figures as those of a backup: read from the repository, stored on the target."""
     meter: Callable[[MoverProgress], None] = ProgressMeter(request, "writing", tools.progress)
-    restore.restore_disk(
+    done = restore.restore_disk(
         repository=repository,
         map_root=order.map_root,
         capacity_bytes=order.capacity_bytes,
@@ -272,6 +274,20 @@ def _write(
         cancel=tools.cancel,
         progress=meter,
         clock=tools.clock,
+    )
+    return DiskStats(
+        capacity_bytes=done.capacity_bytes,
+        read_bytes=done.read_bytes,
+        changed_bytes=done.capacity_bytes,
+        stored_bytes=done.written_bytes,
+        blocks=BlockCounts(
+            zero=done.zero_bytes // repository.block_size_bytes,
+            new=done.blocks,
+            deduplicated=0,
+            unchanged=0,
+        ),
+        duration_s=done.duration_s,
+        stages=done.stages,
     )
 
 
@@ -313,11 +329,12 @@ def _check_image(order: RestoreDiskOrder, repository: Repository, tools: Tools) 
         )
 
 
-def _restored(request: TaskRequest, mode: TransportMode | None) -> ResultReport:
+def _restored(request: TaskRequest, mode: TransportMode | None, stats: DiskStats) -> ResultReport:
     return ResultReport(
         task_id=request.task_id,
         attempt=request.attempt,
         outcome=TaskOutcome.SUCCESS,
         reason="",
         mode=mode,
+        stats=stats,
     )

@@ -36,7 +36,7 @@ class Bars:
             _FieldColumn("share", 5),
             _FieldColumn("rate", 12, "cyan"),
             _FieldColumn("eta", 10),
-            _FieldColumn("note", 22, "dim"),
+            _FieldColumn("note", 27, "dim"),
             console=self._console,
             expand=True,
             transient=True,
@@ -77,13 +77,17 @@ class Bars:
 
     def _show_total(self, session: dict[str, Any]) -> None:
         if self._total is None:
-            self._total = self._progress.add_task(summary.title(session), total=None)
-        note = summary.disks_done(session) or _what_vms_do(session)
-        self._update(self._total, session.get("progress") or {}, note)
+            self._total = self._progress.add_task("", total=None)
+        done = summary.disks_done(session) or _what_vms_do(session)
+        words = [word for word in (summary.title(session), done) if word]
+        self._progress.update(self._total, description=", ".join(words))
+        self._update(self._total, session.get("progress") or {}, "")
 
     def _update(self, bar: TaskID, progress: dict[str, Any], note: str) -> None:
         done, total = progress.get("done_bytes") or 0, progress.get("total_bytes") or 0
-        words = [word for word in (progress.get("bottleneck") or progress.get("phase"), note) if word]
+        bottleneck = progress.get("bottleneck")
+        slow = f"bottleneck {bottleneck}" if bottleneck else progress.get("phase")
+        words = [word for word in (slow, note) if word]
         self._progress.update(
             bar,
             completed=done,

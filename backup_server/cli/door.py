@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -85,10 +86,15 @@ class Door:
     def hint(self, command: str) -> str:
         """A command line that a person can copy: with the same way to the server as this one."""
         words = ["vmhaul", command]
-        if self.server:
-            words += ["--server", self.server, "--token-file", str(self.token_file)]
-        elif self.data:
-            words += ["--data", str(self.data)]
+        # What the environment says already need not be said again.
+        given = (
+            ("--server", "VMHAUL_SERVER", self.server),
+            ("--token-file", "VMHAUL_TOKEN_FILE", self.token_file),
+            ("--data", "VMHAUL_DATA", None if self.server else self.data),
+        )
+        for option, variable, value in given:
+            if value and os.environ.get(variable) != str(value):
+                words += [option, str(value)]
         return " ".join(words)
 
     def close(self) -> None:

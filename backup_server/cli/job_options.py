@@ -141,7 +141,13 @@ QuiesceOption = Annotated[
     ),
 ]
 CompressionOption = Annotated[
-    Compression | None, typer.Option("--compression", metavar="none|fast|balanced|high", help="How hard to compress.", rich_help_panel=HOW)
+    Compression | None,
+    typer.Option(
+        "--compression",
+        metavar="none|fast|balanced|high",
+        help="How hard to compress.",
+        rich_help_panel=HOW,
+    ),
 ]
 RetriesOption = Annotated[
     int | None,
@@ -163,7 +169,12 @@ ProxyOption = Annotated[
 ]
 ModeOption = Annotated[
     list[Mode] | None,
-    typer.Option("--mode", metavar="nbdssl|nbd", help="Only these transport modes; repeat for more.", rich_help_panel=HOW),
+    typer.Option(
+        "--mode",
+        metavar="nbdssl|nbd",
+        help="Only these transport modes; repeat for more.",
+        rich_help_panel=HOW,
+    ),
 ]
 TrackingOption = Annotated[
     bool | None,

@@ -189,7 +189,8 @@ def join(
         bool, typer.Option("--token-stdin", help="Read the join token from standard input.")
     ] = False,
     name: Annotated[
-        str | None, typer.Option("--name", help="Its name at the server; the directory's name by default.")
+        str | None,
+        typer.Option("--name", help="Its name at the server; the directory's name by default."),
     ] = None,
 ) -> None:
     """Make this machine a proxy of a server, with the token that `vmhaul proxy add` showed."""

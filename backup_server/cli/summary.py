@@ -9,7 +9,8 @@ from typing import Any, Final
 from backup_server import formats
 from backup_server.cli import output
 
-COLUMNS: Final = (
+RESTORE: Final = "restore"
+BACKUP_COLUMNS: Final = (
     "VM",
     "disk",
     "mode",
@@ -21,7 +22,18 @@ COLUMNS: Final = (
     "rate",
     "result",
 )
-FIGURES: Final = ("read", "transferred", "ratio", "rate")
+RESTORE_COLUMNS: Final = (
+    "VM",
+    "disk",
+    "mode",
+    "proxy",
+    "capacity",
+    "read",
+    "written",
+    "rate",
+    "result",
+)
+FIGURES: Final = ("capacity", "read", "transferred", "written", "ratio", "rate")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,8 +43,6 @@ class Totals:
     disks: int
     read_bytes: int
     stored_bytes: int
-    considered_bytes: int
-    """What the disks' blocks would have taken without zeros, unchanged blocks and compression."""
 
 
 def disk_tasks(session: dict[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
@@ -49,11 +59,8 @@ def disks_done(session: dict[str, Any]) -> str:
 
 
 def disk_row(vm: dict[str, Any], task: dict[str, Any]) -> tuple[object, ...]:
-    """One line of the closing table."""
-    stats = task.get("stats") or {}
-    read_bytes, stored_bytes = stats.get("read_bytes"), stats.get("stored_bytes")
-    duration_s = stats.get("duration_s") or 0
-    rate = read_bytes / duration_s if read_bytes is not None and duration_s > 0 else None
+    """One line of a backup's closing table."""
+    read_bytes, stored_bytes, rate = _figures(task, "read_bytes")
     return (
         vm["name"],
         task.get("label") or task.get("disk_key"),
@@ -68,13 +75,37 @@ def disk_row(vm: dict[str, Any], task: dict[str, Any]) -> tuple[object, ...]:
     )
 
 
+def restored_row(vm: dict[str, Any], task: dict[str, Any]) -> tuple[object, ...]:
+    """One line of a restore's closing table: read from the repository, written to the target."""
+    read_bytes, written_bytes, rate = _figures(task, "stored_bytes")
+    return (
+        vm["name"],
+        task.get("label") or task.get("disk_key"),
+        # A file is written without any of vSphere's transport modes.
+        "file" if task.get("kind") == "restore-disk-to-file" else task.get("mode"),
+        task.get("proxy"),
+        formats.size(task.get("capacity_bytes")),
+        formats.size(read_bytes),
+        formats.size(written_bytes),
+        formats.rate(rate),
+        task.get("result") or task.get("state"),
+    )
+
+
+def _figures(task: dict[str, Any], of: str) -> tuple[int | None, int | None, float | None]:
+    """Bytes read, bytes stored, and bytes `of` for each second."""
+    stats = task.get("stats") or {}
+    duration_s = stats.get("duration_s") or 0
+    rate = stats[of] / duration_s if stats.get(of) is not None and duration_s > 0 else None
+    return stats.get("read_bytes"), stats.get("stored_bytes"), rate
+
+
 def totals(session: dict[str, Any]) -> Totals:
     stats = [task.get("stats") or {} for _, task in disk_tasks(session)]
     return Totals(
         disks=len(stats),
         read_bytes=sum(item.get("read_bytes") or 0 for item in stats),
         stored_bytes=sum(item.get("stored_bytes") or 0 for item in stats),
-        considered_bytes=sum(item.get("capacity_bytes") or 0 for item in stats),
     )
 
 
@@ -95,11 +126,13 @@ def sentence(session: dict[str, Any]) -> str:
         vms = formats.plural(len(session["vms"]), "VM")
         words.append(f"{vms} with {formats.plural(sums.disks, 'disk')}")
         words.append(f"{formats.size(sums.read_bytes)} read")
-        words.append(f"{formats.size(sums.stored_bytes)} transferred")
+        verb = "written" if session["kind"] == RESTORE else "transferred"
+        words.append(f"{formats.size(sums.stored_bytes)} {verb}")
     if seconds is not None:
         words.append(f"{formats.duration(seconds)} in all")
-        if sums.read_bytes and seconds > 0:
-            words.append(formats.rate(sums.read_bytes / seconds))
+        moved_bytes = sums.stored_bytes if session["kind"] == RESTORE else sums.read_bytes
+        if moved_bytes and seconds > 0:
+            words.append(formats.rate(moved_bytes / seconds))
     text = ", ".join(words)
     reason = str(session.get("reason") or "").rstrip(".")
     return f"{text}: {reason}." if reason else f"{text}."
@@ -122,23 +155,29 @@ def remarks(session: dict[str, Any]) -> Iterator[str]:
 def report_facts(session: dict[str, Any]) -> Iterator[tuple[str, object]]:
     """Figures of a session that has no VMs: a check, a prune, a rescan."""
     for name, value in (session.get("report") or {}).items():
-        if name == "problems":
-            continue
-        label = name.removesuffix("_bytes").removesuffix("_s").replace("_", " ")
-        shown = formats.size(value) if name.endswith("_bytes") else value
-        yield label, formats.duration(value) if name.endswith("_s") else shown
+        if isinstance(value, bool | int | float | str):
+            label = name.removesuffix("_bytes").removesuffix("_s").replace("_", " ")
+            shown = formats.size(float(value)) if name.endswith("_bytes") else value
+            yield label, formats.duration(float(value)) if name.endswith("_s") else shown
+
+
+def report_lines(session: dict[str, Any]) -> Iterator[str]:
+    """What the session as a whole has to say: problems, warnings, VMs left out."""
+    report = session.get("report") or {}
+    for name, mark in (("problems", "problem"), ("warnings", "warning"), ("skipped", "left out")):
+        for item in report.get(name) or ():
+            text = f"{item['name']}: {item['reason']}" if isinstance(item, dict) else item
+            yield f"{mark}: {text}"
 
 
 def print_summary(session: dict[str, Any]) -> None:
     """The closing table, the remarks and the sentence."""
-    rows = [disk_row(vm, task) for vm, task in disk_tasks(session)]
+    restored = session["kind"] == RESTORE
+    row = restored_row if restored else disk_row
+    rows = [row(vm, task) for vm, task in disk_tasks(session)]
     if rows:
-        output.table(COLUMNS, rows, right=FIGURES)
-    figures = list(report_facts(session))
-    if figures:
-        output.facts(figures)
-    for problem in (session.get("report") or {}).get("problems") or ():
-        output.say(f"problem: {problem}")
-    for line in remarks(session):
+        output.table(RESTORE_COLUMNS if restored else BACKUP_COLUMNS, rows, right=FIGURES)
+    output.facts(report_facts(session))
+    for line in (*report_lines(session), *remarks(session)):
         output.say(line)
     output.say(sentence(session))

@@ -180,6 +180,12 @@ def _session(session_id: str, created_at: datetime, **values: Any) -> Session:
     )
 
 
+REPORT = {
+    "warnings": ["VM 'old01' is named by the job but does not exist"],
+    "skipped": [{"name": "tpl-web", "reason": "a template is not backed up", "expected": True}],
+}
+
+
 def _sessions(now: datetime) -> list[Session]:
     yesterday = now - timedelta(days=1)
     figures = {
@@ -206,7 +212,7 @@ def _sessions(now: datetime) -> list[Session]:
             report={"figures": figures},
         ),
         _session(
-            RUNNING, now, state=SessionState.RUNNING.value, result=None, finished_at=None, report={}
+            RUNNING, now, state=SessionState.RUNNING.value, result=None, finished_at=None, report=REPORT
         ),
     ]
 

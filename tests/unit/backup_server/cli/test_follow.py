@@ -106,11 +106,11 @@ def test_bars_follow_the_running_disks() -> None:
     with Bars() as bars:
         bars.show(session("running", "running", "pending"))
         names = [task.description for task in bars._progress.tasks]
-        assert names == ["Backup nightly", "db01 / Hard disk 0", "db01 / Hard disk 1"]
+        assert names == ["Backup nightly, 0 of 3 disks", "db01 / Hard disk 0", "db01 / Hard disk 1"]
         bars.show(session("done", "running", "pending"))
         names = [task.description for task in bars._progress.tasks]
-        assert names == ["Backup nightly", "db01 / Hard disk 1"]
+        assert names == ["Backup nightly, 1 of 3 disks", "db01 / Hard disk 1"]
         total = bars._progress.tasks[0]
         assert (total.completed, total.total) == (40, 100)
         assert total.fields["eta"] == "ETA 6.0s"
-        assert total.fields["note"] == "source, 1 of 3 disks"
+        assert total.fields["note"] == "bottleneck source"

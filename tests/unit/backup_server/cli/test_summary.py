@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from backup_server.cli import follow, output, summary
+from backup_server.cli.door import Door
 
 TASK = {
     "id": "t1",
@@ -148,3 +150,47 @@ def test_rows_stay_whole_where_there_is_no_terminal(capsys: pytest.CaptureFixtur
     assert "x" * 150 in lines[2]
     assert lines[3].split() == ["yes", "-"]
     assert "\x1b" not in "".join(lines)
+
+
+def test_a_restore_has_its_own_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    task = {**TASK, "kind": "restore-disk-to-file", "read_mode": None, "capacity_bytes": 1 << 30}
+    summary.print_summary(_session(task, kind="restore", job=None))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == [
+        "VM",
+        "disk",
+        "mode",
+        "proxy",
+        "capacity",
+        "read",
+        "written",
+        "rate",
+        "result",
+    ]
+    assert "file" in lines[2].split()
+    assert lines[-1] == (
+        "Restore ended: success, 1 VM with 1 disk, 190.7 MiB read, 47.7 MiB written, 10s in all, 5.0 MB/s."
+    )
+
+
+def test_what_a_run_left_out_is_said() -> None:
+    report = {
+        "warnings": ["VM 'x' is named but missing"],
+        "skipped": [{"name": "tpl", "reason": "a template"}],
+    }
+    session = _session(TASK, report=report)
+    assert list(summary.report_lines(session)) == [
+        "warning: VM 'x' is named but missing",
+        "left out: tpl: a template",
+    ]
+    assert list(summary.report_facts(session)) == []
+
+
+def test_hints_repeat_only_what_the_environment_does_not_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    door = Door(data=Path("/data"), server=None, token_file=None, json=False)
+    monkeypatch.delenv("VMHAUL_DATA", raising=False)
+    assert door.hint("job list") == "vmhaul job list --data /data"
+    monkeypatch.setenv("VMHAUL_DATA", "/data")
+    assert door.hint("job list") == "vmhaul job list"
+    far = Door(data=Path("/data"), server="http://far", token_file=Path("t"), json=False)
+    assert far.hint("job list") == "vmhaul job list --server http://far --token-file t"

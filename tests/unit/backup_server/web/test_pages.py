@@ -114,6 +114,8 @@ def test_the_session_page(console: AsgiClient, seeded: Seeded) -> None:
     assert '<progress max="100" value="75"' in page
     assert "180.0 MB/s" in page
     assert "bottleneck source" in page
+    assert "named by the job but does not exist" in page
+    assert "tpl-web left out: a template is not backed up" in page
     finished = console.get(f"/sessions/{FINISHED}").text
     assert "data-refresh" not in finished
     assert "data-finished" in finished
