@@ -90,16 +90,20 @@ class Checker:
 
     def run(self) -> CheckReport:
         """Raises CancelledError, and storage errors; damage is in the report."""
-        # The packs are listed after the index was read: a pack is there before its index object.
-        segments = list(self._segments())
-        sizes = {entry.name: entry.size_bytes for entry in self._storage.list(layout.PACKS)}
-        whole = [segment for segment in segments if self._is_whole(segment, sizes)]
-        for segment in whole:
+        known: dict[bytes, int] = {}
+        for segment in self._segments(self._found.problems):
+            known[segment.pack_id] = segment.pack_size
             self._index.add(segment)
             self._found.blobs += len(segment.entries)
+        # The packs are listed after the index was read: a pack is there before its index object.
+        sizes = {entry.name: entry.size_bytes for entry in self._storage.list(layout.PACKS)}
+        whole = [pack_id for pack_id, size in known.items() if self._is_whole(pack_id, size, sizes)]
         if self._read_data:
-            for segment in self._sampled(whole):
-                self._check_pack(segment)
+            chosen = set(self._sampled(whole))
+            # Read again rather than kept: the entries of a large repository fill the memory.
+            for segment in self._segments([]):
+                if segment.pack_id in chosen:
+                    self._check_pack(segment)
         self._found.problems.extend(self._catalogue.damaged.values())
         self._found.problems.extend(chain_problems(self._catalogue))
         for stored in self._catalogue.points.values():
@@ -109,14 +113,15 @@ class Checker:
         return CheckReport(
             problems=tuple(self._found.problems),
             points=len(self._catalogue.points),
-            packs=len(segments),
+            packs=len(known),
             blobs=self._found.blobs,
             read_bytes=self._found.read_bytes,
         )
 
     # ---- index and packs -----------------------------------------------------------------------
 
-    def _segments(self) -> Iterator[PackSegment]:
+    def _segments(self, problems: list[str]) -> Iterator[PackSegment]:
+        """The first segment of each pack, reading one index object at a time."""
         seen: set[bytes] = set()
         for entry in self._storage.list(layout.INDEX):
             try:
@@ -124,28 +129,28 @@ class Checker:
             except ObjectNotFoundError:
                 continue
             except IntegrityError as error:
-                self._found.problems.append(str(error))
+                problems.append(str(error))
                 continue
             for segment in segments:
                 if segment.pack_id not in seen:
                     seen.add(segment.pack_id)
                     yield segment
 
-    def _is_whole(self, segment: PackSegment, sizes: dict[str, int]) -> bool:
-        name = layout.pack_name(segment.pack_id)
+    def _is_whole(self, pack_id: bytes, pack_size: int, sizes: dict[str, int]) -> bool:
+        name = layout.pack_name(pack_id)
         size = sizes.get(name)
-        if size == segment.pack_size:
+        if size == pack_size:
             return True
-        wrong = "is missing" if size is None else f"has {size} bytes instead of {segment.pack_size}"
+        wrong = "is missing" if size is None else f"has {size} bytes instead of {pack_size}"
         self._found.problems.append(f"{name} {wrong}")
-        self._found.bad_packs.add(segment.pack_id)
+        self._found.bad_packs.add(pack_id)
         return False
 
-    def _sampled(self, segments: list[PackSegment]) -> list[PackSegment]:
+    def _sampled(self, pack_ids: list[bytes]) -> list[bytes]:
         if self._sample_share >= 1:
-            return segments
-        count = min(len(segments), max(1, round(len(segments) * self._sample_share)))
-        return random.SystemRandom().sample(segments, count)
+            return pack_ids
+        count = min(len(pack_ids), max(1, round(len(pack_ids) * self._sample_share)))
+        return random.SystemRandom().sample(pack_ids, count)
 
     def _check_pack(self, segment: PackSegment) -> None:
         """Every byte of a pack: header, blobs, footer, trailer."""
@@ -239,8 +244,11 @@ class Checker:
         return is_sound
 
     def _wrong_with(self, blob_id: bytes) -> str:
-        if self._index.find(blob_id) is None:
-            return f"blob {blob_id.hex()} is in no pack that is whole"
+        place = self._index.find(blob_id)
+        if place is None:
+            return f"blob {blob_id.hex()} is not in the index"
+        if place.pack_id in self._found.bad_packs:
+            return f"blob {blob_id.hex()} is in {layout.pack_name(place.pack_id)}, which is not whole"
         if blob_id in self._found.bad_blobs:
             return f"blob {blob_id.hex()} is damaged"
         return ""
