@@ -8,10 +8,12 @@ server's leases alone.
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, Final
 
 import redis
 from celery import Celery, bootsteps, signals
+from celery.exceptions import SecurityWarning
 from kombu.entity import Queue
 from kombu.transport.redis import Channel
 
@@ -110,6 +112,8 @@ def run_worker(config: ProxyConfig, clock: Clock, log: Any) -> int:
     sent. What is still unsent stays in the outbox for the next start.
     """
     survive_lost_connections()
+    # Celery warns of root because of pickled messages; here only JSON is taken in, and only when signed.
+    warnings.filterwarnings("ignore", category=SecurityWarning)
     service = ProxyService(config, clock, log)
     app = make_app(config, service, clock)
 

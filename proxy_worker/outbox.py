@@ -65,7 +65,7 @@ class ResultOutbox:
                 self.acknowledge(task_id, attempt)
         return reports
 
-    def keys(self) -> list[RunningTask]:
+    def attempts(self) -> list[RunningTask]:
         """Attempts whose results wait: their leases must live on until the server has heard."""
         with self._lock:
             rows = self._db.execute("SELECT task_id, attempt FROM results ORDER BY rowid").fetchall()

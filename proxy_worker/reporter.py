@@ -98,4 +98,4 @@ class Reporter:
             self._sent_results.pop((task_id, attempt), None)
 
     def unacknowledged(self) -> list[RunningTask]:
-        return self._outbox.keys()
+        return self._outbox.attempts()
