@@ -61,6 +61,9 @@ class DiskRef:
     datastore: str
     snapshot_moref: str | None = None
     """The VM snapshot that freezes the path; None for a powered-off VM and for restores."""
+    is_delta: bool = False
+    """The path names a delta with a parent (an earlier snapshot, a linked clone). Reads go through the
+    whole chain; what a mode says of allocation is then about the delta alone and must not be used."""
 
 
 @dataclass(slots=True)

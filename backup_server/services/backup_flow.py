@@ -281,6 +281,7 @@ def _task(
             capacity_bytes=disk.capacity_bytes,
             datastore=disk.datastore,
             snapshot_moref=snapshot.moref,
+            is_delta=disk.path != disk.base_path,
         ),
         previous_map_root=plan.previous_map_root,
         previous_change_id=plan.previous_change_id,

@@ -121,7 +121,12 @@ def plan_disks(
             plans[disk.key] = _full(disk, why_not)
         elif base.capacity_bytes != disk.capacity_bytes:
             change = f"from {base.capacity_bytes} to {disk.capacity_bytes} bytes"
-            plans[disk.key] = _full(disk, f"the disk's capacity changed {change}")
+            plans[disk.key] = DiskPlan(
+                previous_map_root=base.map_root,
+                previous_change_id="",
+                current_change_id=disk.change_id,
+                reason=f"the disk's capacity changed {change}",
+            )
         else:
             reason = VM_REVERTED if reverted else tracking_reason(disk, base, wanted=change_tracking)
             plans[disk.key] = DiskPlan(

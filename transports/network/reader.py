@@ -223,8 +223,13 @@ class NfcDiskReader:
     # -- allocation
 
     def _probe_allocation(self) -> Ability:
-        """Ask about the first chunk: some datastores refuse, and a refusal costs the connection."""
+        """Ask about the first chunk: some datastores refuse, and a refusal costs the connection.
+
+        Of a delta the host tells what that file holds, not what the disk shows: nothing to go by.
+        """
         chunk = self._options.allocation_chunk_bytes
+        if self._opener.disk.is_delta:
+            return Ability.NONE
         if not self._options.query_allocated or self._size_bytes < chunk:
             return Ability.NONE
         try:

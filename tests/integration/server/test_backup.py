@@ -109,7 +109,7 @@ def test_changed_disks_get_a_full_of_their_own(
     session = rig.run()
     found = orders(rig, session)
     assert first_reason in str(found[0]["full_read_reason"])
-    assert found[0]["previous_map_root"] == "" if first_reason else found[0]["previous_map_root"]
+    assert bool(found[0]["previous_map_root"]) == (change != "replace")
     assert found[1]["full_read_reason"] == second_reason
     assert found[1]["previous_map_root"]
     if change == "add":
