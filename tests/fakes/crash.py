@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session as DbSession
 from backup_server.db.engine import Database
 
 
-class Crash(BaseException):  # noqa: N818 - not an error that anybody may handle
+class Crash(BaseException):
     """The process is dead from here on."""
 
 

@@ -25,7 +25,7 @@ from tests.fakes.crash import Crash, CrashingDatabase, CrashPlan
 from tests.fakes.vsphere import PASSWORD, THUMBPRINT, FakeVcenter
 from transports.vsphere.model import Secret
 
-REPOSITORY_PASSWORD = "correct horse"  # noqa: S105 - the fake's
+REPOSITORY_PASSWORD = "correct horse"
 LOCATION = "/backup/r1"
 
 
@@ -105,15 +105,16 @@ class Rig:
                 **settings,
             }
         )
+        engine = create_engine(self.settings.database_url)
+        upgrade(engine)
+        engine.dispose()
         self.ctx = self._open()
         self.engine = SessionEngine(self.ctx)
         self.janitor = Janitor(self.ctx)
         self.proxies = FakeProxies(self)
 
     def _open(self) -> Context:
-        engine = create_engine(self.settings.database_url, pool_size=5)
-        upgrade(engine)
-        database = CrashingDatabase(engine)
+        database = CrashingDatabase(create_engine(self.settings.database_url, pool_size=5))
         context = open_context(
             self.settings,
             clock=self.clock,

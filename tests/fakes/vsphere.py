@@ -44,7 +44,7 @@ from transports.vsphere.model import (
 )
 
 GIB = 1 << 30
-PASSWORD = "open sesame"  # noqa: S105 - the fake's
+PASSWORD = "open sesame"
 THUMBPRINT = ":".join(["AB"] * 32)
 
 

@@ -180,10 +180,10 @@ def test_points_are_found_by_many_names(backed_up: Rig) -> None:
     rig.run()
     old, new = rig.points()
     find = lambda ref: restore_points.resolve(rig.ctx, ref)  # noqa: E731
-    assert find("db01@latest") == find("db01@0") == find(new.id) == find(new.id[:8]) == new.id
-    assert find("db01@1") == find("db01@2026-03-02") == old.id
-    assert find(f"{old.instance_uuid}@1") == old.id
-    for wrong in ("db01@7", "db01@2020", "db02@latest", "zzzzzzzz", "%%%%%%%%%"):
+    assert find("db01@latest") == find("db01@1") == find(new.id) == find(new.id[:8]) == new.id
+    assert find("db01@2") == find("db01@2026-03-02") == old.id
+    assert find(f"{old.instance_uuid}@2") == old.id
+    for wrong in ("db01@0", "db01@7", "db01@2020", "db02@latest", "zzzzzzzz", "%%%%%%%%%"):
         with pytest.raises(NotFoundError):
             find(wrong)
 
