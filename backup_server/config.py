@@ -42,7 +42,7 @@ class Settings(BaseSettings):
 
     # -- doors
     host: str = "127.0.0.1"
-    port: int = Field(default=8480, ge=0, le=65535)
+    port: int = Field(default=8470, ge=0, le=65535)
     flower: bool = True
     flower_port: int = Field(default=0, ge=0, le=65535)
     log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -54,25 +54,24 @@ class SettingsError(VmhaulError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What an error becomes at the doors."""
+    """What an error becomes at the API; the command line has exit codes of its own (`cli.exits`)."""
 
     http_status: int
     code: str
-    exit_code: int
 
 
-INTERNAL: Final = Outcome(http_status=500, code="internal", exit_code=1)
+INTERNAL: Final = Outcome(http_status=500, code="internal")
 
 OUTCOMES: Final[dict[type[VmhaulError], Outcome]] = {
-    BadRequestError: Outcome(http_status=400, code="bad-request", exit_code=2),
-    UnauthorizedError: Outcome(http_status=401, code="unauthorized", exit_code=4),
-    ForbiddenError: Outcome(http_status=403, code="forbidden", exit_code=4),
-    NotFoundError: Outcome(http_status=404, code="not-found", exit_code=5),
-    ConflictError: Outcome(http_status=409, code="conflict", exit_code=6),
-    InvalidError: Outcome(http_status=422, code="unprocessable", exit_code=7),
-    UnavailableError: Outcome(http_status=503, code="unavailable", exit_code=8),
-    IntegrityError: Outcome(http_status=500, code="internal", exit_code=9),
-    SettingsError: Outcome(http_status=500, code="internal", exit_code=3),
+    BadRequestError: Outcome(http_status=400, code="bad-request"),
+    UnauthorizedError: Outcome(http_status=401, code="unauthorized"),
+    ForbiddenError: Outcome(http_status=403, code="forbidden"),
+    NotFoundError: Outcome(http_status=404, code="not-found"),
+    ConflictError: Outcome(http_status=409, code="conflict"),
+    InvalidError: Outcome(http_status=422, code="unprocessable"),
+    UnavailableError: Outcome(http_status=503, code="unavailable"),
+    IntegrityError: Outcome(http_status=500, code="internal"),
+    SettingsError: Outcome(http_status=500, code="internal"),
 }
 
 

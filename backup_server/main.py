@@ -7,6 +7,7 @@ keys and the way to vSphere are chosen here and handed down.
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import secrets
 import signal
@@ -185,6 +186,8 @@ def main() -> int:
         settings = load_settings(**{**given, "data_dir": arguments.data})
         settings.make_directories()
         set_up_logging(level=settings.log_level, form=settings.log_format)
+        # Says at every start that there is nothing to migrate.
+        logging.getLogger("alembic").setLevel(logging.WARNING)
         run(settings)
     except VmhaulError as error:
         print(f"vmhaul server: {error}", file=sys.stderr)  # noqa: T201 - logging may not be up yet

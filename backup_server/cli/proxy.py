@@ -57,6 +57,11 @@ def add(
     output.say("  vmhaul proxy run --data DIR")
     output.say("and give it this token, which works once and is not shown again:")
     output.say(f"  {proxy['join_token']}")
+    if str(door.api.get("/about")["broker"]).startswith("redis+socket:"):
+        output.note(
+            "Note: this server's broker is embedded and answers on its own machine only. "
+            "For a proxy on another machine start the server with `vmhaul up --broker URL`."
+        )
 
 
 @app.command("list")

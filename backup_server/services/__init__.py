@@ -15,7 +15,7 @@ dicts in the shapes of docs/reference/api.md (times are RFC 3339 text). Errors a
 | `jobs` | `list_all(ctx)`, `get(ctx, ref)`, `create(ctx, data)`, `edit(ctx, ref, changes)`, `remove(ctx, ref)`, `set_enabled(ctx, ref, enabled)`, `plan(ctx, ref)`, `run(ctx, ref, *, full=False, only_failed=False)` (answers a Session) |
 | `schedule` | `next_run(schedule, after) -> datetime or None`, `due_runs(schedule, since, now) -> Due(fire, missed)`, pure |
 | `sessions` | `list_all(ctx, *, job=None, state=None, kind=None, limit=100, after=None)`, `get(ctx, session_id)`, `cancel(ctx, session_id)`, `events(ctx, session_id, *, after=0)`, `why(ctx, task_id)`, `start_backup(db, job, *, now, options=None, ...) -> Session row` inside the caller's transaction |
-| `restore_points` | `list_all(ctx, *, vm=None, repository=None, job=None, limit=100, after=None)`, `get(ctx, ref)`, `resolve(ctx, ref) -> id` (id, id prefix, `VM@latest`, `VM@<n>` counted back from 0, `VM@<time prefix>`), `remove(ctx, ref)` |
+| `restore_points` | `list_all(ctx, *, vm=None, repository=None, job=None, limit=100, after=None)`, `get(ctx, ref)`, `resolve(ctx, ref) -> id` (id, id prefix, `VM@latest`, `VM@<n>` the newest is 1, `VM@<time prefix>`), `remove(ctx, ref)` |
 | `restores` | `restore_disk(ctx, request)`, `restore_vm(ctx, request)` (answer a Session) |
 | `events` | `record(db, now, name, text, *, session_id=None, task_id=None, level="info")` inside a transaction |
 | `task_secrets` | `redeem(ctx, proxy_id, task_id, attempt) -> TaskSecrets` |

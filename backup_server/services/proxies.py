@@ -211,12 +211,13 @@ def put_local_files_right(ctx: Context) -> None:
 
 
 def write_local_proxies(ctx: Context) -> None:
-    """`run/local-proxies.json` for the supervisor: the enabled local proxies. Replaced as a whole."""
+    """`run/local-proxies.json` for the supervisor: the local proxies. Replaced as a whole.
+
+    A disabled one stays in it: it gets nothing new, and what runs on it is to end in peace.
+    """
     with ctx.db.read() as s:
         rows = s.scalars(
-            sa.select(Proxy)
-            .where(Proxy.local.is_(True), Proxy.enabled.is_(True))
-            .order_by(Proxy.created_at, Proxy.name)
+            sa.select(Proxy).where(Proxy.local.is_(True)).order_by(Proxy.created_at, Proxy.name)
         ).all()
     content = {"proxies": [{"name": row.name, "id": row.id, "slots": row.slots} for row in rows]}
     _replace_file(ctx.settings.run_dir / "local-proxies.json", json.dumps(content, indent=1) + "\n")

@@ -58,7 +58,7 @@ def resolve(ctx: Context, ref: str) -> str:
 def find(s: DbSession, ref: str) -> RestorePointRow:
     """By id, by a prefix of it that names one, or as VM@which.
 
-    `which`: latest, a number counted back from the newest (0), or the beginning of a time in UTC
+    `which`: latest, a number counted back from the newest (1), or the beginning of a time in UTC
     (2026-03-01, 2026-03-01T22:15) that takes the newest point that begins so.
     """
     row = s.get(RestorePointRow, ref)
@@ -84,7 +84,8 @@ def _by_vm(s: DbSession, ref: str) -> RestorePointRow:
     if which in ("", "latest"):
         row = s.scalars(query.limit(1)).first()
     elif which.isdigit() and len(which) < 4:  # noqa: PLR2004 - four digits are a year
-        row = s.scalars(query.offset(int(which)).limit(1)).first()
+        number = int(which)
+        row = s.scalars(query.offset(number - 1).limit(1)).first() if number else None
     else:
         wanted = which.replace(" ", "T")
         row = next((one for one in s.scalars(query) if _begins(one.created_at, wanted)), None)

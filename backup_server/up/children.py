@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Sequence
@@ -91,6 +92,15 @@ class Child:
         self.backoff_s = min(BACKOFF_MAX_S, self.backoff_s * 2)
         self.restarts += 1
         return wait_s
+
+    def cut_log(self) -> None:
+        """Move what a running child wrote into the older log, when it is much.
+
+        The child appends to the file that it has open, so the file is emptied and not renamed.
+        """
+        if self.running and self.log_file.stat().st_size > LOG_KEEP_BYTES:
+            shutil.copyfile(self.log_file, self.log_file.with_suffix(".log.1"))
+            os.truncate(self.log_file, 0)
 
     def terminate(self) -> None:
         if self.running and self.process is not None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import http.client
+import ipaddress
+import json
 import os
 import signal
 import sys
@@ -97,6 +99,7 @@ class Supervisor:
         now = self.clock()
         for child in self.children:
             if child.running:
+                child.cut_log()
                 continue
             if child.restart_at is None:
                 wait_s = child.plan_restart(now)
@@ -175,6 +178,11 @@ class Supervisor:
         self.say("vmhaul is up. Ctrl-C stops it.")
         for name, value in lines:
             self.say(f"  {name:<9} {value}")
+        if not is_loopback(options.host):
+            self.say(
+                "  note      API and console speak plain HTTP and are open to the network: "
+                "put a TLS proxy in front of them"
+            )
 
 
 def _where(options: UpOptions) -> list[str]:
@@ -187,6 +195,13 @@ def _flower_spec(options: UpOptions) -> ChildSpec:
         argv=[sys.executable, "-m", "backup_server.up.flower", *_where(options)],
         stop_s=FLOWER_STOP_S,
     )
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def answers(host: str, port: int) -> bool:
@@ -219,8 +234,6 @@ def _login_link(url: str, server: dict[str, Any]) -> str | None:
         connection.close()
     if response.status != 200:  # noqa: PLR2004 - HTTP's OK
         return None
-    import json
-
     return url + str(json.loads(body)["path"])
 
 

@@ -10,9 +10,15 @@ from pathlib import Path
 import psutil
 import pytest
 
-from backup_server.up.children import BACKOFF_MAX_S, STEADY_AFTER_S, Child, ChildSpec
+from backup_server.up.children import (
+    BACKOFF_MAX_S,
+    LOG_KEEP_BYTES,
+    STEADY_AFTER_S,
+    Child,
+    ChildSpec,
+)
 from backup_server.up.options import UpError, UpOptions, write_private
-from backup_server.up.supervisor import Supervisor
+from backup_server.up.supervisor import Supervisor, is_loopback
 
 SLEEP = "import time; time.sleep(600)"
 
@@ -159,3 +165,43 @@ def test_workers_follow_the_list_of_local_proxies(
     finally:
         supervisor._stop_all()
     assert names() == []
+
+
+def test_logs_do_not_grow_for_ever(tmp_path: Path) -> None:
+    chatty = (
+        f"import sys, time\nsys.stdout.write('x' * {LOG_KEEP_BYTES + 1}); sys.stdout.flush()\n"
+        "sys.stdin.read()\nprint('after', flush=True)\ntime.sleep(600)"
+    )
+    child = _child(tmp_path, _spec(code=chatty))
+    child.start(0.0)
+    try:
+        while "after" not in child.last_lines(2):
+            assert child.running
+        child.cut_log()
+        assert child.log_file.stat().st_size == 0
+        assert child.log_file.with_suffix(".log.1").stat().st_size > LOG_KEEP_BYTES
+        child.cut_log()
+        assert child.log_file.with_suffix(".log.1").stat().st_size > LOG_KEEP_BYTES
+    finally:
+        child.terminate()
+        child.wait_or_kill(10)
+    # A start turns over as well.
+    child.log_file.write_bytes(b"y" * (LOG_KEEP_BYTES + 1))
+    child.start(0.0)
+    child.terminate()
+    child.wait_or_kill(10)
+    assert child.log_file.with_suffix(".log.1").read_bytes()[:1] == b"y"
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [
+        ("127.0.0.1", True),
+        ("::1", True),
+        ("localhost", True),
+        ("0.0.0.0", False),
+        ("backup.example", False),
+    ],
+)
+def test_which_addresses_stay_on_the_machine(host: str, loopback: bool) -> None:
+    assert is_loopback(host) is loopback
