@@ -25,4 +25,5 @@ def disk_ref(vm: VmInfo, disk: DiskInfo, snapshot: SnapshotInfo | None = None) -
         capacity_bytes=disk.capacity_bytes,
         datastore=disk.datastore,
         snapshot_moref=snapshot.moref if snapshot else None,
+        is_delta=disk.path != disk.base_path,
     )

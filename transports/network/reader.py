@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -26,6 +27,8 @@ from transports.network.wire import Aio, Fragment
 _CHUNKS_PER_QUERY: Final = 32768
 # A fragment may be a little larger than the buffers agreed on, never much.
 _SLACK_BYTES: Final = 64 << 10
+# How vSphere names the deltas of snapshots. A caller that forgot to say so must not cost data.
+_DELTA_NAME: Final = re.compile(r"-\d{6}\.vmdk$")
 
 
 class _InFlight:
@@ -228,7 +231,8 @@ class NfcDiskReader:
         Of a delta the host tells what that file holds, not what the disk shows: nothing to go by.
         """
         chunk = self._options.allocation_chunk_bytes
-        if self._opener.disk.is_delta:
+        disk = self._opener.disk
+        if disk.is_delta or _DELTA_NAME.search(disk.path):
             return Ability.NONE
         if not self._options.query_allocated or self._size_bytes < chunk:
             return Ability.NONE

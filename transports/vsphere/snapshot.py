@@ -33,7 +33,7 @@ CREATE_TIMEOUT_S: Final = 30 * 60.0
 REMOVE_TIMEOUT_S: Final = 24 * 3600.0
 RECONFIGURE_TIMEOUT_S: Final = 10 * 60.0
 _QUERY_TRIES: Final = 3
-_QUERY_PAUSE_S: Final = 2.0
+_QUERY_PAUSE_S: Final = 1.0
 
 
 def list_snapshots(connection: Connection, vm_moref: str) -> list[SnapshotInfo]:

@@ -79,6 +79,26 @@ def test_allocation_covers_the_data(vsphere: Vsphere, site: LabSite, frozen: Any
     }
 
 
+def test_a_vm_with_a_snapshot_of_somebody_else(vsphere: Vsphere, site: LabSite) -> None:
+    vm = vm_named(vsphere, "vm01")
+    foreign = vsphere.create_snapshot(vm.moref, name="before the update", description="", quiesce=False)
+    site.guest_write(site.disk("vm01", 1), 3 << 20, b"x" * 4096)
+    content = site.disk("vm01", 1).live_file.read_bytes()
+    ours = vsphere.create_snapshot(vm.moref, name="vmhaul-backup 1", description="", quiesce=False)
+    assert [s.name for s in vsphere.snapshots(vm.moref)] == ["before the update", "vmhaul-backup 1"]
+    disk = disk_ref(vm, ours.disks[0], ours)
+    assert disk.is_delta
+    reader = open_reader(vsphere, disk, TransportMode.NBDSSL)
+    assert list(reader.allocated_extents(0, reader.size_bytes)) == [
+        Extent(offset=0, length=reader.size_bytes)
+    ]
+    assert read_all(reader) == content
+    reader.close()
+    vsphere.remove_snapshot(vm.moref, ours.moref)
+    assert [s.moref for s in vsphere.snapshots(vm.moref)] == [foreign.moref]
+    assert site.disk("vm01", 1).live_file.read_bytes() == content
+
+
 def test_the_file_of_a_running_vm_is_refused(vsphere: Vsphere) -> None:
     vm = vm_named(vsphere, "vm01")
     with pytest.raises(PermanentTransportError, match="running VM writes to"):

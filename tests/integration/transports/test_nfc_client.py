@@ -23,7 +23,7 @@ from transports.network import Compression, NetworkOptions, open_reader, open_wr
 from transports.vsphere.model import NfcTicket
 from transports.wrappers import ReconnectingReader, ReconnectingWriter
 
-PATH = "[ds1] db01/db01-000001.vmdk"
+PATH = "[ds1] db01/db01.vmdk"
 IMAGE = b"".join((n % 251 + 1).to_bytes(1) * 512 for n in range(4096))
 MODES = [TransportMode.NBD, TransportMode.NBDSSL]
 OPTIONS = NetworkOptions(io_timeout_s=10)
@@ -300,7 +300,7 @@ def test_a_failed_read_is_told(start: Start, quirks: Quirks) -> None:
     with start(quirks) as host:
         reader = open_reader(TicketOffice(host), host.disk(PATH), TransportMode.NBD, OPTIONS)
         reader.read_into(0, memoryview(bytearray(512)))
-        with pytest.raises(TransientTransportError, match=r"db01-000001\.vmdk"):
+        with pytest.raises(TransientTransportError, match=r"db01\.vmdk"):
             reader.read_into(1 << 20, memoryview(bytearray(512)))
         reader.close()
 
@@ -328,6 +328,19 @@ def test_a_last_chunk_that_is_not_whole_is_always_listed(start: Start) -> None:
             Extent(offset=1 << 20, length=512)
         ]
         reader.close()
+
+
+@pytest.mark.parametrize("is_delta", [False, True])
+def test_what_a_delta_allocates_is_not_believed(tmp_path: Path, is_delta: bool) -> None:
+    """A host tells what the one file holds; what its parents hold would be lost."""
+    path = PATH if is_delta else "[ds1] db01/db01-000001.vmdk"
+    with nfc_host(tmp_path, {path: bytearray(1 << 20)}) as host:
+        disk = replace(host.disk(path), is_delta=is_delta)
+        reader = open_reader(TicketOffice(host), disk, TransportMode.NBD, OPTIONS)
+        assert reader.capabilities.allocated_extents is Ability.NONE
+        assert list(reader.allocated_extents(0, 1 << 20)) == [Extent(offset=0, length=1 << 20)]
+        reader.close()
+        assert host.seen.allocation_queries == []
 
 
 def test_a_host_that_cannot_tell_costs_one_more_ticket(start: Start) -> None:
