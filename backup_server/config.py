@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import tomllib
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -152,3 +153,5 @@ def load_settings(**given: Any) -> Settings:
             f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}" for item in error.errors()
         )
         raise SettingsError(f"settings cannot be used: {wrong}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"{SETTINGS_FILE} in the data directory cannot be read: {error}") from error

@@ -1,0 +1,143 @@
+"""Migrations and tables say the same, on both databases."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+
+from backup_server.db.engine import create_engine, open_database
+from backup_server.db.migrate import current_revision, head_revision, upgrade
+from backup_server.db.tables import Base, Setting
+from backup_server.errors import SettingsError, UnavailableError
+
+
+def test_migrated_schema_is_the_tables(database_url: str) -> None:
+    engine = create_engine(database_url)
+    assert current_revision(engine) is None
+    upgrade(engine)
+    assert current_revision(engine) == head_revision()
+    with engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, Base.metadata) == []
+    engine.dispose()
+
+
+def test_partial_indices_are_migrated(database_url: str) -> None:
+    engine = create_engine(database_url)
+    upgrade(engine)
+    indices = {index["name"]: index for index in sa.inspect(engine).get_indexes("sessions")}
+    found = indices["uq_sessions_one_open_per_job"]
+    assert found["unique"]
+    where = str(found["dialect_options"][f"{engine.dialect.name}_where"])
+    assert "finished" in where
+    engine.dispose()
+
+
+def test_upgrade_may_be_repeated_and_keeps_data(database_url: str) -> None:
+    for _ in range(2):
+        database = open_database(database_url)
+        with database() as s:
+            s.merge(Setting(name="a", value="b"))
+        database.close()
+    database = open_database(database_url)
+    with database.read() as s:
+        assert s.get_one(Setting, "a").value == "b"
+    database.close()
+
+
+def test_newer_schema_is_refused(database_url: str) -> None:
+    engine = create_engine(database_url)
+    upgrade(engine)
+    with engine.begin() as connection:
+        connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(SettingsError, match="9999"):
+        upgrade(engine)
+    engine.dispose()
+
+
+def test_two_servers_that_start_together_take_turns(database_url: str) -> None:
+    problems: list[Exception] = []
+
+    def start() -> None:
+        engine = create_engine(database_url)
+        try:
+            upgrade(engine)
+        except Exception as error:  # noqa: BLE001 - looked at below
+            problems.append(error)
+        engine.dispose()
+
+    threads = [threading.Thread(target=start) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert problems == []
+    engine = create_engine(database_url)
+    assert current_revision(engine) == head_revision()
+    engine.dispose()
+
+
+def test_writers_wait_for_each_other(database_url: str) -> None:
+    """Read, then write, in many threads: with a deferred begin SQLite would refuse most of them."""
+    database = open_database(database_url)
+    with database() as s:
+        s.add(Setting(name="n", value="0"))
+
+    def count() -> None:
+        for _ in range(20):
+            with database() as s:
+                row = s.get_one(Setting, "n", with_for_update=True)
+                row.value = str(int(row.value) + 1)
+
+    threads = [threading.Thread(target=count) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    with database.read() as s:
+        assert s.get_one(Setting, "n").value == "80"
+    database.close()
+
+
+def test_rolled_back_by_an_exception(database_url: str) -> None:
+    database = open_database(database_url)
+
+    def fail() -> None:
+        with database() as s:
+            s.add(Setting(name="n", value="0"))
+            s.flush()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    with database.read() as s:
+        assert s.get(Setting, "n") is None
+    database.close()
+
+
+def test_sqlite_is_set_up_for_safety(tmp_path: Path) -> None:
+    database = open_database(f"sqlite:///{tmp_path / 'x.db'}")
+    with database.engine.connect() as connection:
+        pragmas = {
+            name: connection.scalar(sa.text(f"PRAGMA {name}"))
+            for name in ("journal_mode", "foreign_keys", "synchronous")
+        }
+    assert pragmas == {"journal_mode": "wal", "foreign_keys": 1, "synchronous": 2}
+    database.close()
+
+
+@pytest.mark.parametrize("url", ["mysql://host/db", "not a url"])
+def test_databases_that_are_not_supported(url: str) -> None:
+    with pytest.raises(SettingsError):
+        create_engine(url)
+
+
+def test_database_that_does_not_answer() -> None:
+    with pytest.raises(UnavailableError) as caught:
+        open_database("postgresql://user:hunter2@127.0.0.1:1/db")
+    assert "hunter2" not in str(caught.value)
