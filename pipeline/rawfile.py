@@ -23,7 +23,6 @@ from transports.base import (
 
 MAX_REQUEST_BYTES: Final = 16 << 20
 FILE_MODE: Final = 0o600
-MERGE_GAP_BYTES: Final = 0
 FILE_SYSTEM_MODE: Final = TransportMode.DIRECT_NFS
 """A reader must name a mode; this one reads a file through a mounted file system, as that mode does."""
 

@@ -27,7 +27,6 @@ LoadNode = Callable[[bytes], bytes]
 StoreNode = Callable[[bytes], bytes]
 """Takes the content of a map node, returns its id."""
 
-MAX_LEVEL: Final = 7  # 1024^8 blocks; no disk comes near
 _EMPTY_ENTRIES: Final = bytes(NODE_BYTES_MAX)
 
 

@@ -141,19 +141,6 @@ def pack_header(keyring: Keyring, pack_id: bytes) -> bytes:
     return PACK_HEADER.pack(PACK_MAGIC, FORMAT_VERSION, 0, 0, keyring.repository_id, pack_id)
 
 
-def read_footer(storage: Storage, keyring: Keyring, pack_id: bytes) -> PackSegment:
-    """What a pack says of itself. Raises IntegrityError."""
-    name = layout.pack_name(pack_id)
-    pack_size = storage.size_bytes(name)
-    if pack_size < PACK_HEADER.size + PACK_TRAILER.size:
-        raise IntegrityError(f"{name} is truncated: {pack_size} bytes")
-    trailer = storage.read_range(name, pack_size - PACK_TRAILER.size, PACK_TRAILER.size)
-    footer_offset, footer_length = parse_trailer(trailer, pack_id, pack_size)
-    return parse_footer(
-        keyring, pack_id, pack_size, storage.read_range(name, footer_offset, footer_length)
-    )
-
-
 def parse_trailer(trailer: Buffer, pack_id: bytes, pack_size: int) -> tuple[int, int]:
     """Offset and length of the footer. Raises IntegrityError."""
     footer_offset, footer_length, its_id, magic = PACK_TRAILER.unpack(trailer)

@@ -7,7 +7,7 @@ from typing import Final
 
 import zstandard
 
-from pipeline.crypto.aead import ENGINE, NONCE_BYTES, TAG_BYTES, Aead
+from pipeline.crypto.aead import ENGINE, NONCE_BYTES, Aead
 from pipeline.crypto.keyring import Keyring
 from pipeline.errors import IntegrityError
 from pipeline.repository.format import (
@@ -108,8 +108,3 @@ def decoded(
     if len(plain) != raw_length:
         raise IntegrityError(f"{what} is damaged: {len(plain)} bytes instead of {raw_length}")
     return plain
-
-
-def sealed_size_bytes(body_length: int, algorithm: Aead) -> int:
-    """Size of a sealed object whose encoded payload has `body_length`."""
-    return SEALED_HEADER.size + body_length + TAG_BYTES[algorithm]
