@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 from backup_server.cli.bars import Bars
+from backup_server.cli.door import Door
 from backup_server.cli.exits import CliError, Exit
-from backup_server.cli.follow import PATIENCE_S, Watch
+from backup_server.cli.follow import PATIENCE_S, Watch, follow
 
 
 class ScriptedApi:
@@ -114,3 +118,36 @@ def test_bars_follow_the_running_disks() -> None:
         assert (total.completed, total.total) == (40, 100)
         assert total.fields["eta"] == "ETA 6.0s"
         assert total.fields["note"] == "bottleneck source"
+
+
+def _door(api: object, *, json: bool) -> Door:
+    door = Door(data=Path("/data"), server=None, token_file=None, json=json)
+    door._api = api  # type: ignore[assignment]
+    return door
+
+
+def test_ctrl_c_detaches_and_says_how_to_go_on(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Interrupted:
+        def get(self, path: str, **query: Any) -> Any:
+            raise KeyboardInterrupt
+
+    monkeypatch.delenv("VMHAUL_DATA", raising=False)
+    with pytest.raises(typer.Exit) as caught:
+        follow(_door(Interrupted(), json=False), {"id": "12345678-aaaa"})
+    assert caught.value.exit_code == 130
+    told = capsys.readouterr().err
+    assert "`vmhaul session follow 12345678 --data /data`" in told
+    assert "`vmhaul session cancel 12345678 --data /data`" in told
+
+
+@pytest.mark.parametrize(("result", "code"), [("warning", 3), ("failed", 4), ("cancelled", 6)])
+def test_the_exit_code_tells_the_result(
+    capsys: pytest.CaptureFixture[str], result: str, code: int
+) -> None:
+    final = {**FINISHED, "id": "s1", "kind": "backup", "result": result}
+    with pytest.raises(typer.Exit) as caught:
+        follow(_door(ScriptedApi(final), json=True), {"id": "s1"})
+    assert caught.value.exit_code == code
+    assert json.loads(capsys.readouterr().out) == final
