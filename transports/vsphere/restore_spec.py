@@ -15,7 +15,7 @@ from typing import Any, Final
 from pyVmomi import vim
 
 from transports.vsphere.config_export import SavedConfig
-from transports.vsphere.devices import capacity_bytes, controllers, disks
+from transports.vsphere.devices import controllers, disks
 from transports.vsphere.model import NewDisk, VmPlacement
 
 _d: Any = vim.vm.device
@@ -213,10 +213,6 @@ def boot_order(saved: SavedConfig, devices: Iterable[Any]) -> list[Any]:
             entry.deviceKey = new.key
             order.append(entry)
     return order
-
-
-def disk_capacity_bytes(disk: Any) -> int:
-    return capacity_bytes(disk)
 
 
 def _device_changes(

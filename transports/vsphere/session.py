@@ -15,11 +15,12 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
+from xml.parsers.expat import ExpatError
 
 import httpx
 from pyVmomi import SoapStubAdapter, VmomiSupport, vim, vmodl
 
-from transports.errors import SessionExpiredError
+from transports.errors import SessionExpiredError, TransportError
 from transports.tls import pinned_context
 from transports.vsphere.faults import translated
 from transports.vsphere.model import CloneTicket, Endpoint, Login
@@ -190,7 +191,7 @@ class Session:
         try:
             content = vim.ServiceInstance("ServiceInstance", stub).RetrieveContent()
             content.sessionManager.Logout()
-        except (vmodl.MethodFault, OSError, http.client.HTTPException):
+        except (vmodl.MethodFault, OSError, http.client.HTTPException, ExpatError, TransportError):
             pass  # the server forgets an idle session by itself
         finally:
             stub.DropConnections()

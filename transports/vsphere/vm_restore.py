@@ -11,7 +11,7 @@ from transports.errors import ObjectGoneError, PermanentTransportError, Transpor
 from transports.vsphere import restore_spec, tasks
 from transports.vsphere.config_export import SavedConfig
 from transports.vsphere.datastore_files import put_file
-from transports.vsphere.devices import disk_infos
+from transports.vsphere.devices import capacity_bytes, disk_infos
 from transports.vsphere.faults import translated
 from transports.vsphere.inventory import find_datastore
 from transports.vsphere.model import DiskInfo, NewDisk, PowerState, VmPlacement
@@ -78,10 +78,10 @@ def add_disks(
                 f"vSphere added the disk for key {new.disk_key} to VM {vm_moref}, but it is not at"
                 f" {where[0]} {where[1]}:{where[2]}; delete the VM and restore again"
             )
-        if restore_spec.disk_capacity_bytes(disk) != new.capacity_bytes:
+        if capacity_bytes(disk) != new.capacity_bytes:
             raise PermanentTransportError(
                 f"the disk at {where[0]} {where[1]}:{where[2]} of VM {vm_moref} has"
-                f" {restore_spec.disk_capacity_bytes(disk)} bytes instead of {new.capacity_bytes};"
+                f" {capacity_bytes(disk)} bytes instead of {new.capacity_bytes};"
                 " delete the VM and restore again"
             )
         found[new.disk_key] = next(info for info in disk_infos(devices) if info.key == disk.key)
