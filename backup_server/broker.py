@@ -20,6 +20,7 @@ from proxy_worker.contracts.names import celery_socket_url, redis_client_url
 MAX_SOCKET_PATH_BYTES: Final = 107  # sockaddr_un.sun_path has 108 with the closing NUL
 SOCKET_NAME: Final = "broker.sock"
 _PROGRAMS: Final = ("valkey-server", "redis-server")
+_AOF_NAMES: Final = ("appendonlydir", "appendonly.aof")  # from version 7 on, and before
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +33,7 @@ class EmbeddedBroker:
     """For Celery and for proxies: `redis+socket://...`."""
     redis_url: str
     """For redis-py: `unix://...`."""
+    data_dir: Path
 
     def answers(self, timeout_s: float = 1.0) -> bool:
         """Whether it is there and has loaded its data."""
@@ -43,6 +45,20 @@ class EmbeddedBroker:
                 return connection.recv(64).startswith(b"+PONG")
             except OSError:
                 return False
+
+    def set_data_aside(self) -> str:
+        """Let it start empty: what it held is in SQL and is published again. Answers what was done;
+        empty when there was nothing to set aside. The data of the time before is replaced.
+        """
+        held = [self.data_dir / name for name in _AOF_NAMES if (self.data_dir / name).exists()]
+        if not held:
+            return ""
+        aside = self.data_dir / "damaged"
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(mode=0o700)
+        for path in held:
+            path.rename(aside / path.name)
+        return f"its data may be damaged and was moved to {aside}; it starts empty, which loses nothing"
 
 
 def find_program() -> Path:
@@ -96,6 +112,7 @@ def prepare(broker_dir: Path, run_dir: Path) -> EmbeddedBroker:
         socket_path=socket_path,
         celery_url=url,
         redis_url=redis_client_url(url),
+        data_dir=broker_dir,
     )
 
 

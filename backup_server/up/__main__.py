@@ -43,7 +43,13 @@ def _broker(options: UpOptions) -> ChildSpec:
         embedded = broker.prepare(options.data_dir / "broker", options.run_dir)
     except SettingsError as error:
         raise UpError(str(error)) from error
-    return ChildSpec(name="broker", argv=embedded.command, stop_s=BROKER_STOP_S, ready=embedded.answers)
+    return ChildSpec(
+        name="broker",
+        argv=embedded.command,
+        stop_s=BROKER_STOP_S,
+        ready=embedded.answers,
+        mend=embedded.set_data_aside,
+    )
 
 
 def _run(given: dict[str, object]) -> int:

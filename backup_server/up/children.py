@@ -17,6 +17,9 @@ _PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
 BACKOFF_FIRST_S: Final = 1.0
 BACKOFF_MAX_S: Final = 30.0
 STEADY_AFTER_S: Final = 30.0
+AT_ONCE_S: Final = 5.0
+MEND_AFTER: Final = 2
+"""So many ends in a row right after the start are no accident."""
 """A child that lived this long starts again with the first back-off."""
 LOG_KEEP_BYTES: Final = 16 * 1024 * 1024
 
@@ -32,6 +35,8 @@ class ChildSpec:
     stop_s: float
     """How long it may take to end after SIGTERM."""
     ready: Callable[[], bool] | None = None
+    mend: Callable[[], str] | None = None
+    """What may help when it ends at once after every start; answers what was done, empty for nothing."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -45,6 +50,8 @@ class Child:
     restart_at: float | None = None
     backoff_s: float = BACKOFF_FIRST_S
     restarts: int = field(default=0)
+    ends_at_once: int = field(default=0)
+    """In a row."""
 
     @property
     def log_file(self) -> Path:
@@ -87,6 +94,7 @@ class Child:
         """After an end that was not asked for: when to start again, in seconds from now."""
         if now - self.started_at >= STEADY_AFTER_S:
             self.backoff_s = BACKOFF_FIRST_S
+        self.ends_at_once = self.ends_at_once + 1 if now - self.started_at < AT_ONCE_S else 0
         wait_s = self.backoff_s
         self.restart_at = now + wait_s
         self.backoff_s = min(BACKOFF_MAX_S, self.backoff_s * 2)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from backup_server.up.children import Child, ChildSpec
+from backup_server.up.children import MEND_AFTER, Child, ChildSpec
 from backup_server.up.options import UP_FILE, UpError, UpOptions, read_json, write_private
 
 TICK_S: Final = 0.25
@@ -71,10 +71,14 @@ class Supervisor:
         if spec.ready is None:
             return
         until = self.clock() + START_LIMIT_S
+        mended = False
         while not spec.ready():
             if self.stopping.wait(0.05):
                 return
-            if not child.running:
+            if not child.running and not mended and self._mend(child):
+                mended = True
+                child.start(self.clock())
+            elif not child.running:
                 raise UpError(
                     f"the {spec.name} did not start; the end of {child.log_file}:\n{child.last_lines(8)}"
                 )
@@ -108,9 +112,18 @@ class Supervisor:
                     f"{child.spec.name} ended ({_how(code)}); it starts again in {wait_s:.0f} s. "
                     f"See {child.log_file}"
                 )
+                if child.ends_at_once >= MEND_AFTER:
+                    self._mend(child)
             elif now >= child.restart_at:
                 child.start(now)
         self._match_local_proxies()
+
+    def _mend(self, child: Child) -> bool:
+        """Whether something was done that may let it start."""
+        done = child.spec.mend() if child.spec.mend is not None else ""
+        if done:
+            self.say(f"{child.spec.name} cannot start: {done}")
+        return bool(done)
 
     def _match_local_proxies(self) -> None:
         """Workers for exactly the local proxies that the server wrote down."""

@@ -38,7 +38,9 @@ def wait_until(what: str, probe: Callable[[], Any], timeout_s: float = 60, pause
 
 class CliError(AssertionError):
     def __init__(self, done: subprocess.CompletedProcess[str]) -> None:
-        super().__init__(f"{' '.join(done.args)} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
+        super().__init__(
+            f"{' '.join(done.args)} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
+        )
         self.done = done
 
 

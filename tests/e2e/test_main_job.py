@@ -35,7 +35,9 @@ def tasks(session: dict[str, Any]) -> list[dict[str, Any]]:
 @pytest.mark.postgres
 def test_backup_increment_and_both_restores(tmp_path: Path, site: LabSite, database_url: str) -> None:
     """Full, guest writes, increment by change tracking; every disk of both points and a whole VM equal."""
-    with platform(tmp_path / "data", database="" if "sqlite" in database_url else database_url) as product:
+    with platform(
+        tmp_path / "data", database="" if "sqlite" in database_url else database_url
+    ) as product:
         connect(product, site, tmp_path / "repo")
         create_job(product, "nightly", "--all")
 

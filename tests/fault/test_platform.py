@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
@@ -14,8 +13,8 @@ from typing import Any
 import psutil
 import pytest
 import redis
-from vmhaul_lab.plan import VmPlan
 from vmhaul_lab.images import DiskPlan
+from vmhaul_lab.plan import VmPlan
 from vmhaul_lab.site import LabSite
 from vmhaul_lab.testing import labvc_binary
 
@@ -31,7 +30,8 @@ VMS = (
     VmPlan(
         name="vm01",
         disks=tuple(
-            DiskPlan(label=f"disk{n}", capacity_bytes=24 * MIB, layout="raw", thin=False) for n in (0, 1)
+            DiskPlan(label=f"disk{n}", capacity_bytes=24 * MIB, layout="raw", thin=False)
+            for n in (0, 1)
         ),
     ),
 )
@@ -61,7 +61,11 @@ def slow(site: LabSite, delay_s: float = 1.5) -> None:
 
 
 def assert_sound(
-    product: Platform, site: LabSite, session: dict[str, Any], expected: dict[tuple[str, int], str], tmp_path: Path
+    product: Platform,
+    site: LabSite,
+    session: dict[str, Any],
+    expected: dict[tuple[str, int], str],
+    tmp_path: Path,
 ) -> None:
     """A correct end: one restore point, equal to the source, and nothing left on vSphere."""
     assert session["result"] == "success", explain(session)
@@ -124,7 +128,9 @@ def test_everything_killed_and_started_again(
 
 
 def broker(product: Platform) -> redis.Redis:
-    found = [p for p in (product.data / "run").glob("*.sock") if "redis" in p.name or "broker" in p.name]
+    found = [
+        p for p in (product.data / "run").glob("*.sock") if "redis" in p.name or "broker" in p.name
+    ]
     found += list((product.data / "broker").glob("*.sock"))
     assert found, "the embedded broker's socket"
     return redis.Redis(unix_socket_path=str(found[0]))
@@ -145,7 +151,7 @@ def test_redis_emptied_in_the_middle_of_a_session(
     assert_sound(product, site, session, expected, tmp_path)
 
 
-def test_redis_restarted_empty_before_tasks_are_placed(
+def test_redis_killed_and_its_data_damaged_before_tasks_are_placed(
     product: Platform, site: LabSite, job: str, tmp_path: Path
 ) -> None:
     expected = hashes(site, "vm01")
@@ -153,13 +159,19 @@ def test_redis_restarted_empty_before_tasks_are_placed(
     session_id = product.start_job(job)
     wait_until(
         "tasks wait for a proxy",
-        lambda: any(task["state"] == "pending" for vm in product.session(session_id)["vms"] for task in vm["tasks"]),
+        lambda: any(
+            task["state"] == "pending"
+            for vm in product.session(session_id)["vms"]
+            for task in vm["tasks"]
+        ),
     )
     with broker(product) as connection:
         connection.flushall()
         pid = connection.info("server")["process_id"]
     psutil.Process(pid).kill()
-    shutil.rmtree(product.data / "broker" / "appendonlydir")
+    # Half of its files gone is worse than all: such a broker does not start by itself.
+    for file in (product.data / "broker" / "appendonlydir").glob("*.incr.aof"):
+        file.unlink()
     product.run("proxy", "enable", "default")
     session = product.wait_for(session_id)
 
