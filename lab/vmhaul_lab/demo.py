@@ -11,15 +11,14 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from vmhaul_lab import plan
-from vmhaul_lab.control import LabDisk
 from vmhaul_lab.demo_report import Outcome, increment_sentence, print_outcomes
 from vmhaul_lab.errors import LabError
 from vmhaul_lab.guests import BusyGuests
@@ -30,12 +29,15 @@ from vmhaul_lab.state import ProcessMark, write_private
 
 DEMO_FILE = "demo.json"
 JOB = "nightly"
-SESSION_TIMEOUT_S = 600.0
-# Two at a time: hashing and checking keep a core busy each.
-_PARALLEL = 2
+# Far above what a session takes on a slow machine; a demo that hangs must end by itself.
+SESSION_TIMEOUT_S = {"small": 120.0, "normal": 240.0, "large": 3600.0}
+# Hashing keeps a core busy.
+_HASHES_AT_A_TIME = 2
+# As many as the two proxies have slots for.
+_RESTORES_AT_A_TIME = 4
 
 Evidence = dict[tuple[str, int], str]
-"""Digest by (VM, number of the disk from 1)."""
+"""Digest by (VM, device key of the disk)."""
 
 
 class DemoError(LabError):
@@ -105,6 +107,19 @@ def stop_demo(directory: Path) -> None:
     shutil.rmtree(directory)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _DiskOrder:
+    """A disk to restore to a raw file, and what it has to be like."""
+
+    words: tuple[str, ...]
+    target: Path
+    wanted: str
+    outcome: Outcome
+
+    def compare(self) -> None:
+        self.outcome.compare(self.target, self.wanted)
+
+
 class Demo:
     """One performance; `perform`, then `end`."""
 
@@ -114,11 +129,13 @@ class Demo:
         self._keep = keep
         self._data = directory / "data"
         self._restored = directory / "restored"
-        self._shell = Shell(directory, self._data)
+        self._timeout_s = SESSION_TIMEOUT_S[size]
+        self._shell = Shell(directory, self._data, timeout_s=self._timeout_s)
         self._site = LabSite(directory / "site", plan.sized(size), detached=keep)
         self._marks: list[ProcessMark] = []
         self._vms: list[str] = []
         self._outcomes: list[Outcome] = []
+        self._flower = ""
         self._pause = threading.Event()
 
     def perform(self) -> None:
@@ -196,6 +213,7 @@ class Demo:
         shell.say(f"$ cd {self._directory}; export VMHAUL_DATA={self._data}")
         listen = f"127.0.0.1:{free_port(8470)}"
         flower = str(free_port(5555))
+        self._flower = f"http://127.0.0.1:{flower}"
         log = self._directory / "up.log"
         process = shell.start("up", "--listen", listen, "--flower-port", flower, log=log)
         self._remember(process.pid)
@@ -247,19 +265,11 @@ class Demo:
 
     def _evidence(self) -> Evidence:
         """Digests of all live disks. Nothing writes to them until the next snapshot is made."""
-        disks = self._numbered()
-        with ThreadPoolExecutor(_PARALLEL) as pool:
-            digests = pool.map(digest, (disk.live_file for disk in disks.values()))
-            evidence = dict(zip(disks, digests, strict=True))
-        self._shell.say(f"SHA-256 of {len(evidence)} live disks taken")
-        return evidence
-
-    def _numbered(self) -> dict[tuple[str, int], LabDisk]:
-        found: dict[tuple[str, int], LabDisk] = {}
-        for vm in sorted({disk.vm for disk in self._site.disks()}):
-            disks = sorted(self._site.disks(vm), key=lambda disk: disk.key)
-            found.update({(vm, number): disk for number, disk in enumerate(disks, start=1)})
-        return found
+        disks = self._site.disks()
+        with ThreadPoolExecutor(_HASHES_AT_A_TIME) as pool:
+            digests = list(pool.map(digest, (disk.live_file for disk in disks)))
+        self._shell.say(f"SHA-256 of {len(disks)} live disks taken")
+        return {(disk.vm, disk.key): value for disk, value in zip(disks, digests, strict=True)}
 
     def _run_job(self, *, busy: bool) -> dict[str, Any]:
         if busy:
@@ -286,49 +296,52 @@ class Demo:
             f"updated; {total['written_bytes'] / 2**20:.0f} MiB written by the guests"
         )
 
-    def _restore_disks(self, points: tuple[tuple[str, Evidence, dict[str, Any]], ...]) -> None:
-        """Every disk of every VM of both restore points, to raw files; the first one is watched."""
-        waiting: list[tuple[Outcome, Path, str, str]] = []
+    def _restore_disks(self, points: Sequence[tuple[str, Evidence, dict[str, Any]]]) -> None:
+        """Every disk of every VM of both restore points, to raw files. The first disk of each point is
+        watched, the others are restored several at a time.
+        """
+        orders: list[_DiskOrder] = []
         for point, evidence, session in points:
+            first = len(orders)
             for vm in session["vms"]:
                 for number, task in enumerate(_by_key(vm["tasks"]), start=1):
-                    target = self._restored / f"{vm['name']}{point}-disk{number}.raw"
-                    words = [
-                        *("restore", "disk", f"{vm['name']}{point}", "--disk", str(number)),
-                        *("--to", str(target.relative_to(self._directory))),
-                    ]
-                    outcome = Outcome.of_task(session, vm["name"], task)
-                    self._outcomes.append(outcome)
-                    if not waiting:
-                        self._shell.run(*words)
-                        started = ""
-                    else:
-                        self._shell.echo(*words, "--no-follow")
-                        started = self._shell.ask(*words, "--no-follow")["id"]
-                    waiting.append((outcome, target, evidence[vm["name"], number], started))
-        for _outcome, target, _wanted, session_id in waiting:
-            if session_id:
-                self._finished(session_id, f"the restore to {target.name}")
-        with ThreadPoolExecutor(_PARALLEL) as pool:
-            for _ in pool.map(lambda item: item[0].compare(item[1], item[2]), waiting):
-                pass
-        equal = sum(outcome.equal for outcome in self._outcomes)
-        self._shell.say(f"{equal} of {len(waiting)} restored disks have the SHA-256 of their source")
+                    target = f"restored/{vm['name']}{point}-disk{number}.raw"
+                    words = (
+                        "restore",
+                        "disk",
+                        f"{vm['name']}{point}",
+                        "--disk",
+                        str(number),
+                        "--to",
+                        target,
+                    )
+                    order = _DiskOrder(
+                        words=words,
+                        target=self._directory / target,
+                        wanted=evidence[vm["name"], int(task["disk_key"])],
+                        outcome=Outcome.of_task(session, vm["name"], task),
+                    )
+                    orders.append(order)
+            self._shell.run(*orders[first].words)
+            for order in orders[first + 1 :]:
+                self._shell.echo(*order.words, suffix=" &")
+            with ThreadPoolExecutor(_RESTORES_AT_A_TIME) as pool:
+                list(pool.map(self._restore_disk, orders[first + 1 :]))
+            orders[first].compare()
+            equal = sum(order.outcome.equal for order in orders[first:])
+            self._shell.say(
+                f"{equal} of {len(orders) - first} disks restored from {point} have the SHA-256 of their source"
+            )
+        self._outcomes += [order.outcome for order in orders]
 
-    def _finished(self, session_id: str, what: str) -> dict[str, Any]:
-        until = time.monotonic() + SESSION_TIMEOUT_S
-        while True:
-            session: dict[str, Any] = self._shell.ask("session", "show", session_id)
-            if session["state"] == "finished":
-                break
-            if time.monotonic() > until:
-                raise DemoError(
-                    f"{what} (session {session_id}) did not end in {SESSION_TIMEOUT_S:.0f} s"
-                )
-            self._pause.wait(0.3)
-        if session["result"] != "success":
-            raise DemoError(f"{what} ended: {session['result']}: {session['reason']}")
-        return session
+    def _restore_disk(self, order: "_DiskOrder") -> None:
+        """Restore one disk unseen, wait for its end and compare it."""
+        session = self._shell.ask(*order.words)
+        if session.get("result") != "success":
+            raise DemoError(
+                f"the restore to {order.target.name} ended: {session.get('result')}: {session.get('reason')}"
+            )
+        order.compare()
 
     def _restore_vm(self, vm: str, point: str, name: str, evidence: Evidence) -> None:
         if vm not in self._vms:
@@ -339,9 +352,9 @@ class Demo:
         disks = sorted(self._site.disks(name), key=lambda disk: disk.key)
         if len(disks) != len(tasks) or not disks:
             raise DemoError(f"VM {name} came back with {len(disks)} disks of {len(tasks)}")
-        for number, (disk, task) in enumerate(zip(disks, tasks, strict=True), start=1):
+        for disk, task in zip(disks, tasks, strict=True):
             outcome = Outcome.of_task(session, name, task)
-            outcome.compare(disk.live_file, evidence[vm, number])
+            outcome.compare(disk.live_file, evidence[vm, int(task["disk_key"])])
             self._outcomes.append(outcome)
 
     def _no_snapshot_left(self) -> None:
@@ -351,12 +364,12 @@ class Demo:
         self._shell.say("no snapshot is left on any VM")
 
     def _say_kept(self) -> None:
-        about = json.loads((self._data / "run" / "server.json").read_text())
-        flower = about.get("flower_url") or "see up.log"
+        url = json.loads((self._data / "run" / "server.json").read_text())["url"]
+        login = self._shell.ask("console")["path"]
         print(
             f"\nEverything goes on running:\n"
-            f"  console   {about['url']}  (token: see {self._data}/run/server.json)\n"
-            f"  Flower    {flower}\n"
+            f"  console   {url}{login}  (once, within ten minutes; then: vmhaul console)\n"
+            f"  Flower    {self._flower}\n"
             f"  vCenter   https://{self._site.address}  user {self._site.user}  password {self._site.password}\n"
             f"  CLI       export VMHAUL_DATA={self._data}\n"
             f"  site      vmhaul-lab status --dir {self._directory / 'site'}\n"

@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -26,6 +28,7 @@ class Outcome:
     read_bytes: int
     transferred_bytes: int
     duration_s: float
+    restored: bool
     compared: bool = False
     equal: bool = False
     checked: str = ""
@@ -33,23 +36,42 @@ class Outcome:
 
     @classmethod
     def of_task(cls, session: dict[str, Any], vm: str, task: dict[str, Any]) -> "Outcome":
-        """From a session's task as the API tells it."""
+        """From a session's task as the API tells it; a restore may tell its progress alone."""
         stats = task.get("stats") or {}
+        progress = task.get("progress") or {}
+        restored = session["kind"] == "restore"
+        moved = int(stats.get("stored_bytes") or progress.get("stored_bytes") or 0)
+        read = int(stats.get("read_bytes") or progress.get("read_bytes") or 0)
         return cls(
-            what=str(task.get("read_mode") or session["kind"]),
+            what="restore VM" if restored else str(task.get("read_mode") or session["kind"]),
             vm=vm,
             disk=str(task.get("label") or task["disk_key"]),
             mode=str(task.get("mode") or "-"),
             proxy=str(task.get("proxy") or "-"),
-            read_bytes=int(stats.get("read_bytes") or 0),
-            transferred_bytes=int(stats.get("stored_bytes") or stats.get("written_bytes") or 0),
-            duration_s=float(stats.get("duration_s") or 0),
+            read_bytes=read,
+            transferred_bytes=moved,
+            duration_s=float(stats.get("duration_s") or _span_s(task)),
+            restored=restored,
         )
 
     @property
     def good(self) -> bool:
         """Compared, equal, and every file system clean."""
         return self.compared and self.equal and self.sound
+
+    @property
+    def ratio(self) -> float:
+        """How much smaller the data was in the repository than on the disk; 0 when nothing moved."""
+        large, small = self.read_bytes, self.transferred_bytes
+        if self.restored:
+            large, small = small, large
+        return large / small if small else 0
+
+    @property
+    def rate_mb_s(self) -> float:
+        """Megabytes of the disk's data per second."""
+        on_disk_bytes = self.transferred_bytes if self.restored else self.read_bytes
+        return on_disk_bytes / self.duration_s / 1e6 if self.duration_s else 0
 
     def compare(self, image: Path, wanted: str) -> None:
         """Compare a restored file with the digest of its source and check its file systems."""
@@ -76,6 +98,13 @@ class Outcome:
         return f"{self.vm} {self.disk} ({self.what}): {self.checked[:300]}"
 
 
+def _span_s(task: dict[str, Any]) -> float:
+    began, ended = task.get("started_at"), task.get("finished_at")
+    if not began or not ended:
+        return 0
+    return (datetime.fromisoformat(ended) - datetime.fromisoformat(began)).total_seconds()
+
+
 def totals(session: dict[str, Any]) -> tuple[int, int, int]:
     """(read, transferred, capacity) in bytes over all disks of a session."""
     stats = [task.get("stats") or {} for vm in session["vms"] for task in vm["tasks"]]
@@ -100,30 +129,28 @@ def increment_sentence(full: dict[str, Any], increment: dict[str, Any]) -> str:
 
 def print_outcomes(outcomes: Sequence[Outcome]) -> None:
     """The closing table."""
-    table = Table(show_edge=False, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for name in ("run", "VM", "disk", "mode", "proxy"):
-        table.add_column(name, no_wrap=name != "disk")
-    for name in ("read", "transferred", "ratio", "MB/s"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("SHA-256 equal", no_wrap=True)
+        table.add_column(name, no_wrap=True)
+    for name in ("read MiB", "transferred MiB", "ratio", "MB/s"):
+        table.add_column(name, justify="right")
+    table.add_column("SHA-256 equal")
     table.add_column("file systems")
     before = outcomes[0].what if outcomes else ""
     for outcome in outcomes:
         if outcome.what != before:
             table.add_section()
             before = outcome.what
-        ratio = outcome.read_bytes / outcome.transferred_bytes if outcome.transferred_bytes else 0
-        rate = outcome.read_bytes / outcome.duration_s / 1e6 if outcome.duration_s else 0
         table.add_row(
             outcome.what,
             outcome.vm,
             outcome.disk,
             outcome.mode,
             outcome.proxy,
-            f"{outcome.read_bytes / _MIB:,.1f} MiB",
-            f"{outcome.transferred_bytes / _MIB:,.1f} MiB",
-            f"{ratio:.2f}" if ratio else "-",
-            f"{rate:,.0f}" if rate else "-",
+            f"{outcome.read_bytes / _MIB:,.1f}",
+            f"{outcome.transferred_bytes / _MIB:,.1f}",
+            f"{outcome.ratio:.2f}" if outcome.ratio else "-",
+            f"{outcome.rate_mb_s:,.0f}" if outcome.rate_mb_s else "-",
             "[green]yes[/]" if outcome.equal else "[bold red]NO[/]",
             outcome.checked,
         )
@@ -131,3 +158,7 @@ def print_outcomes(outcomes: Sequence[Outcome]) -> None:
     if not console.is_terminal:
         console = Console(highlight=False, width=150)
     console.print(table)
+    console.print(
+        "full, increment: what the backup moved; SHA-256 of the disk restored to a raw file from that point.\n"
+        "restore VM: read from the repository, written to the new VM's disk; SHA-256 of that disk."
+    )

@@ -27,8 +27,9 @@ def vmhaul_program() -> Path:
 class Shell:
     """A shell in `directory` with VMHAUL_DATA set to `data` (below it)."""
 
-    def __init__(self, directory: Path, data: Path) -> None:
+    def __init__(self, directory: Path, data: Path, *, timeout_s: float = 600) -> None:
         self._directory = directory
+        self._timeout_s = timeout_s
         self._environment = {**os.environ, "VMHAUL_DATA": str(data)}
         self._program = vmhaul_program()
         self._colour = sys.stdout.isatty()
@@ -60,8 +61,13 @@ class Shell:
                 cwd=self._directory,
                 env=self._environment,
                 stdin=source,
+                timeout=self._timeout_s,
                 check=False,
             ).returncode
+        except subprocess.TimeoutExpired as error:
+            raise CommandError(
+                f"`vmhaul {shlex.join(map(str, words))}` did not end within {self._timeout_s:.0f} s"
+            ) from error
         finally:
             if not isinstance(source, int):
                 source.close()

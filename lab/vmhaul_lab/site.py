@@ -109,7 +109,9 @@ class LabSite:
             (self.directory / "datastores" / store.name).mkdir(parents=True)
         site = self.plan.site_json(self.directory, made, self.password, self._listen)
         write_private(description, json.dumps(site, indent=1))
-        self._child = Child((binary, "-site", description, "-stdinexit"), self.directory / "labvc.log")
+        # Attached, the site ends with this process, however that ends.
+        command = [binary, "-site", description, *(() if self._detached else ("-stdinexit",))]
+        self._child = Child(command, self.directory / "labvc.log", detached=self._detached)
         ready = self._child.ready()
         host, _, port = ready["vcenter"].rpartition(":")
         self.vcenter_host, self.vcenter_port = host, int(port)
