@@ -1,12 +1,18 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
 
+from backup_server.db.engine import create_engine
+from backup_server.db.migrate import upgrade
 from tests.support.postgres import create_database, drop_database, postgres_server
+
+DATABASES = ["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)]
+TEMPLATE = "vmhaul_template"
 
 
 @pytest.fixture(scope="session")
@@ -16,9 +22,7 @@ def postgres_url() -> Iterator[str]:
         yield url
 
 
-@pytest.fixture(
-    params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)],
-)
+@pytest.fixture(params=DATABASES)
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """URL of an empty job database: the test runs once on SQLite and once on PostgreSQL."""
     if request.param == "sqlite":
@@ -28,3 +32,37 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
     name = f"t{uuid4().hex}"
     yield create_database(server, name)
     drop_database(server, name)
+
+
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A migrated database file, to be copied: migrating costs more than most tests do."""
+    file = tmp_path_factory.mktemp("template") / "jobs.db"
+    _migrate(f"sqlite:///{file}")
+    return file
+
+
+@pytest.fixture(scope="session")
+def postgres_template(postgres_url: str) -> str:
+    """The same on PostgreSQL, by the template's name."""
+    _migrate(create_database(postgres_url, TEMPLATE))
+    return TEMPLATE
+
+
+def _migrate(url: str) -> None:
+    engine = create_engine(url)
+    upgrade(engine)
+    engine.dispose()
+
+
+@pytest.fixture(params=DATABASES)
+def migrated_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """URL of a job database with its tables, on SQLite and on PostgreSQL."""
+    if request.param == "sqlite":
+        file = tmp_path / "jobs.db"
+        shutil.copyfile(request.getfixturevalue("sqlite_template"), file)
+        return f"sqlite:///{file}"
+    server = request.getfixturevalue("postgres_url")
+    # Not dropped: the whole server goes at the end of the run.
+    template = request.getfixturevalue("postgres_template")
+    return create_database(server, f"t{uuid4().hex}", template=template)

@@ -11,7 +11,6 @@ import sqlalchemy as sa
 
 from backup_server.config import Settings
 from backup_server.db.engine import create_engine
-from backup_server.db.migrate import upgrade
 from backup_server.db.states import Result, SessionState, TaskState, change_state
 from backup_server.db.tables import Intent, Proxy, RestorePointRow, Session, SessionVm, Task
 from backup_server.services import jobs, repositories, sessions, vcenters
@@ -89,7 +88,7 @@ class FakeProxies:
 
 
 class Rig:
-    """One server over one database; `restart()` is what follows a kill."""
+    """One server over one migrated database; `restart()` is what follows a kill."""
 
     def __init__(self, tmp_path: Path, database_url: str, **settings: Any) -> None:
         self.plan = CrashPlan()
@@ -105,9 +104,6 @@ class Rig:
                 **settings,
             }
         )
-        engine = create_engine(self.settings.database_url)
-        upgrade(engine)
-        engine.dispose()
         self.ctx = self._open()
         self.engine = SessionEngine(self.ctx)
         self.janitor = Janitor(self.ctx)

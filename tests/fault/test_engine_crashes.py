@@ -19,8 +19,8 @@ from transports.errors import TransientTransportError
 
 
 @pytest.fixture
-def rig(tmp_path: Path, database_url: str) -> Iterator[Rig]:
-    rig = Rig(tmp_path, database_url).site()
+def rig(tmp_path: Path, migrated_url: str) -> Iterator[Rig]:
+    rig = Rig(tmp_path, migrated_url).site()
     yield rig
     rig.close()
 

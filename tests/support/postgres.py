@@ -123,11 +123,11 @@ def _wait_until_it_answers(port: int, server: subprocess.Popen[bytes], log: Path
             time.sleep(0.05)
 
 
-def create_database(server_url: str, name: str) -> str:
-    """URL of a new, empty database."""
+def create_database(server_url: str, name: str, *, template: str = "template1") -> str:
+    """URL of a new database: empty, or a copy of the template (that nobody is connected to)."""
     url = server_url.replace("postgresql+psycopg://", "postgresql://")
     with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute(f'CREATE DATABASE "{name}"')  # type: ignore[call-overload]
+        connection.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}" STRATEGY file_copy')  # type: ignore[call-overload]
     return server_url.rsplit("/", 1)[0] + f"/{name}"
 
 

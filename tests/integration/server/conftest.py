@@ -9,8 +9,8 @@ from tests.fakes.server import Rig
 
 
 @pytest.fixture
-def rig(tmp_path: Path, database_url: str) -> Iterator[Rig]:
-    """A server over an empty database with a vCenter and a repository."""
-    rig = Rig(tmp_path, database_url).site()
+def rig(tmp_path: Path, migrated_url: str) -> Iterator[Rig]:
+    """A server over a fresh database with a vCenter and a repository."""
+    rig = Rig(tmp_path, migrated_url).site()
     yield rig
     rig.close()

@@ -129,41 +129,33 @@ def test_point_in_use_cannot_be_deleted(backed_up: Rig) -> None:
     assert rig.repository.points == {}
 
 
-@pytest.mark.parametrize(
-    ("request_", "field"),
-    [
+def test_bad_disk_requests_name_the_field(backed_up: Rig) -> None:
+    requests: list[tuple[dict[str, object], str]] = [
         ({"disk": "9", "path": "/tmp/x"}, "disk"),
         ({"disk": 1, "path": "relative"}, "path"),
         ({"disk": True, "path": "/tmp/x"}, "disk"),
         ({"disk": 1, "path": "/tmp/x", "overwrite": "yes"}, "overwrite"),
         ({"disk": 1, "path": "/tmp/x", "colour": "red"}, "colour"),
-    ],
-)
-def test_bad_disk_requests_name_the_field(
-    backed_up: Rig, request_: dict[str, object], field: str
-) -> None:
-    with pytest.raises(InvalidError) as caught:
-        restores.restore_disk(backed_up.ctx, {"restore_point": "db01@latest", **request_})
-    assert field in caught.value.details
+    ]
+    for values, field in requests:
+        with pytest.raises(InvalidError) as caught:
+            restores.restore_disk(backed_up.ctx, {"restore_point": "db01@latest", **values})
+        assert field in caught.value.details, values
 
 
-@pytest.mark.parametrize(
-    ("request_", "field"),
-    [
+def test_bad_vm_requests_name_the_field(backed_up: Rig) -> None:
+    requests: list[tuple[dict[str, object], str]] = [
         ({"name": ""}, "name"),
         ({"name": "x", "datacenter": "DC9"}, "datacenter"),
         ({"name": "x", "datastore": "ds9"}, "datastore"),
         ({"name": "x", "disks": ["9"]}, "disks"),
         ({"name": "x", "keep_identity": True}, "keep_identity"),
         ({"name": "x", "thin": "maybe"}, "thin"),
-    ],
-)
-def test_bad_vm_requests_name_the_field(
-    backed_up: Rig, request_: dict[str, object], field: str
-) -> None:
-    with pytest.raises(InvalidError) as caught:
-        restores.restore_vm(backed_up.ctx, {"restore_point": "db01@latest", **request_})
-    assert field in caught.value.details
+    ]
+    for values, field in requests:
+        with pytest.raises(InvalidError) as caught:
+            restores.restore_vm(backed_up.ctx, {"restore_point": "db01@latest", **values})
+        assert field in caught.value.details, values
 
 
 def test_identity_may_be_kept_when_the_original_is_gone(backed_up: Rig) -> None:

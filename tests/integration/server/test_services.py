@@ -380,38 +380,39 @@ def test_proxy_states(rig: Rig) -> None:
 # -- jobs
 
 
-@pytest.mark.parametrize(
-    ("values", "field"),
-    [
-        ({"name": ""}, "name"),
-        ({"vcenter": "nowhere"}, "vcenter"),
-        ({"repository": "nowhere"}, "repository"),
-        ({"selection": {"include": []}}, "selection"),
-        ({"selection": {"include": [{"type": "planet", "name": "x"}]}}, "selection"),
-        ({"selection": {"include": [{"type": "vm"}]}}, "selection"),
-        ({"selection": {"include": [{"type": "all"}], "only": 1}}, "selection"),
-        ({"selection": {"include": [{"type": "all"}], "exclude_disks": [{"vm": "x"}]}}, "selection"),
-        ({"schedule": {"cron": "whenever"}}, "schedule"),
-        ({"schedule": {"cron": "* * * * * *"}}, "schedule"),
-        ({"schedule": {"cron": "0 1 * * *", "time_zone": "Mars/Olympus"}}, "schedule"),
-        ({"schedule": {"cron": "0 1 * * *", "missed": "maybe"}}, "schedule"),
-        ({"retention": {"keep": 0}}, "retention"),
-        ({"retention": {"keep": 1, "days": 1}}, "retention"),
-        ({"quiesce": "always"}, "quiesce"),
-        ({"compression": "best"}, "compression"),
-        ({"change_tracking": "yes"}, "change_tracking"),
-        ({"full_every_days": 0}, "full_every_days"),
-        ({"retries": {"count": -1}}, "retries"),
-        ({"retries": {"count": 1, "wait_s": 1, "x": 1}}, "retries"),
-        ({"proxies": ["nobody"]}, "proxies"),
-        ({"modes": ["warp"]}, "modes"),
-        ({"colour": "red"}, "colour"),
-    ],
-)
-def test_job_names_every_bad_field(rig: Rig, values: dict[str, Any], field: str) -> None:
-    with pytest.raises(InvalidError) as caught:
-        rig.job(**values)
-    assert list(caught.value.details) == [field]
+BAD_JOB_FIELDS: list[tuple[dict[str, Any], str]] = [
+    ({"name": ""}, "name"),
+    ({"vcenter": "nowhere"}, "vcenter"),
+    ({"repository": "nowhere"}, "repository"),
+    ({"selection": {"include": []}}, "selection"),
+    ({"selection": {"include": [{"type": "planet", "name": "x"}]}}, "selection"),
+    ({"selection": {"include": [{"type": "vm"}]}}, "selection"),
+    ({"selection": {"include": [{"type": "all"}], "only": 1}}, "selection"),
+    ({"selection": {"include": [{"type": "all"}], "exclude_disks": [{"vm": "x"}]}}, "selection"),
+    ({"schedule": {"cron": "whenever"}}, "schedule"),
+    ({"schedule": {"cron": "* * * * * *"}}, "schedule"),
+    ({"schedule": {"cron": "0 1 * * *", "time_zone": "Mars/Olympus"}}, "schedule"),
+    ({"schedule": {"cron": "0 1 * * *", "missed": "maybe"}}, "schedule"),
+    ({"retention": {"keep": 0}}, "retention"),
+    ({"retention": {"keep": 1, "days": 1}}, "retention"),
+    ({"quiesce": "always"}, "quiesce"),
+    ({"compression": "best"}, "compression"),
+    ({"change_tracking": "yes"}, "change_tracking"),
+    ({"full_every_days": 0}, "full_every_days"),
+    ({"retries": {"count": -1}}, "retries"),
+    ({"retries": {"count": 1, "wait_s": 1, "x": 1}}, "retries"),
+    ({"proxies": ["nobody"]}, "proxies"),
+    ({"modes": ["warp"]}, "modes"),
+    ({"colour": "red"}, "colour"),
+]
+
+
+def test_job_names_every_bad_field(rig: Rig) -> None:
+    for values, field in BAD_JOB_FIELDS:
+        with pytest.raises(InvalidError) as caught:
+            rig.job(**values)
+        assert list(caught.value.details) == [field], values
+    assert jobs.list_all(rig.ctx) == []
 
 
 def test_job_names_all_bad_fields_at_once(rig: Rig) -> None:
