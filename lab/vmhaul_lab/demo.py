@@ -9,8 +9,10 @@ import secrets
 import shutil
 import signal
 import socket
+import subprocess
 import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -53,10 +55,13 @@ def run_demo(directory: Path, *, size: str, keep: bool) -> int:
         demo = Demo(directory, size=size, keep=keep)
         demo.perform()
         demo.end(successful=True)
-    except (LabError, OSError, KeyError, ValueError) as error:
-        return _failed(demo, str(error) if isinstance(error, LabError) else repr(error))
+    except LabError as error:
+        return _failed(demo, str(error))
     except KeyboardInterrupt:
         return _failed(demo, "interrupted")
+    except Exception as error:  # noqa: BLE001 - whatever it is, nothing may be left running
+        traceback.print_exc()
+        return _failed(demo, repr(error))
     finally:
         signal.signal(signal.SIGTERM, previous)
     print("demo: OK", flush=True)
@@ -136,6 +141,7 @@ class Demo:
         self._vms: list[str] = []
         self._outcomes: list[Outcome] = []
         self._flower = ""
+        self._server: subprocess.Popen[bytes] | None = None
         self._pause = threading.Event()
 
     def perform(self) -> None:
@@ -184,6 +190,8 @@ class Demo:
             return
         for mark in reversed(self._marks):
             mark.end()
+        if self._server is not None:
+            self._server.wait()
         self._site.stop()
         release_under(self._directory)
         if successful:
@@ -216,6 +224,7 @@ class Demo:
         self._flower = f"http://127.0.0.1:{flower}"
         log = self._directory / "up.log"
         process = shell.start("up", "--listen", listen, "--flower-port", flower, log=log)
+        self._server = process
         self._remember(process.pid)
 
         def ready() -> bool:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vmhaul_lab import verify
+from vmhaul_lab.errors import LabError
 from vmhaul_lab.site import digest
 
 _MIB = 1 << 20
@@ -76,17 +77,10 @@ class Outcome:
     def compare(self, image: Path, wanted: str) -> None:
         """Compare a restored file with the digest of its source and check its file systems."""
         self.equal = digest(image) == wanted
-        results = verify.fsck(image)
-        bad = [f"{result.volume}: {result.text}" for result in results if not result.clean]
-        bad += [
-            f"{name}: {verdict}"
-            for name, verdict in verify.check_databases(image).items()
-            if verdict != "ok"
-        ]
-        self.sound = not bad
-        self.checked = "; ".join(bad) or (
-            ", ".join(r.kind for r in results) + " clean" if results else "-"
-        )
+        try:
+            self.checked, self.sound = _check_volumes(image, databases=self.equal)
+        except LabError as error:
+            self.checked, self.sound = str(error), False
         self.compared = True
 
     def complaint(self) -> str:
@@ -96,6 +90,20 @@ class Outcome:
         if not self.equal:
             return f"{self.vm} {self.disk} ({self.what}) differs from its source"
         return f"{self.vm} {self.disk} ({self.what}): {self.checked[:300]}"
+
+
+def _check_volumes(image: Path, *, databases: bool) -> tuple[str, bool]:
+    """What the checkers say of an image, and whether all is well. Databases are only read on request:
+    files of a damaged file system may not be readable at all.
+    """
+    results = verify.fsck(image)
+    bad = [f"{result.volume}: {result.text}" for result in results if not result.clean]
+    if databases:
+        verdicts = verify.check_databases(image)
+        bad += [f"{name}: {verdict}" for name, verdict in verdicts.items() if verdict != "ok"]
+    if bad:
+        return "; ".join(" ".join(text.split()) for text in bad), False
+    return (", ".join(result.kind for result in results) + " clean" if results else "-"), True
 
 
 def _span_s(task: dict[str, Any]) -> float:
@@ -152,7 +160,7 @@ def print_outcomes(outcomes: Sequence[Outcome]) -> None:
             f"{outcome.ratio:.2f}" if outcome.ratio else "-",
             f"{outcome.rate_mb_s:,.0f}" if outcome.rate_mb_s else "-",
             "[green]yes[/]" if outcome.equal else "[bold red]NO[/]",
-            outcome.checked,
+            outcome.checked if outcome.sound else "[bold red]DAMAGED[/]",
         )
     console = Console(highlight=False)
     if not console.is_terminal:

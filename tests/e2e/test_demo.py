@@ -1,0 +1,85 @@
+"""The demo passes, and says so only when what came back is what was there."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from vmhaul_lab import demo
+from vmhaul_lab.loops import loops_under
+
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
+
+
+def run_small(directory: Path) -> "subprocess.CompletedProcess[str]":
+    program = Path(sys.executable).with_name("vmhaul-lab")
+    return subprocess.run(
+        [program, "demo", "--size", "small", "--dir", directory],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def running_in(directory: Path) -> list[str]:
+    """Command lines of processes that name the directory."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().decode(errors="replace").split("\0")
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if any(str(directory) in word for word in words):
+            found.append(" ".join(words))
+    return found
+
+
+def test_the_demo_ends_well_and_leaves_nothing(tmp_path: Path) -> None:
+    directory = tmp_path / "demo"
+    done = run_small(directory)
+    lines = done.stdout.splitlines()
+    assert (done.returncode, lines[-1]) == (0, "demo: OK"), done.stdout[-4000:] + done.stderr[-2000:]
+    assert not directory.exists()
+    assert running_in(directory) == []
+    typed = [
+        line.removeprefix("$ vmhaul ").split()[:2] for line in lines if line.startswith("$ vmhaul ")
+    ]
+    for words in ("vcenter add", "repository add", "proxy add", "job create", "job plan", "restore vm"):
+        assert words.split() in typed
+    assert typed.count(["job", "run"]) == 2
+    assert typed.count(["restore", "disk"]) == 12
+    assert any(line.startswith("the increment read") for line in lines)
+    # 6 disks of each of two points, and those of two VMs of two disks each.
+    assert (
+        sum(" yes " in line for line in lines if line.startswith(("full", "increment", "restore VM")))
+        == 16
+    )
+
+
+def test_the_demo_fails_when_change_tracking_lies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    directory = tmp_path / "demo"
+    honest_day = demo.Demo._day
+
+    def day_and_lies(performance: demo.Demo) -> None:
+        honest_day(performance)
+        performance._site.control.fault("cbt-lies", count=0)
+
+    monkeypatch.setattr(demo.Demo, "_day", day_and_lies)
+    assert demo.run_demo(directory, size="small", keep=False) == 1
+    lines = capfd.readouterr().out.splitlines()
+    assert lines[-1].startswith("demo: FAILED ")
+    assert "(increment) differs from its source" in lines[-1]
+    assert "(full) differs" not in lines[-1]
+    assert running_in(directory) == []
+    assert loops_under(directory) == []
+    assert (directory / "up.log").exists()
+
+
+def test_a_directory_with_other_things_is_not_touched(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("mine")
+    done = run_small(tmp_path)
+    assert done.returncode == 1
+    assert done.stdout.startswith("demo: FAILED ")
+    assert [path.name for path in tmp_path.iterdir()] == ["precious"]
