@@ -248,7 +248,7 @@ def _base(ctx: Context, s: Any, work: Work) -> tuple[disk_plan.PreviousPoint | N
 
 
 def _disk_facts(disk: DiskInfo) -> dict[str, Any]:
-    """What the restore point will say of the disk, from the snapshot."""
+    """What the restore point and its row will say of the disk, from the snapshot."""
     return {
         "disk_key": disk.key,
         "label": disk.label,
@@ -257,6 +257,7 @@ def _disk_facts(disk: DiskInfo) -> dict[str, Any]:
         "capacity_bytes": disk.capacity_bytes,
         "change_id": disk.change_id,
         "thin": disk.thin,
+        "frozen_path": disk.path,
     }
 
 
@@ -343,6 +344,8 @@ def finish(ctx: Context, vm_id: str) -> None:
     repository_id = work.session.repository_id or ""
     ctx.agents.get(repository_id).commit(point)
     figures = {task.disk_key: _figures(task) for task in tasks}
+    for facts in work.details["disks"]:
+        figures[facts["disk_key"]]["frozen_path"] = facts["frozen_path"]
     with ctx.db() as s:
         catalogue.add_point(
             s,
@@ -435,7 +438,7 @@ def _point(ctx: Context, work: Work) -> tuple[RestorePoint, list[Task]]:
         raise StepFailedError("the session's rows are incomplete; run the job again")
     disks = tuple(
         DiskPoint(
-            **facts,
+            **{name: value for name, value in facts.items() if name != "frozen_path"},
             map_root=BlobId(by_key[facts["disk_key"]].map_root),
             sha256=by_key[facts["disk_key"]].sha256,
         )
@@ -464,7 +467,7 @@ def _point(ctx: Context, work: Work) -> tuple[RestorePoint, list[Task]]:
     return point, tasks
 
 
-def _figures(task: Task) -> dict[str, int]:
+def _figures(task: Task) -> dict[str, Any]:
     stats = task.stats or {}
     return {name: int(stats[name]) for name in ("read_bytes", "stored_bytes") if name in stats}
 

@@ -25,11 +25,11 @@ def add_point(
     *,
     job_id: str | None,
     session_id: str | None,
-    figures: Mapping[int, Mapping[str, int]] | None = None,
+    figures: Mapping[int, Mapping[str, Any]] | None = None,
 ) -> bool:
     """Write the row of a committed point; False when it is there already.
 
-    `figures`: disk key -> read_bytes and stored_bytes, where known.
+    `figures`: disk key -> read_bytes, stored_bytes and frozen_path, where known.
     """
     if db.get(RestorePointRow, point.id) is not None:
         return False

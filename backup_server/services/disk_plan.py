@@ -4,8 +4,10 @@ The server decides what it can from what it stored; the proxy, which asks for ch
 find that tracking cannot answer and reads everything. A full scan compares with the previous map and
 stores only what differs, so it is safe whenever an increment is in doubt.
 
-Known, and not seen from change ids: a VM that was reverted to a snapshot and then ran on until its
-change counter was past the stored one. What is seen is a counter that went back (`change_went_back`).
+A VM that was reverted to a snapshot may go on with the old tracking and a counter that soon is past the
+stored one. So a disk that lies on a delta is trusted only while the delta is the one of last time: a
+revert makes a new one. Snapshots that somebody else made or removed look the same; one full scan is the
+price. A counter that went back is seen as well.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ TRACKING_RESET = "change tracking was reset since the previous restore point"
 WENT_BACK = "the VM was reverted to an older state since the previous restore point"
 DISK_NEW = "the disk is new in this VM"
 DISK_REPLACED = "the disk was replaced by another since the previous restore point"
-VM_REVERTED = "the VM was reverted to a snapshot since the previous restore point"
+SNAPSHOTS_CHANGED = (
+    "the VM's snapshots changed since the previous restore point: it may have been reverted"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +43,8 @@ class PreviousDisk:
     capacity_bytes: int
     map_root: str
     change_id: str
+    frozen_path: str = ""
+    """File that was read then; empty when only the repository knows the point."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +79,7 @@ def previous_from_row(
                 capacity_bytes=int(disk["capacity_bytes"]),
                 map_root=str(disk["map_root"]),
                 change_id=str(disk["change_id"]),
+                frozen_path=str(disk.get("frozen_path") or ""),
             )
             for disk in disks
         ),
@@ -107,7 +114,6 @@ def plan_disks(
     *,
     full: str,
     change_tracking: bool,
-    reverted: bool = False,
 ) -> dict[int, DiskPlan]:
     """Disk key -> plan. `full`: answer of full_reason(); `disks` are those of the snapshot."""
     plans: dict[int, DiskPlan] = {}
@@ -128,7 +134,7 @@ def plan_disks(
                 reason=f"the disk's capacity changed {change}",
             )
         else:
-            reason = VM_REVERTED if reverted else tracking_reason(disk, base, wanted=change_tracking)
+            reason = tracking_reason(disk, base, wanted=change_tracking)
             plans[disk.key] = DiskPlan(
                 previous_map_root=base.map_root,
                 previous_change_id="" if reason else base.change_id,
@@ -180,6 +186,8 @@ def tracking_reason(disk: DiskInfo, base: PreviousDisk, *, wanted: bool) -> str:
         return TRACKING_RESET
     if change_went_back(base.change_id, disk.change_id):
         return WENT_BACK
+    if disk.path not in (disk.base_path, base.frozen_path):
+        return SNAPSHOTS_CHANGED
     return ""
 
 

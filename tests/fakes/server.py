@@ -135,7 +135,7 @@ class Rig:
 
     # -- setting up
 
-    def site(self) -> Rig:
+    def site(self, location: str = LOCATION) -> Rig:
         """A vCenter and a repository, registered."""
         vcenters.add(
             self.ctx,
@@ -145,7 +145,7 @@ class Rig:
             password=Secret(PASSWORD),
             thumbprint_sha256=THUMBPRINT,
         )
-        repositories.add(self.ctx, name="r1", location=LOCATION, password=Secret(REPOSITORY_PASSWORD))
+        repositories.add(self.ctx, name="r1", location=location, password=Secret(REPOSITORY_PASSWORD))
         return self
 
     def job(self, name: str = "job1", **values: Any) -> dict[str, Any]:

@@ -36,10 +36,8 @@ def point(*disks: PreviousDisk) -> PreviousPoint:
     return PreviousPoint(id="p", created_at=NOW - timedelta(days=1), disks=disks)
 
 
-def plan(
-    now: DiskInfo, *before: PreviousDisk, tracking: bool = True, reverted: bool = False
-) -> DiskPlan:
-    plans = plan_disks([now], point(*before), full="", change_tracking=tracking, reverted=reverted)
+def plan(now: DiskInfo, *before: PreviousDisk, tracking: bool = True) -> DiskPlan:
+    plans = plan_disks([now], point(*before), full="", change_tracking=tracking)
     return plans[now.key]
 
 
@@ -73,9 +71,14 @@ def test_full_scan_keeps_the_map_and_drops_the_change_id(
     assert (found.previous_map_root, found.previous_change_id, found.reason) == ("map2000", "", reason)
 
 
-def test_reverted_vm_is_scanned() -> None:
-    found = plan(disk(), base(), reverted=True)
-    assert (found.previous_map_root, found.reason) == ("map2000", disk_plan.VM_REVERTED)
+def test_disk_on_a_delta_is_trusted_while_the_delta_is_the_same() -> None:
+    delta = replace(disk(), path="[ds1] a/b-000001.vmdk")
+    assert plan(delta, replace(base(), frozen_path="[ds1] a/b-000001.vmdk")).reason == ""
+    for before in ("[ds1] a/b-000002.vmdk", "[ds1] a/b.vmdk", ""):
+        found = plan(delta, replace(base(), frozen_path=before))
+        assert (found.previous_map_root, found.reason) == ("map2000", disk_plan.SNAPSHOTS_CHANGED)
+    # Without snapshots there is nothing to revert to, and Storage vMotion changes names as well.
+    assert plan(disk(), replace(base(), frozen_path="[ds2] moved/b.vmdk")).reason == ""
 
 
 def test_change_ids_with_blanks_and_odd_forms() -> None:

@@ -114,6 +114,18 @@ def test_no_proxy_at_all() -> None:
     assert decision.to_json()["proxy"] is None
 
 
+def test_a_large_fleet_is_named_in_part_and_counted() -> None:
+    fleet = [proxy(f"p{n:03}", online=n % 2 == 0) for n in range(200)]
+    decision = decide(wish(), fleet, [], claimed_by="p100")
+    stored = decision.to_json()
+    assert len(decision.candidates) == 200
+    assert len(stored["candidates"]) == 32
+    assert stored["candidates"][0]["proxy"] == "p100"
+    assert stored["others"] == {"accepted": 68, "the proxy is offline": 100}
+    reason = decide(wish(), [proxy(f"p{n}", online=False) for n in range(9)], []).reason
+    assert reason == "p0, p1, p2, p3, p4 and 4 more: the proxy is offline"
+
+
 def test_wishes_with_the_same_content_have_one_key() -> None:
     one = wish_of("backup-disk", "ds", ["b", "a"], ["nbd", "nbdssl"])
     assert one.key == wish_of("backup-disk", "ds", ["a", "b"], ["nbdssl", "nbd"]).key
