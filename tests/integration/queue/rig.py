@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pytest
 import redis
 import sqlalchemy as sa
 import structlog
@@ -56,6 +57,9 @@ from transports.base import DiskRef
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
 WAIT_S = 60.0
+
+ON_SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+"""For tests in which the database plays no part that other tests do not show on both."""
 
 
 def utc_now() -> datetime:

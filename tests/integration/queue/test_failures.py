@@ -16,11 +16,12 @@ from proxy_worker.config import load_enrolment
 from proxy_worker.contracts.ids import ProxyId
 from proxy_worker.contracts.names import up_stream
 from proxy_worker.outbox import ResultOutbox
-from tests.integration.queue.rig import Rig, is_gone, wait_for
+from tests.integration.queue.rig import ON_SQLITE, Rig, is_gone, wait_for
 
 pytestmark = pytest.mark.timeout(180)
 
 
+@ON_SQLITE
 def test_a_killed_mover_costs_one_attempt(rig: Rig) -> None:
     rig.start_proxy("px1")
     task_id = rig.add_tasks(["disk sleep=1"])[0]
@@ -29,6 +30,7 @@ def test_a_killed_mover_costs_one_attempt(rig: Rig) -> None:
     assert (row.result, row.attempt, row.failures) == ("success", 2, 1)
 
 
+@ON_SQLITE
 def test_a_mover_that_always_dies_fails_the_task_with_the_reason(rig: Rig) -> None:
     rig.start_proxy("px1")
     task_id = rig.add_tasks(["disk crash-always"])[0]
@@ -50,6 +52,7 @@ def test_a_killed_worker_that_comes_back_goes_on(rig: Rig) -> None:
     assert (row.result, row.attempt) == ("success", 2)
 
 
+@ON_SQLITE
 def test_a_killed_worker_loses_its_lease_to_another_proxy(rig: Rig) -> None:
     first, worker = rig.start_proxy("px1")
     task_id = rig.add_tasks(["disk sleep=0.5"], allowed_proxies=[first])[0]
@@ -98,6 +101,7 @@ def test_flushed_broker_in_the_middle(rig: Rig) -> None:
     assert rows[0].attempt == 1
 
 
+@ON_SQLITE
 @pytest.mark.parametrize("keep", [True, False], ids=["with its data", "empty"])
 def test_restarted_broker_in_the_middle(rig: Rig, keep: bool) -> None:
     rig.start_proxy("px1", slots=2)
@@ -132,6 +136,7 @@ def test_results_wait_for_a_server_that_is_away(rig: Rig) -> None:
     outbox.close()
 
 
+@ON_SQLITE
 def test_results_outlive_the_worker(rig: Rig) -> None:
     proxy_id, worker = rig.start_proxy("px1")
     task_id = rig.add_tasks(["disk sleep=0.5"])[0]
@@ -155,6 +160,7 @@ def test_results_outlive_the_worker(rig: Rig) -> None:
     outbox.close()
 
 
+@ON_SQLITE
 def test_orderly_stop_hands_tasks_back(rig: Rig) -> None:
     _, worker = rig.start_proxy("px1", slots=1)
     task_id = rig.add_tasks(["disk sleep=30"])[0]
@@ -182,6 +188,7 @@ def test_cancel_of_pending_and_running(rig: Rig) -> None:
         wait_for(lambda pid=pid: is_gone(pid), "the mover's end")
 
 
+@ON_SQLITE
 def test_cancelling_when_the_proxy_is_gone_ends_with_the_lease(rig: Rig) -> None:
     _, worker = rig.start_proxy("px1")
     session_id = rig.add_session()
@@ -194,6 +201,7 @@ def test_cancelling_when_the_proxy_is_gone_ends_with_the_lease(rig: Rig) -> None
     assert row.result == "cancelled"
 
 
+@ON_SQLITE
 def test_secrets_that_come_later(rig: Rig) -> None:
     rig.start_proxy("px1")
     rig.door.away = True
@@ -222,6 +230,7 @@ def test_another_server_takes_over(rig: Rig) -> None:
     assert second.leadership.fence == 2
 
 
+@ON_SQLITE
 def test_no_proxy_says_why_and_gives_up_in_the_end(rig: Rig) -> None:
     from dataclasses import replace
 
@@ -238,6 +247,7 @@ def test_no_proxy_says_why_and_gives_up_in_the_end(rig: Rig) -> None:
     assert "no proxy could take this disk" in row.reason
 
 
+@ON_SQLITE
 def test_enrolment_file_is_what_the_worker_reads(rig: Rig) -> None:
     proxy_id = rig.add_proxy("px1")
     enrolment = load_enrolment(rig.directory / "px1")

@@ -19,7 +19,7 @@ from proxy_worker.contracts.envelope import SERVER, Sealer
 from proxy_worker.contracts.ids import Attempt, ProxyId, TaskId
 from proxy_worker.contracts.messages import ResultReport, TaskOutcome, TaskRequest
 from proxy_worker.contracts.names import DISK_TASK, STREAM_FIELD, task_queue, up_stream
-from tests.integration.queue.rig import Rig, wait_for
+from tests.integration.queue.rig import ON_SQLITE, Rig, wait_for
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -76,6 +76,7 @@ def test_progress_is_seen_while_it_runs(rig: Rig) -> None:
     rig.wait_state([task_id], TaskState.DONE)
 
 
+@ON_SQLITE
 def test_slots_and_repository_limit_hold(rig: Rig) -> None:
     _, worker = rig.start_proxy("px1", slots=3)
     ids = rig.add_tasks([f"t{n} sleep=0.4" for n in range(9)])
@@ -87,6 +88,7 @@ def test_slots_and_repository_limit_hold(rig: Rig) -> None:
     assert worker.terminate() == 0
 
 
+@ON_SQLITE
 def test_a_row_of_the_outbox_that_is_sent_twice_does_nothing_more(rig: Rig) -> None:
     rig.start_proxy("px1")
     task_id = rig.add_tasks(["once sleep=1.5"])[0]
@@ -131,6 +133,7 @@ def _order_of(rig: Rig, task_id: str) -> dict[str, object]:
         return to_json(_request(s, row, where, row.attempt, soon))
 
 
+@ON_SQLITE
 def test_a_captured_message_cannot_be_played_again(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     rig.start_proxy("px1")
     assert rig.scheduler is not None
@@ -151,6 +154,7 @@ def test_a_captured_message_cannot_be_played_again(rig: Rig, monkeypatch: pytest
     assert len(rig.marks()) == 1
 
 
+@ON_SQLITE
 def test_an_order_that_came_too_late_is_refused(rig: Rig) -> None:
     proxy_id, _ = rig.start_proxy("px1")
     base = _template(rig, proxy_id)
@@ -159,6 +163,7 @@ def test_an_order_that_came_too_late_is_refused(rig: Rig) -> None:
     assert base.task_id not in [task for task, _, _ in rig.marks()]
 
 
+@ON_SQLITE
 def test_orders_of_strangers_and_for_others_are_refused(rig: Rig) -> None:
     proxy_id, _ = rig.start_proxy("px1")
     base = _template(rig, proxy_id)
@@ -187,6 +192,7 @@ def _template(rig: Rig, proxy_id: str) -> TaskRequest:
     return from_json(TaskRequest, body)
 
 
+@ON_SQLITE
 def test_a_proxy_cannot_speak_for_another(rig: Rig) -> None:
     proxy_id, _ = rig.start_proxy("px1")
     other_id = rig.add_proxy("px2")
@@ -215,6 +221,7 @@ def test_a_proxy_cannot_speak_for_another(rig: Rig) -> None:
     assert row.map_root == "ab" * 32
 
 
+@ON_SQLITE
 def test_events_tell_where_a_disk_went(rig: Rig) -> None:
     rig.start_proxy("px1")
     session_id = rig.add_session()
