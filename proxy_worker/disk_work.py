@@ -178,6 +178,8 @@ def _allocated(
     had on VMFS only, and on a disk that is tracked.
     """
     disk = order.disk
+    if disk.is_delta:
+        return None  # both would speak of the delta alone, and what lies below it would be lost
     if reader.capabilities.allocated_extents is Ability.NATIVE:
         return list(reader.allocated_extents(0, reader.size_bytes))
     snapshot = disk.snapshot_moref

@@ -277,6 +277,15 @@ def test_what_is_allocated_is_asked_of_the_mode_first_then_of_tracking(bench: Be
     assert sum(length for _, length in bench.disk.reads) == 6 * MIB
 
 
+def test_of_a_delta_everything_is_read(bench: Bench) -> None:
+    bench.disk.allocated = (Extent(offset=0, length=MIB),)
+    bench.center.areas["*"] = [Extent(offset=0, length=MIB)]
+    delta = replace(bench.ref(), is_delta=True)
+    bench.backup(disk=delta, datastore_is_vmfs=True)
+    assert sum(length for _, length in bench.disk.reads) == 6 * MIB
+    assert bench.center.asked == []
+
+
 def test_a_forgotten_session_is_renewed(bench: Bench) -> None:
     bench.center.expire_next = 1
     done = bench.backup()
