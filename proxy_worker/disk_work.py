@@ -185,8 +185,6 @@ def _allocated(
     snapshot = disk.snapshot_moref
     if snapshot is None or not order.datastore_is_vmfs or not order.current_change_id:
         return None
-    if disk.is_delta:
-        return None  # with earlier snapshots the answer is known to be unreliable
     if order.previous_map_root:
         return None  # tracking was found wanting for this disk just now
     try:

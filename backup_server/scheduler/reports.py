@@ -22,7 +22,7 @@ from backup_server.db.tables import Proxy
 from backup_server.scheduler.claims import ClaimIndex
 from backup_server.scheduler.down import DownLink
 from backup_server.scheduler.needs import SchedulerContext, Timing, retry_policy
-from backup_server.services import tasks
+from backup_server.services import leases, tasks
 from backup_server.services.tasks import Applied, Ended
 from proxy_worker.contracts.codec import MessageError
 from proxy_worker.contracts.envelope import SERVER, Opener, StaleMessageError
@@ -205,7 +205,7 @@ class ReportReader:
             )
         for proxy_id, heartbeat in batch.heartbeats.items():
             self._apply_heartbeat(s, proxy_id, heartbeat, now, effect)
-        tasks.record_progress(s, batch.progress.values())
+        leases.record_progress(s, batch.progress.values())
         for proxy_id, offset_s in batch.clock_offsets.items():
             s.execute(sa.update(Proxy).where(Proxy.id == proxy_id).values(clock_offset_s=offset_s))
         return effect
@@ -255,7 +255,7 @@ class ReportReader:
         # Results that were read just now are acknowledged, which says all there is to say.
         heard = {(task.task_id, task.attempt) for task in effect.ended}
         running = [task for task in report.running if (task.task_id, task.attempt) not in heard]
-        answers = tasks.renew_leases(
+        answers = leases.renew_leases(
             s, proxy_id, report.boot_id, running, now=now, lease_s=settings.lease_s
         )
         effect.answers.setdefault(proxy_id, []).extend(answers)

@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session as DbSession
 
 from backup_server.db.states import Result, SessionState, StaleStateError, TaskState, change_state
-from backup_server.db.tables import OutboxRow, Proxy, Repository, Session, Task
+from backup_server.db.tables import OutboxRow, Repository, Session, Task
 from backup_server.services import events
 from proxy_worker.contracts.codec import decode_order, to_json
 from proxy_worker.contracts.events import EventName
@@ -27,11 +27,9 @@ from proxy_worker.contracts.messages import (
     BackupDiskOrder,
     LeaseAnswer,
     LeaseVerdict,
-    ProgressReport,
     RepositoryRef,
     RestoreDiskOrder,
     ResultReport,
-    RunningTask,
     TaskKind,
     TaskOutcome,
     TaskRequest,
@@ -186,86 +184,6 @@ def explain_waiting(db: DbSession, task_ids: Sequence[str], decision: Mapping[st
 
 
 # ---- what proxies report --------------------------------------------------------------------------
-
-
-def renew_leases(
-    db: DbSession,
-    proxy_id: str,
-    boot_id: str,
-    running: Sequence[RunningTask],
-    *,
-    now: datetime,
-    lease_s: float,
-) -> list[LeaseAnswer]:
-    """Renew what the proxy rightly says it runs; a verdict for each task it named."""
-    rows: dict[str, Any] = {}
-    for chunk in _chunks([task.task_id for task in running]):
-        found = db.execute(
-            sa.select(
-                Task.id,
-                Task.state,
-                Task.attempt,
-                Task.proxy_id,
-                Task.proxy_boot_id,
-                Task.cancel_requested,
-            ).where(Task.id.in_(chunk))
-        )
-        rows.update({row.id: row for row in found})
-    answers: list[LeaseAnswer] = []
-    held: list[str] = []
-    for task in running:
-        row = rows.get(task.task_id)
-        verdict = LeaseVerdict.LOST
-        if (
-            row is not None
-            and row.state == TaskState.RUNNING.value
-            and (row.attempt, row.proxy_id) == (task.attempt, proxy_id)
-            and row.proxy_boot_id in (None, boot_id)
-        ):
-            verdict = LeaseVerdict.CANCEL if row.cancel_requested else LeaseVerdict.HELD
-            held.append(row.id)
-        answers.append(LeaseAnswer(task_id=task.task_id, attempt=task.attempt, verdict=verdict))
-    for chunk in _chunks(held):
-        db.execute(
-            sa.update(Task)
-            .where(
-                Task.id.in_(chunk),
-                Task.state == TaskState.RUNNING.value,
-                Task.proxy_id == proxy_id,
-            )
-            .values(leased_until=now + timedelta(seconds=lease_s), proxy_boot_id=boot_id)
-        )
-    return answers
-
-
-def record_progress(db: DbSession, reports: Iterable[tuple[str, ProgressReport]]) -> None:
-    """Latest progress of running tasks; `reports` are pairs of proxy id and report."""
-    statement = (
-        sa.update(Task)
-        .where(
-            Task.id == sa.bindparam("b_id"),
-            Task.attempt == sa.bindparam("b_attempt"),
-            Task.proxy_id == sa.bindparam("b_proxy"),
-            Task.state == TaskState.RUNNING.value,
-        )
-        .values(progress=sa.bindparam("b_progress"))
-        .execution_options(synchronize_session=False)
-    )
-    values = [
-        {
-            "b_id": report.task_id,
-            "b_attempt": report.attempt,
-            "b_proxy": proxy_id,
-            "b_progress": {
-                name: value
-                for name, value in to_json(report).items()
-                if name not in {"schema_version", "task_id", "attempt"}
-            },
-        }
-        for proxy_id, report in reports
-    ]
-    if values:
-        db.connection().execute(statement, values)
 
 
 def apply_result(
@@ -488,25 +406,6 @@ def sessions_to_cancel(db: DbSession) -> list[str]:
             )
             .order_by(Session.created_at)
         )
-    )
-
-
-def holds_attempt(db: DbSession, proxy_id: str, task_id: str, attempt: int) -> bool:
-    """Whether that proxy may work on that attempt now; what secrets are given out by."""
-    return (
-        db.scalar(
-            sa.select(Task.id)
-            .join(Proxy, Proxy.id == Task.proxy_id)
-            .where(
-                Task.id == task_id,
-                Task.attempt == attempt,
-                Task.proxy_id == proxy_id,
-                Task.state == TaskState.RUNNING.value,
-                Task.cancel_requested.is_(False),
-                Proxy.signing_key.is_not(None),
-            )
-        )
-        is not None
     )
 
 

@@ -40,7 +40,7 @@ from backup_server.db.tables import (
 from backup_server.errors import ForbiddenError, VmhaulError, outcome_of
 from backup_server.scheduler.main import Scheduler
 from backup_server.scheduler.needs import Timing
-from backup_server.services import tasks
+from backup_server.services import leases
 from backup_server.services.proxy_door import ProxyDoor, server_verify_key
 from proxy_worker.config import ENROLMENT_FILE, Enrolment
 from proxy_worker.contracts.codec import to_json
@@ -161,7 +161,7 @@ class SecretsDoor:
 
 def _redeem(ctx: Any, proxy_id: str, task_id: str, attempt: int) -> TaskSecrets:
     with ctx.db.read() as s:
-        if not tasks.holds_attempt(s, proxy_id, task_id, attempt):
+        if not leases.holds_attempt(s, proxy_id, task_id, attempt):
             raise ForbiddenError("not held")
     return TaskSecrets(
         task_id=TaskId(task_id), attempt=Attempt(attempt), repository_key=f"key-{attempt}"

@@ -21,7 +21,7 @@ from backup_server.db.tables import (
     Task,
     new_id,
 )
-from backup_server.services import tasks
+from backup_server.services import leases, tasks
 from backup_server.services.tasks import Applied, Placement, RetryPolicy
 from pipeline.model import BlockCounts, DiskStats, ReadMode, StageTimes
 from proxy_worker.contracts.codec import MessageError, from_json
@@ -320,7 +320,7 @@ def test_leases_are_renewed_for_who_holds_them(rows: Rows) -> None:
         )
     ]
     with rows.db() as s:
-        answers = tasks.renew_leases(s, "px1", "boot1", named, now=later, lease_s=30)
+        answers = leases.renew_leases(s, "px1", "boot1", named, now=later, lease_s=30)
     assert [answer.verdict.value for answer in answers] == [
         "held",
         "lost",
@@ -332,7 +332,7 @@ def test_leases_are_renewed_for_who_holds_them(rows: Rows) -> None:
     assert rows.get(mine).leased_until == later + timedelta(seconds=30)
     assert rows.get(others).leased_until == NOW + timedelta(seconds=30)
     with rows.db() as s:
-        other_boot = tasks.renew_leases(s, "px1", "boot2", named[:1], now=later, lease_s=30)
+        other_boot = leases.renew_leases(s, "px1", "boot2", named[:1], now=later, lease_s=30)
     assert other_boot[0].verdict is LeaseVerdict.LOST
 
 
@@ -379,10 +379,10 @@ def test_progress_is_for_the_attempt_that_runs(rows: Rows) -> None:
         )
 
     with rows.db() as s:
-        tasks.record_progress(
+        leases.record_progress(
             s, [("px1", progress(1, 5)), ("px1", progress(2, 9)), ("px2", progress(1, 8))]
         )
-        tasks.record_progress(s, [])
+        leases.record_progress(s, [])
     assert rows.get(task_id).progress["done_bytes"] == 5
     assert "task_id" not in rows.get(task_id).progress
 
@@ -400,7 +400,7 @@ def test_who_may_have_secrets(rows: Rows) -> None:
 
     def may(proxy: str, attempt: int) -> bool:
         with rows.db.read() as s:
-            return tasks.holds_attempt(s, proxy, task_id, attempt)
+            return leases.holds_attempt(s, proxy, task_id, attempt)
 
     assert not may("px1", 1)
     with rows.db() as s:
