@@ -22,5 +22,8 @@ dicts in the shapes of docs/reference/api.md (times are RFC 3339 text). Errors a
 | `doctor` | `run_checks(ctx) -> [{name, level, text, advice}]` |
 | `engine` | `SessionEngine(ctx)` with `start()`, `stop()`, `run_once()` |
 | `janitor` | `Janitor(ctx)` with `start()`, `stop()`, `run_once()` |
-| `tasks` | `cancel_session_tasks(db, session_id)`, `apply_result(ctx, proxy_id, report)`, claims and leases |
+| `tasks` | inside a transaction: `start_attempt`, `apply_result(db, proxy_id, report, *, policy, now)`, `expire_leases`, `cancel_session_tasks(db, session_id, now)` |
+| `leases` | inside a transaction: `renew_leases`, `record_progress`, `holds_attempt` |
+| `placement` | `decide(wish, proxies, limits, *, claimed_by=None) -> Decision`, `reach`, `wish_of`; pure |
+| `proxy_door` | `ProxyDoor(ctx).secrets(envelope) -> envelope`, `server_verify_key(ctx)` |
 """
