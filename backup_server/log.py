@@ -47,7 +47,9 @@ def redactor(logger: Any, method: str, event: MutableMapping[str, Any]) -> Mutab
     return {key: redact(value, key) for key, value in event.items()}
 
 
-def set_up_logging(*, level: str = "info", form: str = "console", stream: IO[str] | None = None) -> None:
+def set_up_logging(
+    *, level: str = "info", form: str = "console", stream: IO[str] | None = None
+) -> None:
     """Configure structlog and the standard library's logging alike. Called once by each program."""
     number = logging.getLevelNamesMapping()[level.upper()]
     shared: list[Any] = [
