@@ -210,7 +210,7 @@ def dump(target: Path, budget_bytes: int, rng: random.Random) -> int:
 
 def sqlite(target: Path, budget_bytes: int, rng: random.Random) -> int:
     """A real SQLite database whose pages guests update in place."""
-    path = target / "var/lib/orders" / database.FILE_NAME
+    path = target / database.PATH
     path.parent.mkdir(parents=True, exist_ok=True)
     return database.create(path, budget_bytes, rng)
 

@@ -6,6 +6,8 @@ from contextlib import closing
 from pathlib import Path
 
 FILE_NAME = "orders.sqlite"
+PATH = f"var/lib/orders/{FILE_NAME}"
+"""Where it lies on its volume."""
 _NOTE_BYTES = 1500
 _ROW_BYTES = _NOTE_BYTES + 60  # row and index entry as SQLite stores them, about
 

@@ -361,10 +361,11 @@ class Demo:
         disks = sorted(self._site.disks(name), key=lambda disk: disk.key)
         if len(disks) != len(tasks) or not disks:
             raise DemoError(f"VM {name} came back with {len(disks)} disks of {len(tasks)}")
-        for disk, task in zip(disks, tasks, strict=True):
-            outcome = Outcome.of_task(session, name, task)
-            outcome.compare(disk.live_file, evidence[vm, int(task["disk_key"])])
-            self._outcomes.append(outcome)
+        outcomes = [Outcome.of_task(session, name, task) for task in tasks]
+        wanted = [evidence[vm, int(task["disk_key"])] for task in tasks]
+        with ThreadPoolExecutor(_HASHES_AT_A_TIME) as pool:
+            list(pool.map(Outcome.compare, outcomes, [disk.live_file for disk in disks], wanted))
+        self._outcomes += outcomes
 
     def _no_snapshot_left(self) -> None:
         left = [f"{disk.vm}: {snap.name}" for disk in self._site.disks() for snap in disk.snapshots]

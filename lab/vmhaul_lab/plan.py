@@ -229,7 +229,7 @@ def _normal() -> tuple[VmPlan, ...]:
                     _disk("share", "xfs", 2048, media=140, small=30, mail=30), datastore="nfs-bulk"
                 ),
                 _disk("archive", "lvm-ext4", 256, media=40, thin=False),
-                _disk("spare", "gpt-ext4", 2048, texts=4),
+                _disk("spare", "gpt-ext4", 1024, texts=4),
             ),
         ),
         VmPlan(

@@ -126,6 +126,6 @@ def check_databases(image: Path) -> dict[str, str]:
         if not volume.mountable:
             continue
         with mounted(image, volume, read_only=True) as root:
-            for path in sorted(root.rglob(database.FILE_NAME)):
-                verdicts[f"{volume.name}:{path.relative_to(root)}"] = database.check(path)
+            if (root / database.PATH).exists():
+                verdicts[f"{volume.name}:{database.PATH}"] = database.check(root / database.PATH)
     return verdicts
