@@ -18,11 +18,11 @@ from pipeline.progress import MoverProgress
 from pipeline.repository.blobs import COMPRESSION_LEVELS, BlobCodec
 from pipeline.repository.index import Index, IndexLoader
 from pipeline.repository.maps import open_node_ids
-from pipeline.repository.packs import PackWriter
 from pipeline.repository.repository import Repository
 from pipeline.repository.work import WorkRecord, WorkState, read_work, write_work
 from pipeline.stages.encode import Claims, EncodedBlock, EncodeStage
 from pipeline.stages.flow import Channel, Clock, Flow, Meter, share
+from pipeline.stages.pack import PackStage
 from pipeline.stages.read import ReadBlock, ReadStage
 from pipeline.stages.store import StoreStage, Tally
 from transports.base import DiskReader
@@ -167,6 +167,16 @@ class _Run:
         to_encode: Channel[ReadBlock | None] = Channel(flow, buffers + self._workers)
         to_store: Channel[EncodedBlock | None] = Channel(flow, buffers)
         claims = Claims(loader.index)
+        packs = PackStage(
+            flow=flow,
+            storage=repository.storage,
+            keyring=repository.keyring,
+            algorithm=repository.aead,
+            target_bytes=repository.pack_target_bytes,
+            loader=loader,
+            claims=claims,
+            busy=self._storing,
+        )
         read = ReadStage(
             flow=flow,
             reader=self._reader,
@@ -184,15 +194,12 @@ class _Run:
             keyring=repository.keyring,
             algorithm=repository.aead,
             codec=BlobCodec(repository.keyring, repository.aead, NODE_COMPRESSION),
-            loader=loader,
-            claims=claims,
+            index=loader.index,
             plan=plan,
             work_id=self._work_id,
             begun_at_s=begun_at_s,
             tally=self._tally,
-            packs=PackWriter(
-                repository.storage, repository.keyring, repository.aead, repository.pack_target_bytes
-            ),
+            packs=packs,
             source=to_store,
             workers=self._workers,
             checkpoint_every_s=self._options.checkpoint_every_s,
@@ -215,12 +222,17 @@ class _Run:
                 verify_every=self._options.verify_every,
                 source=to_encode,
                 pool=pool,
+                packs=packs,
                 output=to_store,
                 busy=self._encoding,
             )
             flow.start(f"encode-{number}", encode.run)
         flow.start("store", lambda: store.run(planned))
-        flow.join(self._report, PROGRESS_EVERY_S)
+        flow.start("pack", packs.run)
+        try:
+            flow.join(self._report, PROGRESS_EVERY_S)
+        finally:
+            packs.abort()
         if read.error is not None:
             raise read.error
         if not store.is_complete:

@@ -25,8 +25,10 @@ from pipeline.repository.index import BlobEntry, PackSegment, format_entries, pa
 from pipeline.repository.sealed import seal, unseal
 from pipeline.storage.base import Buffer, ObjectWriter, Storage
 
-WRITE_BUFFER_BYTES: Final = 4 << 20
-"""Small blobs are gathered up to this before they go to the storage in one call."""
+WRITE_BUFFER_BYTES: Final = 256 << 10
+"""Small blobs are gathered up to this before they go to the storage in one call. Not more: what was just
+encrypted is still in the processor's cache, and written from there several times as fast.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +40,7 @@ class StoredBlob:
 
 
 class PackWriter:
-    """One pack at a time. Used by one thread.
+    """One pack at a time. Used by one thread at a time.
 
     A blob that was appended counts only when close() returned its segment; then the pack is durable.
     """

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum, auto
+from typing import Protocol
 
 from pipeline.crypto.keyring import Keyring
 from pipeline.repository.blobs import BlobCodec, EncodedBlob, block_id
@@ -29,8 +30,6 @@ class EncodedBlock:
     length: int
     outcome: Outcome
     blob_id: bytes
-    blob: EncodedBlob | None
-    """Only when NEW."""
 
 
 class Claims:
@@ -57,6 +56,11 @@ class Claims:
             self._claimed.difference_update(blob_ids)
 
 
+class BlobSink(Protocol):
+    def append(self, blob: EncodedBlob) -> None:
+        """Take a blob over; from any thread."""
+
+
 class EncodeStage:
     """One worker."""
 
@@ -70,6 +74,7 @@ class EncodeStage:
         verify_every: int,
         source: Channel[ReadBlock | None],
         pool: Channel[bytearray],
+        packs: BlobSink,
         output: Channel[EncodedBlock | None],
         busy: Meter,
     ) -> None:
@@ -80,6 +85,7 @@ class EncodeStage:
         self._verify_every = verify_every
         self._source = source
         self._pool = pool
+        self._packs = packs
         self._output = output
         self._busy = busy
         self._encoded = 0
@@ -87,12 +93,14 @@ class EncodeStage:
     def run(self) -> None:
         while (read := self._source.get()) is not None:
             with self._busy.timed():
-                result = self._encode(read)
+                result, blob = self._encode(read)
             self._pool.put(read.buffer)
+            if blob is not None:
+                self._packs.append(blob)
             self._output.put(result)
         self._output.put(None)
 
-    def _encode(self, read: ReadBlock) -> EncodedBlock:
+    def _encode(self, read: ReadBlock) -> tuple[EncodedBlock, EncodedBlob | None]:
         if read.length == len(read.buffer):
             # bytearray == bytes is one memcmp; comparing memoryviews is many times slower.
             is_zero = read.buffer == self._zeros
@@ -101,11 +109,11 @@ class EncodeStage:
             content = bytes(memoryview(read.buffer)[: read.length])
             is_zero = content == self._zeros[: read.length]
         if is_zero:
-            return EncodedBlock(read.sequence, read.block, read.length, Outcome.ZERO, ZERO_ID, None)
+            return EncodedBlock(read.sequence, read.block, read.length, Outcome.ZERO, ZERO_ID), None
         blob_id = block_id(self._keyring, content)
         outcome = self._claims.claim(blob_id)
         blob = self._stored(blob_id, content) if outcome is Outcome.NEW else None
-        return EncodedBlock(read.sequence, read.block, read.length, outcome, blob_id, blob)
+        return EncodedBlock(read.sequence, read.block, read.length, outcome, blob_id), blob
 
     def _stored(self, blob_id: bytes, content: bytearray | bytes) -> EncodedBlob:
         blob = self._codec.encode(BlobKind.BLOCK, blob_id, content)

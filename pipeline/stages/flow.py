@@ -122,6 +122,13 @@ class Channel(Generic[Item]):
                 self._may_get.wait(POLL_S)
         return None
 
+    def left(self) -> list[Item]:
+        """What nobody took; for tidying up when the flow is over."""
+        with self._may_get:
+            items = list(self._items)
+            self._items.clear()
+            return items
+
     def _take(self) -> Item:
         self._may_put.notify()
         return self._items.popleft()

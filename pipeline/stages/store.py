@@ -1,22 +1,22 @@
-"""Last stage: blobs into packs, blocks into the disk map, checkpoints. One thread, in the disk's order."""
+"""Last stage: blocks into the disk map, checkpoints. One thread, in the disk's order."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 
 from pipeline.crypto.aead import Aead
 from pipeline.crypto.keyring import Keyring
 from pipeline.planning import BackupPlan
-from pipeline.repository.blobs import BlobCodec, EncodedBlob, node_id
+from pipeline.repository.blobs import BlobCodec, node_id
 from pipeline.repository.format import BlobKind
-from pipeline.repository.index import IndexLoader, write_index_object
+from pipeline.repository.index import Index
 from pipeline.repository.maps import MapBuilder
-from pipeline.repository.packs import PackWriter
 from pipeline.repository.reader import BlobReader
 from pipeline.repository.work import WorkRecord, WorkState, write_work
-from pipeline.stages.encode import Claims, EncodedBlock, Outcome
+from pipeline.stages.encode import EncodedBlock, Outcome
 from pipeline.stages.flow import Channel, Clock, Meter
+from pipeline.stages.pack import PackStage
 from pipeline.storage.base import Storage
 
 
@@ -34,10 +34,11 @@ class Tally:
 
 
 class StoreStage:
-    """Appends what is new, puts blocks into the disk's order, builds the map.
+    """Puts blocks into the disk's order, builds the map, writes checkpoints.
 
-    The state in a checkpoint only refers to blobs that the index names: a checkpoint closes the pack
-    first, and waits until no block refers to a blob that another block has yet to store.
+    The state in a checkpoint only refers to blobs that the index names: a checkpoint drains the packs
+    first, and waits until no block refers to a blob that another block has yet to store. Workers go on
+    meanwhile.
     """
 
     def __init__(
@@ -47,13 +48,12 @@ class StoreStage:
         keyring: Keyring,
         algorithm: Aead,
         codec: BlobCodec,
-        loader: IndexLoader,
-        claims: Claims,
+        index: Index,
         plan: BackupPlan,
         work_id: str,
         begun_at_s: float,
         tally: Tally,
-        packs: PackWriter,
+        packs: PackStage,
         source: Channel[EncodedBlock | None],
         workers: int,
         checkpoint_every_s: float,
@@ -64,8 +64,6 @@ class StoreStage:
         self._keyring = keyring
         self._algorithm = algorithm
         self._codec = codec
-        self._loader = loader
-        self._claims = claims
         self._plan = plan
         self._work_id = work_id
         self._begun_at_s = begun_at_s
@@ -78,16 +76,16 @@ class StoreStage:
         self._busy = busy
         self._started_s = clock()
         self._elapsed_before_s = tally.elapsed_s
+        self._stored_before_bytes = tally.stored_bytes
         self._checkpoint_s = clock()
         self._next_block = 0
         self._zero_runs = iter(plan.zero)
         self._zero_run: tuple[int, int] | None = next(self._zero_runs, None)
-        self._appended: set[bytes] = set()
         self._awaited: set[bytes] = set()
         self._builder = MapBuilder(
             base_root=bytes.fromhex(plan.base_root),
             block_count=plan.block_count,
-            load_node=BlobReader(storage, keyring, loader.index).load_node,
+            load_node=BlobReader(storage, keyring, index).load_node,
             store_node=self._store_node,
         )
         self.is_complete = False
@@ -115,18 +113,17 @@ class StoreStage:
                     self._note(result)
                     self._close_when_due()
                 stored += 1
-            with self._busy.timed():
-                if stored == planned_blocks:
-                    self._finish()
-                else:
-                    self._stop_early()
+            if stored == planned_blocks:
+                self._finish()
+            else:
+                self._stop_early()
         finally:
-            self._packs.abort()
+            self._packs.end()
 
     def _in_order(self) -> Iterator[EncodedBlock]:
-        """Results in the disk's order. Blobs go into the pack as they come, so that only a few words
-        for each block wait for an earlier one, however late that is. (Holding the reader back instead
-        would lock up one that waits for its next request while an answer is due.)
+        """Results in the disk's order. Only a few words for each block wait for an earlier one, however
+        late that is. (Holding the reader back instead would lock up one that waits for its next request
+        while an answer is due.)
         """
         waiting: dict[int, EncodedBlock] = {}
         following = 0
@@ -136,21 +133,12 @@ class StoreStage:
             if result is None:
                 working -= 1
                 continue
-            if result.blob is not None:
-                with self._busy.timed():
-                    self._append(result.blob)
-                result = replace(result, blob=None)
+            if result.outcome is Outcome.NEW:
+                self._awaited.discard(result.blob_id)
             waiting[result.sequence] = result
             while following in waiting:
                 yield waiting.pop(following)
                 following += 1
-
-    def _append(self, blob: EncodedBlob) -> None:
-        self._packs.append(blob)
-        self._appended.add(blob.blob_id)
-        self._awaited.discard(blob.blob_id)
-        if self._packs.is_full:
-            self._close_pack()
 
     def _note(self, result: EncodedBlock) -> None:
         """Put a block into the map, and count it."""
@@ -160,13 +148,14 @@ class StoreStage:
         tally = self._tally
         tally.done_bytes += result.length
         tally.read_bytes += result.length
+        tally.stored_bytes = self._stored_before_bytes + self._packs.stored_bytes
         if result.outcome is Outcome.ZERO:
             tally.zero += 1
         elif result.outcome is Outcome.NEW:
             tally.new += 1
         else:
             tally.deduplicated += 1
-            if result.outcome is Outcome.PENDING and not self._is_stored(result.blob_id):
+            if result.outcome is Outcome.PENDING and not self._packs.holds(result.blob_id):
                 self._awaited.add(result.blob_id)
 
     def _close_when_due(self) -> None:
@@ -183,35 +172,19 @@ class StoreStage:
 
     def _store_node(self, content: bytes) -> bytes:
         blob_id = node_id(self._keyring, content)
-        if not self._is_stored(blob_id):
-            self._append(self._codec.encode(BlobKind.NODE, blob_id, content))
+        if not self._packs.holds(blob_id):
+            self._packs.append(self._codec.encode(BlobKind.NODE, blob_id, content))
         return blob_id
 
-    def _is_stored(self, blob_id: bytes) -> bool:
-        """In the open pack, or in the index."""
-        return blob_id in self._appended or blob_id in self._loader.index
-
-    def _close_pack(self) -> None:
-        """Pack first, index object second: the index only names what is durable."""
-        segment = self._packs.close()
-        if segment is None:
-            return
-        name = write_index_object(self._storage, self._keyring, self._algorithm, [segment])
-        self._loader.written(name)
-        self._loader.index.add(segment)
-        self._claims.release(entry.blob_id for entry in segment.entries)
-        self._appended.clear()
-        self._tally.stored_bytes += segment.pack_size + self._storage.size_bytes(name)
-
     def _checkpoint(self) -> None:
-        self._close_pack()
+        self._packs.drain()
         self._write_record(WorkState.PARTIAL)
         self._checkpoint_s = self._clock()
 
     def _finish(self) -> None:
         self._apply_zeros(self._plan.block_count)
         self.map_root = self._builder.finish().hex()
-        self._close_pack()
+        self._packs.drain()
         self._write_record(WorkState.DONE)
         self.is_complete = True
 
@@ -219,12 +192,13 @@ class StoreStage:
         """Reading ended before its time: keep what was read. A block may refer to a blob whose own block
         came after the gap and was dropped; then the last checkpoint has to do.
         """
-        self._close_pack()
+        self._packs.drain()
         if not self._awaited:
             self._write_record(WorkState.PARTIAL)
 
     def _write_record(self, state: WorkState) -> None:
         tally = self._tally
+        tally.stored_bytes = self._stored_before_bytes + self._packs.stored_bytes
         tally.elapsed_s = self._elapsed_before_s + self._clock() - self._started_s
         record = WorkRecord(
             state=state,

@@ -38,7 +38,7 @@ class Space:
 
 
 class ObjectWriter(Protocol):
-    """An object that is being written; nobody else sees it before commit(). Used by one thread."""
+    """An object that is being written; nobody else sees it before commit(). Used by one thread at a time."""
 
     def write(self, parts: Sequence[Buffer]) -> None:
         """Append all parts in order. MUST take them whole or raise; MUST NOT keep a buffer after it
