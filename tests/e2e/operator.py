@@ -51,6 +51,14 @@ def delete_vm(site: LabSite, name: str) -> None:
         _wait(vm.Destroy_Task())
 
 
+def unregister_vm(site: LabSite, name: str) -> None:
+    with vcenter(site) as content:
+        vm = _vm(content, name)
+        if vm.runtime.powerState == "poweredOn":
+            _wait(vm.PowerOffVM_Task())
+        vm.UnregisterVM()
+
+
 def add_disk(site: LabSite, name: str, capacity_bytes: int) -> None:
     with vcenter(site) as content:
         vm = _vm(content, name)

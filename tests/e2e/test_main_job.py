@@ -151,19 +151,21 @@ def test_a_vm_deleted_while_in_the_job(product: Platform, site: LabSite, tmp_pat
     assert "vm02" in gone_before["reason"]
 
     now = hashes(site, "vm01")
-    site.control.fault("nfc-delay", 100_000, delay_s=0.2)
-    site.guest_write(site.disk("vm01"), 0, os.urandom(8 * MIB))
+    site.control.fault("nfc-delay", 100_000, delay_s=1.5)
     session_id = product.start_job("nightly", "--full")
     product.wait_for_progress(session_id)
-    operator.delete_vm(site, "vm01")
+    operator.unregister_vm(site, "vm01")  # its files are in use: deleting them is refused, as on vSphere
     site.control.clear_faults()
     session = product.wait_for(session_id)
 
+    # The host goes on serving an open disk, so all bytes may come through: then the point is good. If
+    # they did not, there is no point, and a reason.
     vm = next(vm for vm in session["vms"] if vm["name"] == "vm01")
-    assert vm["result"] in {"success", "failed"}, explain(session)
+    points = product.json("restore-point", "list", "--vm", "vm01")["items"]
     if vm["result"] == "failed":
-        assert vm["reason"]
-    assert_restores(product, "vm01@2", "vm01", now, tmp_path)
+        assert vm["reason"], explain(session)
+    assert len(points) == (2 if vm["result"] == "failed" else 3)
+    assert_restores(product, "vm01@latest", "vm01", now, tmp_path)
 
 
 def test_retention_keeps_the_last_n(product: Platform, site: LabSite, tmp_path: Path) -> None:
