@@ -19,6 +19,7 @@ from backup_server.errors import VmhaulError
 from backup_server.services import (
     catalogue,
     disk_plan,
+    doubts,
     events,
     job_plan,
     retention,
@@ -65,6 +66,7 @@ def prepare(ctx: Context, vm_id: str) -> None:
     client = ctx.vcenters.get(work.vcenter_id)
     info = _look(client, work)
     _check_cancel(cancelled())
+    base = doubts.look_at_base(ctx, work)
     intent = vm_snapshots.ensure_intent(ctx, work)
     if intent.object_ref is None:
         clean = vm_snapshots.remove_leftovers(ctx, client, work)
@@ -76,7 +78,7 @@ def prepare(ctx: Context, vm_id: str) -> None:
     _check_cancel(cancelled())
     config = client.vm_config(work.vm.moref, snapshot.moref)
     stores = _datastores(client, snapshot.disks, info.datacenter)
-    _make_tasks(ctx, steps.load(ctx, vm_id), info, snapshot, config, stores)
+    _make_tasks(ctx, steps.load(ctx, vm_id), info, snapshot, config, stores, base)
     ctx.wake_dispatcher.set()
 
 
@@ -180,6 +182,7 @@ def _make_tasks(
     snapshot: SnapshotInfo,
     config: VmConfig,
     stores: dict[str, DatastoreInfo],
+    base: doubts.Base,
 ) -> None:
     """Tasks, plan and configuration in the transaction that makes the VM running."""
     rules = work.job["selection"]["exclude_disks"]
@@ -198,7 +201,7 @@ def _make_tasks(
     now = ctx.clock()
     with ctx.db() as s:
         _refuse_when_cancelled(s, work.session.id)
-        previous, full = _base(ctx, s, work)
+        previous, full = _base(ctx, s, work, base)
         plans = disk_plan.plan_disks(
             disks, previous, full=full, change_tracking=work.job["options"]["change_tracking"]
         )
@@ -233,7 +236,9 @@ def _refuse_when_cancelled(s: Any, session_id: str) -> None:
     _check_cancel(bool(wanted))
 
 
-def _base(ctx: Context, s: Any, work: Work) -> tuple[disk_plan.PreviousPoint | None, str]:
+def _base(
+    ctx: Context, s: Any, work: Work, seen: doubts.Base
+) -> tuple[disk_plan.PreviousPoint | None, str]:
     repository_id = work.session.repository_id or ""
     uuid = work.vm.instance_uuid
     previous = job_plan.previous_point(s, repository_id, uuid)
@@ -244,6 +249,8 @@ def _base(ctx: Context, s: Any, work: Work) -> tuple[disk_plan.PreviousPoint | N
         last_full_at=job_plan.last_full_at(s, repository_id, uuid),
         now=ctx.clock(),
     )
+    if previous is not None and not full:
+        full = seen.doubt if previous.id == seen.point_id else doubts.BASE_CHANGED
     return previous, full
 
 
@@ -333,6 +340,8 @@ def _task(
 def finish(ctx: Context, vm_id: str) -> None:
     """Bring a VM from finishing to done."""
     work = steps.load(ctx, vm_id)
+    doubts.confirm_snapshot(ctx, work)
+    work = steps.load(ctx, vm_id)
     _remove_snapshot(ctx, work)
     work = steps.load(ctx, vm_id)
     result, reason = _verdict(ctx, work)
@@ -401,7 +410,7 @@ def _verdict(ctx: Context, work: Work) -> tuple[Result, str]:
         return Result(failure["result"]), str(failure["reason"])
     with ctx.db.read() as s:
         tasks = steps.tasks_of(s, work.vm.id)
-    bad = [t for t in tasks if t.result not in (Result.SUCCESS.value, Result.WARNING.value)]
+    bad = [task for task in tasks if not doubts.is_good(task)]
     if any(task.result == Result.FAILED.value for task in bad):
         reasons = [
             f"{task.disk_label}: {task.reason}" for task in bad if task.result == Result.FAILED.value

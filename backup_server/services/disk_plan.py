@@ -5,8 +5,8 @@ find that tracking cannot answer and reads everything. A full scan compares with
 stores only what differs, so it is safe whenever an increment is in doubt.
 
 A VM that was reverted to a snapshot may go on with the old tracking and a counter that soon is past the
-stored one. So a disk that lies on a delta is trusted only while the delta is the one of last time: a
-revert makes a new one. Snapshots that somebody else made or removed look the same; one full scan is the
+stored one. So a disk is trusted when no snapshot was beneath it last time nor is now, and on a delta only
+while the delta is the one of last time: a revert makes a new one. Snapshots that somebody else made or removed look the same; one full scan is the
 price. A counter that went back is seen as well.
 """
 
@@ -32,6 +32,9 @@ DISK_REPLACED = "the disk was replaced by another since the previous restore poi
 SNAPSHOTS_CHANGED = (
     "the VM's snapshots changed since the previous restore point: it may have been reverted"
 )
+SNAPSHOTS_UNKNOWN = (
+    "the previous restore point is known from the repository alone: a revert since cannot be ruled out"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +46,8 @@ class PreviousDisk:
     capacity_bytes: int
     map_root: str
     change_id: str
+    base_path: str = ""
+    """Root of the chain of files then."""
     frozen_path: str = ""
     """File that was read then; empty when only the repository knows the point."""
 
@@ -79,6 +84,7 @@ def previous_from_row(
                 capacity_bytes=int(disk["capacity_bytes"]),
                 map_root=str(disk["map_root"]),
                 change_id=str(disk["change_id"]),
+                base_path=str(disk.get("path") or ""),
                 frozen_path=str(disk.get("frozen_path") or ""),
             )
             for disk in disks
@@ -186,9 +192,20 @@ def tracking_reason(disk: DiskInfo, base: PreviousDisk, *, wanted: bool) -> str:
         return TRACKING_RESET
     if change_went_back(base.change_id, disk.change_id):
         return WENT_BACK
-    if disk.path not in (disk.base_path, base.frozen_path):
-        return SNAPSHOTS_CHANGED
-    return ""
+    if not base.frozen_path:
+        return SNAPSHOTS_UNKNOWN
+    return "" if _same_snapshots(disk, base) else SNAPSHOTS_CHANGED
+
+
+def _same_snapshots(disk: DiskInfo, base: PreviousDisk) -> bool:
+    """Whether the VM cannot have gone back behind the point: there was no snapshot to go back to then and
+    there is none now, or the disk lies on the very file of last time.
+
+    A disk that lay on a delta then and does not now may have been reverted before the delta went.
+    """
+    if disk.path == disk.base_path and base.frozen_path == base.base_path:
+        return True
+    return disk.path == base.frozen_path
 
 
 def _tracking_uuid(change_id: str) -> str:
@@ -197,6 +214,9 @@ def _tracking_uuid(change_id: str) -> str:
 
 
 def change_went_back(old: str, new: str) -> bool:
-    """True when the counter of `new` is below that of `old`; False when either is no number."""
+    """True when the counter of `new` is not above that of `old`; False when either is no number.
+
+    Each snapshot counts on, so the same number again is the number after a revert.
+    """
     before, after = old.rpartition("/")[2], new.rpartition("/")[2]
-    return before.isdigit() and after.isdigit() and int(after) < int(before)
+    return before.isdigit() and after.isdigit() and int(after) <= int(before)

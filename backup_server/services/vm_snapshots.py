@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -110,7 +111,9 @@ def take(
     found = find_own(ctx, client, work.vm.moref, intent.id)
     if found:
         # Taken before a crash, after the intent: that time is the latest which is surely not too late.
-        return found[0], intent.created_at
+        # Whether the VM was off then is not to be seen any more (the tree says so of every snapshot
+        # without memory), and must not be claimed.
+        return replace(found[0], power_state=PowerState.ON), intent.created_at
     mark = Mark(server_id=ctx.server_id, intent_id=intent.id, session_id=work.session.id)
     cancelled = steps.cancel_check(ctx, work.session.id)
 

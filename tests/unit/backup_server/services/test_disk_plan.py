@@ -28,7 +28,13 @@ def base(
     key: int = 2000, uuid: str = "u0", change_id: str = "aa/5", capacity: int = GIB
 ) -> PreviousDisk:
     return PreviousDisk(
-        disk_key=key, disk_uuid=uuid, capacity_bytes=capacity, map_root=f"map{key}", change_id=change_id
+        disk_key=key,
+        disk_uuid=uuid,
+        capacity_bytes=capacity,
+        map_root=f"map{key}",
+        change_id=change_id,
+        base_path="[ds1] a/b.vmdk",
+        frozen_path="[ds1] a/b.vmdk",
     )
 
 
@@ -56,6 +62,8 @@ def test_increment() -> None:
         (disk(), base(change_id=""), True, disk_plan.NO_STORED_ID),
         (disk(change_id="bb/9"), base(), True, disk_plan.TRACKING_RESET),
         (disk(change_id="aa/4"), base(), True, disk_plan.WENT_BACK),
+        # Each snapshot counts on: the same number again is that of a VM that was reverted.
+        (disk(change_id="aa/5"), base(), True, disk_plan.WENT_BACK),
         (
             disk(capacity=2 * GIB),
             base(),
@@ -74,11 +82,23 @@ def test_full_scan_keeps_the_map_and_drops_the_change_id(
 def test_disk_on_a_delta_is_trusted_while_the_delta_is_the_same() -> None:
     delta = replace(disk(), path="[ds1] a/b-000001.vmdk")
     assert plan(delta, replace(base(), frozen_path="[ds1] a/b-000001.vmdk")).reason == ""
-    for before in ("[ds1] a/b-000002.vmdk", "[ds1] a/b.vmdk", ""):
+    for before in ("[ds1] a/b-000002.vmdk", "[ds1] a/b.vmdk"):
         found = plan(delta, replace(base(), frozen_path=before))
         assert (found.previous_map_root, found.reason) == ("map2000", disk_plan.SNAPSHOTS_CHANGED)
     # Without snapshots there is nothing to revert to, and Storage vMotion changes names as well.
-    assert plan(disk(), replace(base(), frozen_path="[ds2] moved/b.vmdk")).reason == ""
+    moved = replace(base(), base_path="[ds2] moved/b.vmdk", frozen_path="[ds2] moved/b.vmdk")
+    assert plan(disk(), moved).reason == ""
+
+
+def test_disk_that_lay_on_a_delta_is_not_trusted_when_the_delta_is_gone() -> None:
+    # Backed up on a snapshot's delta, reverted to that snapshot, snapshot deleted: nothing is left to
+    # see of it now.
+    before = replace(base(), frozen_path="[ds1] a/b-000001.vmdk")
+    assert plan(disk(), before).reason == disk_plan.SNAPSHOTS_CHANGED
+
+
+def test_point_without_the_file_that_was_read_is_not_trusted() -> None:
+    assert plan(disk(), replace(base(), frozen_path="")).reason == disk_plan.SNAPSHOTS_UNKNOWN
 
 
 def test_change_ids_with_blanks_and_odd_forms() -> None:
@@ -156,6 +176,7 @@ def test_previous_from_the_catalogue() -> None:
     row = {
         "disk_key": 2000, "disk_uuid": "u0", "capacity_bytes": GIB, "map_root": "map2000",
         "change_id": "aa/5", "label": "x", "read_bytes": 1,
+        "path": "[ds1] a/b.vmdk", "frozen_path": "[ds1] a/b.vmdk",
     }  # fmt: skip
     found = disk_plan.previous_from_row("p", NOW - timedelta(days=1), [row])
     assert found == point(base())

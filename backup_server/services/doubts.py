@@ -1,0 +1,135 @@
+"""What a backup must not build on, and what it must not become.
+
+Before the snapshot: the restore point that an increment would build on, as the repository itself tells
+it. After the disks were read: whether the snapshot that froze them was there to the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from backup_server.db.states import Result
+from backup_server.db.tables import Intent, Task
+from backup_server.errors import ConflictError, IntegrityError
+from backup_server.services import disk_plan, job_plan, steps
+from backup_server.services.context import Context
+from backup_server.services.steps import Work
+from pipeline.model import RestorePoint
+from transports.errors import ObjectGoneError, TransportError
+from transports.vsphere.model import SnapshotInfo
+
+BASE_CHANGED = "the previous restore point was deleted while the run began"
+BASE_GONE = (
+    "the repository does not hold the previous restore point that the catalogue names; "
+    "rescan the repository"
+)
+BASE_DIFFERS = (
+    "the catalogue and the repository disagree about the previous restore point; rescan the repository"
+)
+BASE_ELSEWHERE = "the previous restore point was made of a VM that was registered otherwise: {was}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Base:
+    """The point that an increment would build on, as the repository tells it."""
+
+    point_id: str
+    doubt: str
+    """Why nothing may build on it; empty when it is in order."""
+
+
+def look_at_base(ctx: Context, work: Work) -> Base:
+    """Ask the repository for the point that the catalogue names: the repository may have been replaced
+    by an older copy, or changed by another server.
+    """
+    repository_id = work.session.repository_id or ""
+    with ctx.db.read() as s:
+        previous = job_plan.previous_point(s, repository_id, work.vm.instance_uuid)
+    if previous is None:
+        return Base(point_id="", doubt="")
+    agent = ctx.agents.get(repository_id)
+    agent.opened()  # a repository that does not open at all is not a point that is missing
+    try:
+        point = agent.point(previous.id)
+    except (ConflictError, IntegrityError) as error:
+        ctx.log.warning("backup.base-gone", vm=work.vm.name, point=previous.id, reason=str(error))
+        return Base(point_id=previous.id, doubt=BASE_GONE)
+    return Base(point_id=previous.id, doubt=_doubt(work, previous, point))
+
+
+def _doubt(work: Work, previous: disk_plan.PreviousPoint, point: RestorePoint) -> str:
+    known = {
+        (disk.disk_key, disk.disk_uuid, disk.capacity_bytes, disk.map_root, disk.change_id)
+        for disk in previous.disks
+    }
+    stored = {
+        (disk.disk_key, disk.disk_uuid, disk.capacity_bytes, str(disk.map_root), disk.change_id)
+        for disk in point.disks
+    }
+    if known != stored:
+        return BASE_DIFFERS
+    # Change ids compare moments of one VM only. Copied files (a replica, a VM that was brought back from
+    # a copy and registered again) go on with the same ids and other contents.
+    vcenter_uuid = work.session.options.get("vcenter_uuid", "")
+    if point.vm.vcenter_uuid != vcenter_uuid:
+        return BASE_ELSEWHERE.format(was=f"in vCenter {point.vm.vcenter_uuid}")
+    if point.vm.moref != work.vm.moref:
+        return BASE_ELSEWHERE.format(was=f"as {point.vm.moref}")
+    return ""
+
+
+def confirm_snapshot(ctx: Context, work: Work) -> None:
+    """Disks that were read are good only when the snapshot that froze them was there to the end.
+
+    Somebody may have removed it, or another one beneath it: a proxy that connected again afterwards then
+    found another state under the same file name. Written down before our own removal, so that a crash
+    cannot make that look like somebody else's.
+    """
+    with ctx.db.read() as s:
+        intent = steps.open_intent(s, work.vm.id)
+        tasks = steps.tasks_of(s, work.vm.id)
+    settled = any(name in work.details for name in ("failure", "snapshot_held", "snapshot_left"))
+    if settled or intent is None or not all(is_good(task) for task in tasks):
+        return
+    try:
+        snapshots = ctx.vcenters.get(work.vcenter_id).snapshots(work.vm.moref)
+    except ObjectGoneError:
+        return  # the VM went with its files: what was read to the end, was read in time
+    except TransportError as error:
+        tries = int(work.details.get("confirm_tries", 0)) + 1
+        if tries < ctx.settings.snapshot_remove_tries:
+            with ctx.db() as s:
+                steps.remember(s, work.vm.id, confirm_tries=tries)
+            raise
+        steps.warn(ctx, work, f"whether the snapshot stayed to the end could not be seen: {error}")
+        return
+    problem = _snapshot_problem(intent, tasks, snapshots)
+    with ctx.db() as s:
+        if problem:
+            failure = {"result": Result.FAILED.value, "reason": problem}
+            steps.remember(s, work.vm.id, failure=failure, tries=None, not_before=None)
+        else:
+            steps.remember(s, work.vm.id, snapshot_held=True)
+
+
+def is_good(task: Task) -> bool:
+    return task.result in (Result.SUCCESS.value, Result.WARNING.value)
+
+
+def _snapshot_problem(intent: Intent, tasks: Sequence[Task], snapshots: Sequence[SnapshotInfo]) -> str:
+    """By its moref: a person may rename a snapshot without doing harm."""
+    held = next((one for one in snapshots if one.moref == intent.object_ref), None)
+    if held is None:
+        return (
+            "the backup's snapshot was removed by somebody else while its disks were read, "
+            "so what was read may be of different times; run the job again"
+        )
+    files = {disk.key: disk.path for disk in held.disks}
+    for task in tasks:
+        if files.get(task.disk_key) != task.order["disk"]["path"]:
+            return (
+                f"the files of {task.disk_label} were moved or renamed while they were read "
+                "(another snapshot removed, or a storage migration); run the job again"
+            )
+    return ""
