@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import os
 import random
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+from vmhaul_lab.images import DiskPlan
+from vmhaul_lab.plan import VmPlan
 from vmhaul_lab.site import LabSite
 
 from . import operator
@@ -154,7 +158,9 @@ def test_a_vm_deleted_while_in_the_job(product: Platform, site: LabSite, tmp_pat
     site.control.fault("nfc-delay", 100_000, delay_s=1.5)
     session_id = product.start_job("nightly", "--full")
     product.wait_for_progress(session_id)
-    operator.unregister_vm(site, "vm01")  # its files are in use: deleting them is refused, as on vSphere
+    operator.unregister_vm(
+        site, "vm01"
+    )  # its files are in use: deleting them is refused, as on vSphere
     site.control.clear_faults()
     session = product.wait_for(session_id)
 
@@ -239,3 +245,36 @@ def test_exclusions_and_the_plan(product: Platform, site: LabSite, tmp_path: Pat
     session = product.backup("some")
     assert [vm["name"] for vm in session["vms"]] == ["vm01"]
     assert [task["label"] for task in tasks(session)] == ["Hard disk 1"]
+
+
+def test_a_disk_of_two_tebibytes(tmp_path: Path, labvc_binary: Path) -> None:
+    """Nearly empty: only what is allocated is read; unchanged: nothing is; memory is that of any disk."""
+    vms = (
+        VmPlan(name="big01", disks=(DiskPlan(label="disk0", capacity_bytes=2 << 40, layout="empty"),)),
+    )
+    with (
+        LabSite.quick(tmp_path / "site", vms, binary=labvc_binary) as site,
+        platform(tmp_path / "data") as product,
+    ):
+        written = os.urandom(3 * MIB)
+        site.guest_write(site.disk("big01"), 1_600_000 * MIB, written)
+        connect(product, site, tmp_path / "repo")
+        create_job(product, "nightly", "--all")
+
+        site.control.fault("nfc-delay", 3, delay_s=2)
+        session_id = product.start_job("nightly")
+        peak_bytes = 0
+        while product.session(session_id)["state"] != "finished":
+            for mover in product.processes("mover_process"):
+                with suppress(psutil.NoSuchProcess):
+                    peak_bytes = max(peak_bytes, mover.memory_info().rss)
+        [full] = tasks(product.wait_for(session_id))
+        [unchanged] = tasks(product.backup("nightly"))
+        product.run("restore", "vm", "big01@latest", "--name", "big01-restored")
+
+        assert full["stats"]["read_bytes"] <= 8 * MIB
+        assert 0 < peak_bytes < 256 * MIB
+        assert unchanged["read_mode"] == "increment"
+        assert unchanged["stats"]["read_bytes"] == 0
+        restored = site.guest_read(site.disk("big01-restored"), 1_600_000 * MIB, 3 * MIB)
+        assert restored == written
