@@ -99,8 +99,8 @@ def remove_snapshots(site: LabSite, name: str) -> None:
         vm = _vm(content, name)
         while vm.snapshot is not None and vm.snapshot.rootSnapshotList:
             task = vm.snapshot.rootSnapshotList[0].snapshot.RemoveSnapshot_Task(removeChildren=True)
-            with suppress(vim.fault.FileLocked):
-                _wait(task)
+            while task.info.state not in {"success", "error"}:
+                time.sleep(0.05)
 
 
 def snapshot_names(site: LabSite) -> list[str]:

@@ -279,3 +279,20 @@ def test_quiescing_refused_falls_back_as_the_job_says(
     site.control.clear_faults()
     assert required["result"] == "failed", explain(required)
     assert "quiesc" in json.dumps(required)
+
+
+def test_snapshot_removed_by_a_person_while_it_is_read(
+    product: Platform, site: LabSite, job: str, tmp_path: Path
+) -> None:
+    """What was read may be of two times: no restore point, and the next run is right."""
+    slow(site)
+    session_id = product.start_job(job)
+    product.wait_for_progress(session_id)
+    operator.remove_snapshots(site, "vm01")
+    site.control.clear_faults()
+    session = product.wait_for(session_id)
+
+    assert session["result"] == "failed", explain(session)
+    assert product.json("restore-point", "list", "--vm", "vm01")["items"] == []
+    expected = hashes(site, "vm01")
+    assert_sound(product, site, product.backup(job), expected, tmp_path)
