@@ -47,9 +47,10 @@ class CliError(AssertionError):
 class Platform:
     """`vmhaul up` and its command line."""
 
-    def __init__(self, data: Path, *, database: str = "", slots: int = 4) -> None:
+    def __init__(self, data: Path, *, database: str = "", broker: str = "", slots: int = 4) -> None:
         self.data = data
         self.database = database
+        self.broker = broker
         self.slots = slots
         self.process: subprocess.Popen[bytes] | None = None
         self.log = data.with_name(data.name + "-up.log")
@@ -59,6 +60,11 @@ class Platform:
         command += ["--no-flower", "--slots", str(self.slots)]
         if self.database:
             command += ["--database", self.database]
+        if self.broker:
+            # A file, since it holds a password: the command line is for everybody to read.
+            file = self.data.with_name(self.data.name + "-broker-url")
+            file.write_text(self.broker)
+            command += ["--broker", f"@{file}"]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
@@ -188,8 +194,8 @@ def explain(session: dict[str, Any]) -> str:
 
 
 @contextmanager
-def platform(data: Path, *, database: str = "", slots: int = 4) -> Iterator[Platform]:
-    running = Platform(data, database=database, slots=slots)
+def platform(data: Path, *, database: str = "", broker: str = "", slots: int = 4) -> Iterator[Platform]:
+    running = Platform(data, database=database, broker=broker, slots=slots)
     try:
         running.start()
         yield running
