@@ -234,8 +234,10 @@ def _restore_to_vm(
 def _restore_to_file(
     request: TaskRequest, order: RestoreDiskOrder, repository: Repository, tools: Tools
 ) -> ResultReport:
-    """Under a name of its own until it is whole: nobody takes half a disk for a disk, and an earlier
-    attempt's rest is ours to replace.
+    """Under a name of its own until it is whole: nobody takes half a disk for a disk.
+
+    The name is the attempt's: an earlier one that lost its lease may still be writing. Without its file
+    it cannot publish any more.
     """
     target = Path(order.target_path)
     if not target.is_absolute():
@@ -243,7 +245,9 @@ def _restore_to_file(
     if target.exists() and not order.overwrite:
         raise _exists(target)
     _check_image(order, repository, tools)
-    part = target.with_name(f".{target.name}.{request.task_id}.part")
+    for attempt in range(1, request.attempt):
+        _part(target, request, attempt).unlink(missing_ok=True)
+    part = _part(target, request, request.attempt)
     writer = RawFileWriter.create(part, order.capacity_bytes, overwrite=True)
     try:
         try:
@@ -255,6 +259,10 @@ def _restore_to_file(
         part.unlink(missing_ok=True)
         raise
     return _restored(request, None, stats)
+
+
+def _part(target: Path, request: TaskRequest, attempt: int) -> Path:
+    return target.with_name(f".{target.name}.{request.task_id}-a{attempt}.part")
 
 
 def _write(

@@ -56,6 +56,7 @@ def _begin_running(ctx: Context, s: Any, work: Work) -> None:
 
 
 def _prepare_file(ctx: Context, work: Work) -> None:
+    _read_point(ctx, work)
     [disk] = work.details["disks"]
     order = RestoreDiskOrder(
         map_root=disk["map_root"],
@@ -74,6 +75,7 @@ def _prepare_file(ctx: Context, work: Work) -> None:
 
 def _prepare_vm(ctx: Context, work: Work) -> None:
     point = _read_point(ctx, work)
+    _check_config(point)
     client = ctx.vcenters.get(work.vcenter_id)
     cancelled = steps.cancel_check(ctx, work.session.id)
     intent = _ensure_intent(ctx, work)
@@ -106,13 +108,24 @@ def _prepare_vm(ctx: Context, work: Work) -> None:
 
 
 def _read_point(ctx: Context, work: Work) -> RestorePoint:
+    """The point as the repository tells it; what the catalogue said of its disks must be the same."""
     agent = ctx.agents.get(work.session.repository_id or "")
     point = agent.point(work.vm.restore_point_id or "")
+    stored = {(disk.disk_key, str(disk.map_root), disk.capacity_bytes) for disk in point.disks}
+    for disk in work.details["disks"]:
+        if (disk["disk_key"], disk["map_root"], disk["capacity_bytes"]) not in stored:
+            raise StepFailedError(
+                f"the catalogue and the repository disagree about {disk['label']} of this restore point; "
+                "rescan the repository and restore again"
+            )
+    return point
+
+
+def _check_config(point: RestorePoint) -> None:
     if not point.vm_config:
         raise StepFailedError(
             "the restore point holds no VM configuration; restore its disks to files instead"
         )
-    return point
 
 
 def _ensure_intent(ctx: Context, work: Work) -> Intent:
@@ -151,9 +164,10 @@ def _start_clean(ctx: Context, client: Vsphere, intent: Intent) -> None:
 
 def destroy(client: Vsphere, intent: Intent) -> None:
     """Destroy the VM that bears the intent's mark, if there is one. TransportError when it stays."""
-    moref = client.find_marked_vm(intent.mark)
-    if moref is not None:
-        client.destroy_marked_vm(moref, intent.mark)
+    found = client.find_marked_vm(intent.mark)
+    if found is not None:
+        # Where ours is known, no other will do: a copy that somebody made of it bears the mark as well.
+        client.destroy_marked_vm(intent.object_ref or found, intent.mark)
 
 
 def _placement(work: Work) -> VmPlacement:

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
+import sqlalchemy as sa
 
 from backup_server.db.states import Result
-from backup_server.db.tables import Task
+from backup_server.db.tables import RestorePointRow, Task
 from backup_server.errors import ConflictError, InvalidError, NotFoundError
 from backup_server.services import restore_points, restores, sessions
 from tests.fakes.server import Rig
@@ -196,3 +200,41 @@ def test_lists_have_pages(backed_up: Rig) -> None:
     assert seen == [point.id for point in reversed(rig.points())]
     with pytest.raises(InvalidError):
         restore_points.list_all(rig.ctx, after="nonsense")
+
+
+def test_copy_that_somebody_made_of_a_half_restored_vm_is_left_alone(backed_up: Rig) -> None:
+    made: list[str] = []
+
+    def copy() -> None:
+        [half] = [vm for vm in backed_up.vcenter.vms.values() if vm.mark]
+        twin = replace(half, moref="vm-1", name="a copy")
+        # Found first.
+        backed_up.vcenter.vms = {twin.moref: twin, **backed_up.vcenter.vms}
+        made.append(half.moref)
+
+    backed_up.vcenter.after["add_disks"] = copy
+    backed_up.proxies.outcome = lambda task: (Result.FAILED, "no")
+    order = restores.restore_vm(backed_up.ctx, {"restore_point": "db01@latest", "name": "copy"})
+    assert backed_up.drive(order["id"])["result"] == "failed"
+    assert made
+    assert made[0] not in backed_up.vcenter.vms
+    assert "vm-1" in backed_up.vcenter.vms
+
+
+def test_catalogue_that_differs_from_the_repository_restores_nothing(
+    backed_up: Rig, tmp_path: Path
+) -> None:
+    with backed_up.ctx.db() as s:
+        for row in s.scalars(sa.select(RestorePointRow)):
+            row.disks = [{**disk, "map_root": "ab" * 32} for disk in row.disks]
+    target = str(tmp_path / "disk.raw")
+    orders = [
+        restores.restore_disk(
+            backed_up.ctx, {"restore_point": "db01@latest", "disk": 1, "path": target}
+        ),
+        restores.restore_vm(backed_up.ctx, {"restore_point": "db01@latest", "name": "copy"}),
+    ]
+    for order in orders:
+        session = backed_up.drive(order["id"])
+        assert session["result"] == "failed"
+        assert "disagree" in session["reason"]

@@ -345,9 +345,9 @@ def test_a_file_that_exists_is_refused_unless_told(bench: Bench, tmp_path: Path)
     with pytest.raises(PermanentPipelineError, match="exists already"):
         bench.run(request)
     assert target.read_text() == "precious"
-    # the rest of an attempt that died is no obstacle
-    (tmp_path / f".disk.raw.{request.task_id}.part").write_text("half")
-    bench.run(replace(request, restore=replace(order, overwrite=True)))
+    # the rest of an attempt that died is no obstacle, and goes
+    (tmp_path / f".disk.raw.{request.task_id}-a1.part").write_text("half")
+    bench.run(replace(request, attempt=Attempt(2), restore=replace(order, overwrite=True)))
     assert target.read_bytes() == bench.disk.content
     assert sorted(path.name for path in tmp_path.iterdir()) == ["disk.raw", "repository"]
 
@@ -372,3 +372,44 @@ def test_a_hash_that_the_point_knows_must_be_met(bench: Bench, tmp_path: Path) -
         bench.run(
             bench.request(TaskKind.RESTORE_DISK_TO_FILE, restore=replace(order, target_path="disk.raw"))
         )
+
+
+def test_an_attempt_that_lost_its_lease_cannot_publish_the_half_of_the_next_one(
+    bench: Bench, tmp_path: Path
+) -> None:
+    done = bench.backup()
+    target = tmp_path / "disk.raw"
+    order = bench.restore_order(done.map_root, target_path=str(target), overwrite=True)
+    first = bench.request(TaskKind.RESTORE_DISK_TO_FILE, restore=order)
+    failures: list[BaseException] = []
+    begun, may_end, halfway = threading.Event(), threading.Event(), threading.Event()
+
+    class OfFirst(list[ProgressReport]):
+        def append(self, report: ProgressReport) -> None:
+            if report.phase in ("writing", "finishing") and not begun.is_set():
+                begun.set()
+                assert may_end.wait(20)
+
+    def lost() -> None:
+        try:
+            bench.run(first)
+        except BaseException as error:  # noqa: BLE001 - looked at below
+            failures.append(error)
+
+    class OfSecond(list[ProgressReport]):
+        def append(self, report: ProgressReport) -> None:
+            if report.phase in ("writing", "finishing") and not halfway.is_set():
+                halfway.set()
+                may_end.set()
+                thread.join(20)
+                assert not target.exists()
+
+    bench.reports = OfFirst()
+    thread = threading.Thread(target=lost)
+    thread.start()
+    assert begun.wait(5), failures
+    bench.reports = OfSecond()
+    bench.run(replace(first, attempt=Attempt(2)))
+    assert halfway.is_set()
+    assert [type(error) for error in failures] == [FileNotFoundError]
+    assert target.read_bytes() == bench.disk.content
