@@ -16,7 +16,7 @@ from vmhaul_lab.process import Child, labvc_binary
 from vmhaul_lab.state import ProcessMark, SiteState, write_private
 
 # A disk above this gets a digest of its data in place of a SHA-256 over terabytes of zeros.
-_LARGEST_HASHED_BYTES = 64 << 30
+LARGEST_HASHED_BYTES = 64 << 30
 _OPEN_ATTEMPTS = 50
 
 
@@ -231,6 +231,6 @@ class LabSite:
 
 def digest(image: Path) -> str:
     """The digest by which disks are compared: SHA-256, for terabytes a digest of their data."""
-    if image.stat().st_size > _LARGEST_HASHED_BYTES:
+    if image.stat().st_size > LARGEST_HASHED_BYTES:
         return verify.content_digest(image)
     return verify.sha256(image)
