@@ -110,9 +110,13 @@ class Server:
         self._file = ctx.settings.run_dir / SERVER_FILE
         host, port = listener.getsockname()[:2]
         self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-        self._engine = SessionEngine(ctx)
         self._scheduler = Scheduler(ctx, broker_url(ctx))
-        self._janitor = Janitor(ctx)
+        # Two servers on one database: the one that leads works, the other waits.
+        self._engine = SessionEngine(ctx, leading=self._leading)
+        self._janitor = Janitor(ctx, leading=self._leading)
+
+    def _leading(self) -> bool:
+        return self._scheduler.leadership.leading
 
     def start(self) -> None:
         self._engine.start()
@@ -123,13 +127,15 @@ class Server:
         self._ctx.log.info("server.started", url=self.url)
 
     def stop(self) -> None:
-        """In the reverse order; running tasks go on at their proxies."""
+        """The lead is given up last, when nothing of ours is in hand; running tasks go on at their
+        proxies.
+        """
         self._ctx.log.info("server.stopping")
         self._file.unlink(missing_ok=True)
         self._ctx.stopping.set()
         self._janitor.stop()
-        self._scheduler.stop()
         self._engine.stop()
+        self._scheduler.stop()
 
 
 def listen(settings: Settings) -> socket.socket:

@@ -44,6 +44,7 @@ from transports.errors import ObjectGoneError, TransientTransportError, Transpor
 
 MAINTENANCE_THREADS: Final = 4
 _WITH_VMS: Final = (SessionKind.BACKUP.value, SessionKind.RESTORE.value)
+_WITHOUT_VMS: Final = (SessionKind.CHECK.value, SessionKind.RESCAN.value)
 _ACTIVE: Final = (VmState.PREPARING, VmState.RUNNING, VmState.FINISHING)
 _LOOK_AHEAD: Final = 200
 
@@ -51,8 +52,10 @@ _LOOK_AHEAD: Final = 200
 class SessionEngine:
     """Drives all sessions of one database. One engine at a time per database."""
 
-    def __init__(self, ctx: Context) -> None:
+    def __init__(self, ctx: Context, *, leading: Callable[[], bool] = lambda: True) -> None:
+        """`leading`: whether this server is the one of several on the database that works now."""
         self._ctx = ctx
+        self._leading = leading
         self._log = ctx.log
         self._pool = ThreadPoolExecutor(ctx.settings.engine_threads, thread_name_prefix="engine")
         self._slow = ThreadPoolExecutor(MAINTENANCE_THREADS, thread_name_prefix="maintenance")
@@ -100,6 +103,8 @@ class SessionEngine:
 
     def look(self) -> None:
         """Begin every step that may be begun now."""
+        if not self._leading():
+            return
         now = self._ctx.clock()
         with self._ctx.db.read() as s:
             sessions = list(
@@ -121,6 +126,9 @@ class SessionEngine:
                     self._submit(session.id, self._slow, maintenance_flow.run, self._ctx, session.id)
             except StaleStateError:
                 continue  # somebody else moved it: the next look sees where to
+            except Exception:  # noqa: BLE001 - said below why
+                # One session's odd row must not keep all that come after it from being driven.
+                self._log.exception("engine.look-failed", session_id=session.id)
 
     def _look_queued(self, session: Session, others: list[Session], now: datetime) -> None:
         if session.cancel_requested:
@@ -136,6 +144,8 @@ class SessionEngine:
             return
         if session.kind == SessionKind.PRUNE.value and self._needed_by_others(session, others):
             return
+        if session.kind in _WITHOUT_VMS and _is_pruned(session, others):
+            return  # a check would take packs that are being replaced for missing ones
         with self._ctx.db() as s:
             change_state(
                 s,
@@ -146,6 +156,7 @@ class SessionEngine:
                 started_at=now,
             )
             events.record(s, now, "session.started", session.kind, session_id=session.id)
+        session.state = SessionState.RUNNING.value  # for those that this look comes to after it
         self._ctx.wake_engine.set()
 
     @staticmethod
@@ -161,13 +172,7 @@ class SessionEngine:
     def _look_vms(self, session: Session, others: list[Session], now: datetime) -> None:
         if session.cancel_requested:
             self._cancel_vms(session, now)
-        pruning = any(
-            other.kind == SessionKind.PRUNE.value
-            and other.state == SessionState.RUNNING.value
-            and other.repository_id == session.repository_id
-            for other in others
-        )
-        if not pruning:
+        if not _is_pruned(session, others):
             self._admit(session)
         with self._ctx.db.read() as s:
             active = list(
@@ -379,6 +384,16 @@ class SessionEngine:
         with self._ctx.db() as s:
             # What is left in vSphere has an open intent, which the janitor takes over.
             steps.end_vm(s, self._ctx, work, VmState.FINISHING, result, reason)
+
+
+def _is_pruned(session: Session, others: list[Session]) -> bool:
+    """Whether a prune of the session's repository is under way."""
+    return any(
+        other.kind == SessionKind.PRUNE.value
+        and other.state == SessionState.RUNNING.value
+        and other.repository_id == session.repository_id
+        for other in others
+    )
 
 
 def _stores(vcenter_id: str | None, vm: SessionVm) -> list[str]:

@@ -12,6 +12,7 @@ The waits between the visits double. What remains is said in the intent (`proble
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Final
 
@@ -33,6 +34,7 @@ from transports.errors import ObjectGoneError, TransportError
 from transports.vsphere.api import Vsphere
 
 HELPER_AFTER_TRIES: Final = 3
+_FOLLOWER_WAIT_S: Final = 1.0
 _SWEEP_EVERY: Final = 20
 """Visits between two looks at all VMs' snapshots: that is a call for each VM that has any."""
 
@@ -40,8 +42,10 @@ _SWEEP_EVERY: Final = 20
 class Janitor:
     """One for each database; all its work may be repeated and may be killed."""
 
-    def __init__(self, ctx: Context) -> None:
+    def __init__(self, ctx: Context, *, leading: Callable[[], bool] = lambda: True) -> None:
+        """`leading`: as that of the engine."""
         self._ctx = ctx
+        self._leading = leading
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._visits = 0
@@ -57,6 +61,9 @@ class Janitor:
 
     def _loop(self) -> None:
         while not self._stop.is_set():
+            if not self._leading():
+                self._stop.wait(_FOLLOWER_WAIT_S)
+                continue
             try:
                 self.run_once()
             except Exception:
