@@ -1,231 +1,125 @@
-"""The data mover beside what it could be at best, on data of a disk image that this program builds.
+"""The data mover beside what it could be at best, and beside its peers, in one run.
 
-    python -m bench.bench_mover [--size-mib 512] [--image FILE] [--directory DIR]
+    python -m bench.bench_mover [--size-mib 3072] [--source /usr] [--rounds 3] [--peer-rounds 1]
+                                [--directory DIR] [--results FILE]
 
-Prints MB/s of disk content and the ratio to the roofline: read, hash, compress and encrypt the same data
-with all cores and store nothing. Wall times of one machine; compare ratios only.
+Builds a disk image with this machine's own files and its next day (bench/images.py), runs every tool in
+processes of their own, prints wall time, CPU, memory and bytes, and the aims; writes all of it to
+bench/results.json. The rounds of all tools take turns; of several the best counts. Images are read once
+before, so that every tool finds them in the page cache.
+
+vmhaul, restic and borg sync what they store, and vmhaul what it restores; qemu-img and zstd leave that to
+the kernel. Tools that are not installed are left out.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
-import random
-import resource
+import platform
 import shutil
-import subprocess
 import sys
 import tempfile
-import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
-from typing import Self
+from typing import Any
 
-import zstandard
-from blake3 import blake3
+from bench.aims import BORG, BORG_FIXED, aims_of, best_rows
+from bench.images import build_images, changed_extents
+from bench.measure import run
+from bench.tools import Bench, borg, qemu_img, restic, rooflines, vmhaul, zstd
 
-from pipeline.crypto.aead import ENGINE, fastest_algorithm
-from pipeline.mover import DiskBackup, MoverOptions, backup_disk
-from pipeline.planning import plan_backup
-from pipeline.rawfile import RawFileReader, RawFileWriter
-from pipeline.repository import KdfCost, Repository
-from pipeline.restore import restore_disk
-from pipeline.storage import open_storage
-from transports.base import Extent
-
-MIB = 1 << 20
-CHANGED_SHARE = 0.05
+RESULTS = Path(__file__).with_name("results.json")
+FIXED_BLOCKS = ["--chunker-params", "fixed,1048576", "--sparse"]
 
 
-def build_image(path: Path, size_mib: int) -> None:
-    """Text, program code and noise of this machine's Python installation, with holes: compresses about
-    as file systems do.
-    """
-    files = sorted(f for f in Path(os.__file__).parent.rglob("*") if f.is_file() and f.stat().st_size)
-    rng = random.Random(1)
-    rng.shuffle(files)
-    with path.open("wb") as out:
-        turn = 0
-        while out.tell() < size_mib * MIB:
-            if turn % 4 == 3:
-                out.seek(rng.randrange(4, 12) * MIB, os.SEEK_CUR)  # a hole
-            elif turn % 9 == 4:
-                out.write(rng.randbytes(2 * MIB))
-            else:
-                written = 0
-                while written < 4 * MIB:
-                    # Shuffled by a stamp, so that blocks do not repeat.
-                    content = files[(turn * 31 + written) % len(files)].read_bytes()
-                    out.write(rng.randbytes(16) + content)
-                    written += len(content) + 16
-                    turn += 1
-            turn += 1
-        out.truncate(size_mib * MIB)
+def measure(bench: Bench, rounds: int, peer_rounds: int) -> None:
+    for number in range(rounds):
+        rooflines(bench)
+        vmhaul(bench, compare=number == 0)
+        if shutil.which("zstd"):
+            zstd(bench)
+        if number >= peer_rounds:
+            continue
+        if shutil.which("qemu-img"):
+            qemu_img(bench)
+        if shutil.which("borg"):
+            borg(bench, BORG, [])
+            borg(bench, BORG_FIXED, FIXED_BLOCKS)
+        if shutil.which("restic"):
+            restic(bench)
 
 
-class Timer:
-    def __enter__(self) -> Self:
-        self.wall = time.perf_counter()
-        usage = resource.getrusage(resource.RUSAGE_SELF)
-        self.cpu = usage.ru_utime + usage.ru_stime
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        usage = resource.getrusage(resource.RUSAGE_SELF)
-        self.wall = time.perf_counter() - self.wall
-        self.cpu = usage.ru_utime + usage.ru_stime - self.cpu
-
-
-def roofline(path: Path) -> Timer:
-    key = bytes(32)
-    algorithm = fastest_algorithm()
-    zeros = bytes(MIB)
-    local = threading.local()
-
-    def work(offset: int) -> None:
-        if not hasattr(local, "ctx"):
-            local.ctx = zstandard.ZstdCompressor(level=1)
-            local.buffer = bytearray(MIB)
-        os.preadv(fd, [local.buffer], offset)
-        if local.buffer == zeros:
-            return
-        blake3(local.buffer, key=key).digest()
-        ENGINE.encrypt(
-            algorithm,
-            key,
-            os.urandom(32)[: 32 if algorithm == 2 else 24],
-            b"",
-            local.ctx.compress(local.buffer),
-        )
-
-    fd = os.open(path, os.O_RDONLY)
-    reader = RawFileReader(path)
-    offsets = [
-        at
-        for extent in reader.allocated_extents(0, reader.size_bytes)
-        for at in range(extent.offset // MIB * MIB, extent.end, MIB)
+def machine() -> dict[str, Any]:
+    models = [
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
     ]
-    with Timer() as timer, ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(work, sorted(set(offsets))))
-    os.close(fd)
-    return timer
+    commands = {"restic": ["version"], "borg": ["--version"], "qemu-img": ["--version"], "zstd": ["-V"]}
+    return {
+        "cpu": models[0] if models else platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "load": [round(load, 1) for load in os.getloadavg()],
+        "tools": {
+            name: run([name, *arguments]).output.splitlines()[0].strip()
+            for name, arguments in commands.items()
+            if shutil.which(name)
+        },
+    }
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--size-mib", type=int, default=512)
-    parser.add_argument("--image", type=Path)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--size-mib", type=int, default=3072)
+    parser.add_argument("--source", type=Path, default=Path("/usr"))
     parser.add_argument("--directory", type=Path)
-    parser.add_argument("--verify-every", type=int, default=MoverOptions().verify_every)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--peer-rounds", type=int, default=1)
+    parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
-    work = Path(tempfile.mkdtemp(dir=args.directory))
+    work = Path(tempfile.mkdtemp(prefix="vmhaul-bench-", dir=args.directory))
     try:
-        bench(args, work)
+        print(f"building two images of {args.size_mib} MiB from {args.source}", flush=True)
+        images = build_images(work, args.source, args.size_mib)
+        bench = Bench(images, changed_extents(images.day_one, images.day_two), work)
+        facts = describe(bench)
+        print(facts)
+        measure(bench, args.rounds, args.peer_rounds)
     finally:
         shutil.rmtree(work)
+    report(bench, {**machine(), "image": facts}, args.results)
     return 0
 
 
-def bench(args: argparse.Namespace, work: Path) -> None:
-    image = args.image or work / "image.raw"
-    if args.image is None:
-        build_image(image, args.size_mib)
-    storage = open_storage(str(work / "repository"), create=True)
-    repository = Repository.create(
-        storage, "bench", clock=time.time, kdf_cost=KdfCost(ops=1, memory_kib=1024)
-    )
-    reader = RawFileReader(image)
-    held = sum(e.length for e in reader.allocated_extents(0, reader.size_bytes))
-    print(
-        f"image {reader.size_bytes / 1e6:.0f} MB, {held / 1e6:.0f} MB of it allocated, {os.cpu_count()} cores"
-    )
-    roofline(image)  # into the page cache
-    best = roofline(image)
-    row("roofline", held, best, best, "")
-
-    def backup(name: str, previous: DiskBackup | None, changed: list[Extent] | None) -> DiskBackup:
-        plan = plan_backup(
-            capacity_bytes=reader.size_bytes,
-            block_size_bytes=repository.block_size_bytes,
-            previous_map_root=previous.map_root if previous else "",
-            changed=changed,
-            allocated=reader.allocated_extents(0, reader.size_bytes),
-        )
-        with Timer() as timer:
-            done = backup_disk(
-                repository=repository,
-                reader=reader,
-                plan=plan,
-                compression="fast",
-                work_id=name,
-                cancel=threading.Event(),
-                progress=lambda _: None,
-                clock=time.time,
-                options=MoverOptions(verify_every=args.verify_every),
-            )
-        stats = done.stats
-        row(
-            name,
-            stats.read_bytes,
-            timer,
-            best,
-            f"stored {stats.stored_bytes / 1e6:.1f} MB, source {stats.stages.source:.2f}, "
-            f"proxy {stats.stages.proxy:.2f}, target {stats.stages.target:.2f}",
-        )
-        return done
-
-    full = backup("full", None, None)
-    backup("unchanged", full, [])
-    rng = random.Random(2)
-    touched = []
-    with image.open("r+b") as out:
-        for _ in range(int(reader.size_bytes / MIB * CHANGED_SHARE)):
-            offset = rng.randrange(reader.size_bytes // 4096) * 4096
-            out.seek(offset)
-            out.write(rng.randbytes(4096))
-            touched.append(Extent(offset=offset, length=4096))
-    increment = backup("increment", full, sorted(touched))
-    backup("full-scan", increment, None)
-    writer = RawFileWriter.create(work / "restored.raw", reader.size_bytes)
-    with Timer() as timer:
-        stats = restore_disk(
-            repository=repository,
-            map_root=increment.map_root,
-            capacity_bytes=reader.size_bytes,
-            writer=writer,
-            skip_zeros=True,
-            cancel=threading.Event(),
-            progress=lambda _: None,
-            clock=time.time,
-        )
-    row(
-        "restore",
-        stats.written_bytes,
-        timer,
-        best,
-        f"source {stats.stages.source:.2f}, proxy {stats.stages.proxy:.2f}, target {stats.stages.target:.2f}",
-    )
-    if subprocess.run(["cmp", image, work / "restored.raw"], check=False).returncode:
-        sys.exit("the restored image differs")
-    print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
-    if shutil.which("zstd"):
-        began = time.perf_counter()
-        subprocess.run(["zstd", "-q", "-T0", "-1", "-f", image, "-o", work / "image.zst"], check=True)
-        used = resource.getrusage(resource.RUSAGE_CHILDREN)
-        print(
-            f"{'zstd -T0 -1':12} {held / 1e6 / (time.perf_counter() - began):7.0f} MB/s  "
-            f"CPU {used.ru_utime + used.ru_stime:6.2f} s  "
-            f"stored {(work / 'image.zst').stat().st_size / 1e6:.1f} MB"
-        )
+def describe(bench: Bench) -> dict[str, int]:
+    return {
+        "size_bytes": bench.images.day_one.stat().st_size,
+        "allocated_bytes": bench.images.day_one.stat().st_blocks * 512,
+        "changed_bytes": sum(extent.length for extent in bench.changed),
+    }
 
 
-def row(name: str, count: int, timer: Timer, best: Timer, more: str) -> None:
-    rate = count / 1e6 / timer.wall
-    print(
-        f"{name:12} {rate:7.0f} MB/s  wall {timer.wall:6.2f} s ({best.wall / timer.wall:5.2f} of roofline's)  "
-        f"CPU {timer.cpu:6.2f} s  {more}"
-    )
+def report(bench: Bench, facts: dict[str, Any], path: Path) -> None:
+    aims = aims_of(bench.rows)
+    for aim in aims:
+        print(f"{'holds ' if aim.holds else 'MISSED'} {aim.name}: {aim.value} (aim {aim.aim})")
+    rounds = {
+        key: sum((row.tool, row.step) == key for row in bench.rows) for key in best_rows(bench.rows)
+    }
+    rows = [{**asdict(row), "rounds": rounds[key]} for key, row in best_rows(bench.rows).items()]
+    rounded = [
+        {name: round(value, 3) if isinstance(value, float) else value for name, value in row.items()}
+        for row in rows
+    ]
+    content = {"machine": facts, "rows": rounded, "aims": [asdict(aim) for aim in aims]}
+    path.write_text(json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from pipeline.stages.store import StoreStage, Tally
 from transports.base import DiskReader
 
 BUFFERS_PER_WORKER: Final = 3  # one being encoded, one waiting, one being filled
+RESULTS_WAITING: Final = 256  # a few words each
 PROGRESS_EVERY_S: Final = 0.25
 NODE_COMPRESSION: Final = "fast"
 
@@ -165,7 +166,7 @@ class _Run:
         buffers = self._reader.capabilities.requests_in_flight + BUFFERS_PER_WORKER * self._workers
         pool: Channel[bytearray] = Channel(flow, buffers)
         to_encode: Channel[ReadBlock | None] = Channel(flow, buffers + self._workers)
-        to_store: Channel[EncodedBlock | None] = Channel(flow, buffers)
+        to_store: Channel[EncodedBlock | None] = Channel(flow, RESULTS_WAITING)
         claims = Claims(loader.index)
         packs = PackStage(
             flow=flow,

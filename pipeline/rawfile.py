@@ -11,6 +11,7 @@ from typing import Final
 
 from pipeline.errors import PermanentPipelineError
 from pipeline.storage.local import translated_os_errors
+from pipeline.storage.writeback import start_writeback
 from transports.base import (
     Ability,
     Extent,
@@ -22,6 +23,8 @@ from transports.base import (
 )
 
 MAX_REQUEST_BYTES: Final = 16 << 20
+WRITEBACK_BYTES: Final = 256 << 10
+"""Writes of this size are handed to the disk at once; small ones are left for the kernel to join."""
 FILE_MODE: Final = 0o600
 FILE_SYSTEM_MODE: Final = TransportMode.DIRECT_NFS
 """A reader must name a mode; this one reads a file through a mounted file system, as that mode does."""
@@ -81,6 +84,8 @@ class RawFileWriter:
             done = 0
             while done < len(buffer):
                 done += os.pwrite(self._fd, buffer[done:], offset + done)
+        if len(buffer) >= WRITEBACK_BYTES:
+            start_writeback(self._fd, offset, len(buffer))
 
     def flush(self) -> None:
         with translated_os_errors("syncing", str(self._path)):

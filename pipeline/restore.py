@@ -1,8 +1,8 @@
 """From a repository to a disk.
 
-The map is walked in windows; in each, blocks are fetched in the order of the packs, with few large reads,
-decoded on all cores, and written by one thread. Memory: a read of some MiB for each decoding thread and a
-few blocks, whatever the size of disk or repository (whose index is in memory besides).
+The map is walked in windows; in each, blocks are fetched in the order of the packs, with few large reads.
+Who decoded a block writes it, while it is in the core's cache. Memory: a read of some MiB and a block for
+each thread, whatever the size of disk or repository (whose index is in memory besides).
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from transports.base import DiskWriter
 WINDOW_BLOCKS: Final = 512
 """Blocks whose places are sorted together: enough for long reads, 64 KiB of ids."""
 RUNS_WAITING: Final = 2
-BLOCKS_WAITING: Final = 8
 ZERO_CHUNK_BYTES: Final = 1 << 20
 PROGRESS_EVERY_S: Final = 0.25
 
@@ -54,12 +53,6 @@ class _Fetch:
 
 
 @dataclass(frozen=True, slots=True)
-class _Data:
-    places: list[int]
-    content: Buffer
-
-
-@dataclass(frozen=True, slots=True)
 class _Zeros:
     offset: int
     length: int
@@ -80,7 +73,7 @@ def restore_disk(
     """Write one disk of a restore point. Each block is compared with its id before it is written.
 
     `skip_zeros`: ranges of zeros are not written; right for a new disk that reads as zeros.
-    `workers` 0: one decoding thread for each core and one more. The writer is used by one other thread,
+    `workers` 0: one thread for each core and one more. The writer is used by other threads, one at a time,
     flushed at the end, and not closed. Raises IntegrityError for damage (then the disk is incomplete),
     CancelledError, storage errors, and what the writer raises.
     """
@@ -119,10 +112,11 @@ class _Restore:
         self._started_s = clock()
         self._reader: BlobReader = repository.reader()
         self._flow = Flow()
-        self._runs: Channel[_Fetch | None] = Channel(self._flow, RUNS_WAITING)
-        self._writes: Channel[_Data | _Zeros | None] = Channel(self._flow, BLOCKS_WAITING)
+        self._runs: Channel[_Fetch | _Zeros | None] = Channel(self._flow, RUNS_WAITING)
+        self._may_write = threading.Lock()
         self._fetching, self._decoding, self._writing = (Meter(clock) for _ in range(3))
         self._lock = threading.Lock()
+        self._working = self._workers
         self._read_bytes = 0
         self._written_bytes = 0
         self._done_bytes = 0
@@ -133,7 +127,6 @@ class _Restore:
         self._flow.start("locate", self._locate)
         for number in range(self._workers):
             self._flow.start(f"decode-{number}", self._decode)
-        self._flow.start("write", self._write)
         self._flow.join(self._report, PROGRESS_EVERY_S)
         self._report()
         return RestoreStats(
@@ -170,33 +163,26 @@ class _Restore:
             self._runs.put(None)
 
     def _decode(self) -> None:
-        while (fetch := self._runs.get()) is not None:
-            with self._fetching.timed():
-                data = self._reader.fetch_run(fetch.run)
-            with self._lock:
-                self._read_bytes += fetch.run.length
-            for wanted in fetch.run.wanted:
-                with self._decoding.timed():
-                    content = self._reader.decode_from(fetch.run, data, wanted)
-                self._writes.put(_Data(fetch.places[wanted.blob_id], content))
-        self._writes.put(None)
-
-    def _write(self) -> None:
-        working = self._workers
-        while working:
-            item = self._writes.get()
-            self._stop_if_cancelled()
-            if item is None:
-                working -= 1
+        while (item := self._runs.get()) is not None:
+            if isinstance(item, _Zeros):
+                self._write_zeros(item)
                 continue
+            with self._fetching.timed():
+                data = self._reader.fetch_run(item.run)
+            with self._lock:
+                self._read_bytes += item.run.length
+            for wanted in item.run.wanted:
+                self._stop_if_cancelled()
+                with self._decoding.timed():
+                    content = self._reader.decode_from(item.run, data, wanted)
+                for block in item.places[wanted.blob_id]:
+                    self._write_block(block, content)
+        with self._lock:
+            self._working -= 1
+            is_last = self._working == 0
+        if is_last:
             with self._writing.timed():
-                if isinstance(item, _Zeros):
-                    self._write_zeros(item)
-                else:
-                    for block in item.places:
-                        self._write_block(block, item.content)
-        with self._writing.timed():
-            self._writer.flush()
+                self._writer.flush()
 
     # ---- inside --------------------------------------------------------------------------------
 
@@ -210,7 +196,7 @@ class _Restore:
             with self._lock:
                 self._done_bytes += length
         else:
-            self._writes.put(_Zeros(offset, length))
+            self._runs.put(_Zeros(offset, length))
 
     def _write_zeros(self, run: _Zeros) -> None:
         chunk = memoryview(bytes(min(ZERO_CHUNK_BYTES, run.length)))
@@ -231,9 +217,10 @@ class _Restore:
     def _write_all(self, offset: int, data: memoryview) -> None:
         step = self._writer.capabilities.max_request_bytes
         for at in range(0, len(data), step):
-            self._writer.write_from(offset + at, data[at : at + step])
-        self._written_bytes += len(data)
+            with self._may_write, self._writing.timed():
+                self._writer.write_from(offset + at, data[at : at + step])
         with self._lock:
+            self._written_bytes += len(data)
             self._done_bytes += len(data)
 
     def _stop_if_cancelled(self) -> None:

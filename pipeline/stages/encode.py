@@ -97,7 +97,7 @@ class EncodeStage:
             self._pool.put(read.buffer)
             if blob is not None:
                 self._packs.append(blob)
-            self._output.put(result)
+            self._output.put(result, is_urgent=False)
         self._output.put(None)
 
     def _encode(self, read: ReadBlock) -> tuple[EncodedBlock, EncodedBlob | None]:

@@ -11,7 +11,10 @@ Clock = Callable[[], float]
 Item = TypeVar("Item")
 
 POLL_S: Final = 0.1
-"""How long a stage that waits for a buffer may take to notice a cancel."""
+"""How long a stage that waits for a buffer may take to notice a cancel, and an item that is not urgent
+may lie."""
+TOGETHER: Final = 16
+"""Items that are not urgent and together wake who waits for them."""
 
 
 class FlowStopped(Exception):  # noqa: N818 - not an error of its own: another stage failed
@@ -95,20 +98,24 @@ class Channel(Generic[Item]):
         flow.wake_on_failure(self._may_put)
         flow.wake_on_failure(self._may_get)
 
-    def put(self, item: Item) -> None:
+    def put(self, item: Item, *, is_urgent: bool = True) -> None:
+        """Not urgent: whoever waits is woken for some items together, or a little later. Waking a thread
+        for each of many small items costs more than the items do.
+        """
         with self._may_put:
             while len(self._items) >= self._capacity:
                 self._flow.raise_if_stopped()
                 self._may_put.wait()
             self._flow.raise_if_stopped()
             self._items.append(item)
-            self._may_get.notify()
+            if is_urgent or len(self._items) >= min(TOGETHER, self._capacity):
+                self._may_get.notify()
 
     def get(self) -> Item:
         with self._may_get:
             while not self._items:
                 self._flow.raise_if_stopped()
-                self._may_get.wait()
+                self._may_get.wait(POLL_S)
             self._flow.raise_if_stopped()
             return self._take()
 

@@ -30,10 +30,13 @@ from pipeline.errors import (
     StorageUnavailableError,
 )
 from pipeline.storage.base import Buffer, ObjectWriter, Space, StoredObject, checked_name
+from pipeline.storage.writeback import start_writeback
 
 TEMPORARY_DIRECTORY: Final = "tmp"
 FILE_MODE: Final = 0o600
 DIRECTORY_MODE: Final = 0o700
+WRITEBACK_BYTES: Final = 8 << 20
+"""Of a large object, so much at a time is handed to the disk while the rest is still being made."""
 MAX_IOV_PARTS: Final = 512  # below IOV_MAX, which is 1024 on Linux
 NO_HARD_LINKS: Final = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
 
@@ -297,6 +300,8 @@ class LocalObjectWriter:
         self._storage = storage
         self._name = name
         self._fd = -1
+        self._written_bytes = 0
+        self._on_its_way_bytes = 0
         with translated_os_errors(f"beginning {name}", storage.location):
             self._temporary, self._fd = storage.open_temporary()
 
@@ -306,6 +311,11 @@ class LocalObjectWriter:
             while views:
                 written = os.writev(self._fd, views[:MAX_IOV_PARTS])
                 views = without_first_bytes(views, written)
+                self._written_bytes += written
+        fresh_bytes = self._written_bytes - self._on_its_way_bytes
+        if fresh_bytes >= WRITEBACK_BYTES:
+            start_writeback(self._fd, self._on_its_way_bytes, fresh_bytes)
+            self._on_its_way_bytes = self._written_bytes
 
     def commit(self) -> None:
         self._publish(over=False)

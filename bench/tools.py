@@ -1,0 +1,223 @@
+"""What is measured: vmhaul, the rooflines, and the peers that are installed. Each tool offers the same
+four steps or some of them; every step runs in a directory that is its own.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from bench.images import Images
+from bench.measure import Measured, bytes_under, run
+from transports.base import Extent
+
+FULL: Final = "full"
+UNCHANGED: Final = "unchanged"
+INCREMENT: Final = "increment"
+RESTORE: Final = "restore"
+PASSWORD: Final = "bench"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    tool: str
+    step: str
+    wall_s: float
+    cpu_s: float
+    peak_bytes: int
+    added_bytes: int
+    """What the step added to the repository."""
+    read_bytes: int = -1
+    """Of the guest's disk; -1: the tool does not tell."""
+
+
+@dataclass(slots=True)
+class Bench:
+    images: Images
+    changed: list[Extent]
+    work: Path
+    rows: list[Row] = field(default_factory=list)
+
+    def add(
+        self, tool: str, step: str, measured: Measured, *, added_bytes: int = 0, read_bytes: int = -1
+    ) -> None:
+        row = Row(
+            tool, step, measured.wall_s, measured.cpu_s, measured.peak_bytes, added_bytes, read_bytes
+        )
+        self.rows.append(row)
+        print(
+            f"{tool:20} {step:10} wall {row.wall_s:7.2f} s  CPU {row.cpu_s:7.2f} s  "
+            f"peak {row.peak_bytes / 2**20:5.0f} MiB  added {added_bytes / 1e6:8.2f} MB",
+            flush=True,
+        )
+
+    def scratch(self, name: str) -> Path:
+        """An empty directory."""
+        directory = self.work / name
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir(parents=True)
+        return directory
+
+
+def _step(*arguments: str | Path) -> Measured:
+    return run([sys.executable, "-m", "bench.steps", *arguments], cwd=Path(__file__).parents[1])
+
+
+def vmhaul(bench: Bench, *, compare: bool) -> None:
+    directory = bench.scratch("vmhaul")
+    repository, state, changed = (directory / name for name in ("repository", "state", "changed"))
+    _step("init", "--repository", repository, "--state", state)
+    common: list[str | Path] = ["--state", state]
+
+    def backup(step: str, image: Path, *more: str | Path) -> None:
+        before = bytes_under(repository)
+        measured = _step("backup", "--image", image, "--name", step, *common, *more)
+        read_bytes = json.loads(measured.output)["read_bytes"]
+        bench.add(
+            "vmhaul",
+            step,
+            measured,
+            added_bytes=bytes_under(repository) - before,
+            read_bytes=read_bytes,
+        )
+
+    backup(FULL, bench.images.day_one)
+    changed.write_text("[]")
+    backup(UNCHANGED, bench.images.day_one, "--changed", changed, "--base", FULL)
+    changed.write_text(json.dumps([[extent.offset, extent.length] for extent in bench.changed]))
+    backup(INCREMENT, bench.images.day_two, "--changed", changed, "--base", FULL)
+    target = directory / "restored.raw"
+    bench.add(
+        "vmhaul",
+        RESTORE,
+        _step(
+            "restore", "--image", bench.images.day_two, "--base", INCREMENT, "--target", target, *common
+        ),
+    )
+    if compare:
+        run(["cmp", bench.images.day_two, target])
+    shutil.rmtree(directory)
+
+
+def rooflines(bench: Bench) -> None:
+    directory = bench.scratch("roofline")
+    store, target = directory / "store.bin", directory / "restored.raw"
+    image: list[str | Path] = ["--image", bench.images.day_one]
+    bench.add("roofline", FULL, _step("roofline-backup", *image))
+    bench.add(
+        "roofline, stored",
+        FULL,
+        _step("roofline-backup", *image, "--target", store),
+        added_bytes=store.stat().st_size,
+    )
+    bench.add("roofline", RESTORE, _step("roofline-restore", *image, "--store", store))
+    bench.add(
+        "roofline, stored",
+        RESTORE,
+        _step("roofline-restore", *image, "--store", store, "--target", target),
+    )
+    shutil.rmtree(directory)
+
+
+def zstd(bench: Bench) -> None:
+    directory = bench.scratch("zstd")
+    store = directory / "disk.zst"
+    measured = run(["zstd", "-q", "-T0", "-1", "-f", bench.images.day_one, "-o", store])
+    bench.add("zstd -T0 -1", FULL, measured, added_bytes=bytes_under(store))
+    bench.add(
+        "zstd -T0 -1",
+        RESTORE,
+        run(["zstd", "-q", "-d", "--sparse", store, "-o", directory / "restored.raw"]),
+    )
+    shutil.rmtree(directory)
+
+
+def qemu_img(bench: Bench) -> None:
+    directory = bench.scratch("qemu-img")
+    store = directory / "disk.qcow2"
+    pack: list[str | Path] = [
+        "qemu-img",
+        "convert",
+        "-f",
+        "raw",
+        "-c",
+        "-O",
+        "qcow2",
+        "-o",
+        "compression_type=zstd",
+    ]
+    measured = run([*pack, bench.images.day_one, store])
+    bench.add("qemu-img zstd", FULL, measured, added_bytes=bytes_under(store))
+    unpack: list[str | Path] = [
+        "qemu-img",
+        "convert",
+        "-f",
+        "qcow2",
+        "-O",
+        "raw",
+        store,
+        directory / "restored.raw",
+    ]
+    bench.add("qemu-img zstd", RESTORE, run(unpack))
+    shutil.rmtree(directory)
+
+
+def _three_backups(
+    bench: Bench,
+    tool: str,
+    directory: Path,
+    environment: dict[str, str],
+    command: Callable[[str], list[str]],
+) -> None:
+    disk = directory / "disk.raw"
+    days = ((FULL, bench.images.day_one), (UNCHANGED, None), (INCREMENT, bench.images.day_two))
+    for step, image in days:
+        if image is not None:
+            disk.unlink(missing_ok=True)
+            disk.hardlink_to(image)
+        before = bytes_under(directory / "repository")
+        measured = run(command(step), cwd=directory, environment=environment)
+        added_bytes = bytes_under(directory / "repository") - before
+        bench.add(tool, step, measured, added_bytes=added_bytes)
+
+
+def restic(bench: Bench) -> None:
+    """At its defaults. --force: a snapshot of a VM is always a new file to it."""
+    directory = bench.scratch("restic")
+    environment = {
+        "RESTIC_PASSWORD": PASSWORD,
+        "RESTIC_REPOSITORY": str(directory / "repository"),
+        "RESTIC_CACHE_DIR": str(directory / "cache"),
+    }
+    run(["restic", "init"], environment=environment)
+    _three_backups(
+        bench,
+        "restic",
+        directory,
+        environment,
+        lambda _: ["restic", "backup", "-q", "--force", "disk.raw"],
+    )
+    command = ["restic", "restore", "-q", "latest", "--target", str(directory / "restored")]
+    bench.add("restic", RESTORE, run(command, environment=environment))
+    shutil.rmtree(directory)
+
+
+def borg(bench: Bench, tool: str, options: list[str]) -> None:
+    """--files-cache=disabled for the same reason."""
+    directory = bench.scratch("borg")
+    environment = {
+        "BORG_PASSPHRASE": PASSWORD,
+        "BORG_REPO": str(directory / "repository"),
+        "BORG_BASE_DIR": str(directory / "home"),
+    }
+    run(["borg", "init", "-e", "repokey-blake2"], environment=environment)
+    create = ["borg", "create", "--compression", "zstd,1", "--files-cache", "disabled", *options]
+    _three_backups(bench, tool, directory, environment, lambda step: [*create, f"::{step}", "disk.raw"])
+    extract = ["borg", "extract", "--sparse", f"::{INCREMENT}"]
+    bench.add(tool, RESTORE, run(extract, cwd=bench.scratch("borg/restored"), environment=environment))
+    shutil.rmtree(directory)
