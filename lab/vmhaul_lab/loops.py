@@ -4,10 +4,12 @@ Both exist in the kernel, not in a process: what is left behind stays until the 
 use is a context manager, and `release_under` frees what a killed process left in a directory.
 """
 
+import errno
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -33,6 +35,7 @@ def loop_device(image: Path, volume: Volume, *, read_only: bool) -> Iterator[Pat
         yield device
     finally:
         run("losetup", "--detach", device)
+        _settle(lambda: device not in _loops_of(image))
 
 
 @contextmanager
@@ -62,7 +65,39 @@ def _mount_point() -> Iterator[Path]:
     try:
         yield point
     finally:
-        point.rmdir()
+        _settle(lambda: _removed(point))
+
+
+def _removed(directory: Path) -> bool:
+    try:
+        directory.rmdir()
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        return False
+    return True
+
+
+def _settle(done: Callable[[], bool]) -> None:
+    """Wait for the kernel: while another process looks at a device or mount, giving it back is deferred."""
+    for _ in range(100):
+        if done():
+            return
+        time.sleep(0.05)
+    raise LabError("the kernel did not give back a loop device or mount within 5 s; see losetup -a")
+
+
+def _loops_of(image: Path) -> list[Path]:
+    return [
+        device for device in loops_under(image.parent) if _backing_file(device) == str(image.resolve())
+    ]
+
+
+def _backing_file(device: Path) -> str:
+    try:
+        return Path("/sys/block", device.name, "loop/backing_file").read_text().rstrip("\n")
+    except OSError:
+        return ""  # detached just now
 
 
 def loops_under(directory: Path) -> list[Path]:
