@@ -21,6 +21,7 @@ from pipeline.repository import Repository
 from pipeline.storage import open_storage
 from proxy_worker.contracts.agent import decode_restore_point, encode_restore_point
 from proxy_worker.contracts.envelope import Clock
+from proxy_worker.turns import turn
 
 _FINISHED_FIRST: Final = frozenset({"create", "commit"})
 """Calls that are finished when the server goes away in the middle."""
@@ -102,7 +103,9 @@ class Agent:
         }
 
     def _commit(self, args: dict[str, Any]) -> dict[str, Any]:
-        return {"created": self._opened.commit_point(decode_restore_point(args["point"]))}
+        point = decode_restore_point(args["point"])
+        with turn(self._opened.storage.location, alone=False):
+            return {"created": self._opened.commit_point(point)}
 
     def _points(self, args: dict[str, Any]) -> dict[str, Any]:
         del args
@@ -115,7 +118,10 @@ class Agent:
         return {"forgotten": self._opened.forget(args["ids"])}
 
     def _prune(self, args: dict[str, Any]) -> dict[str, Any]:
-        report = self._opened.prune(keep_work_ids=args["keep_task_ids"], min_age_s=args["min_age_s"])
+        with turn(self._opened.storage.location, alone=True):
+            report = self._opened.prune(
+                keep_work_ids=args["keep_task_ids"], min_age_s=args["min_age_s"]
+            )
         return {
             "removed_packs": report.removed_packs,
             "removed_bytes": report.removed_bytes,

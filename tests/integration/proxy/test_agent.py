@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from backup_server.errors import ConflictError, IntegrityError
+from backup_server.errors import ConflictError, IntegrityError, UnavailableError
 from backup_server.services.agent_link import AgentProcess
 from pipeline.model import (
     BlobId,
@@ -22,6 +22,7 @@ from pipeline.model import (
     VmIdentity,
 )
 from proxy_worker.contracts.agent import encode_restore_point
+from proxy_worker.turns import turn
 
 TIMEOUT_S = 60.0
 POINT = RestorePoint(
@@ -183,3 +184,19 @@ class Slow(agent.Agent):
 agent.Agent = Slow
 agent.main()
 """
+
+
+def test_no_commit_while_another_agent_prunes_and_the_other_way_round(
+    agent: AgentProcess, location: str
+) -> None:
+    create(agent, location)
+    encoded = encode_restore_point(POINT)
+    with turn(location, alone=True):
+        with pytest.raises(UnavailableError, match="another repository agent is pruning"):
+            call(agent, "commit", point=encoded)
+        assert call(agent, "points") == {"points": []}
+    with turn(location, alone=False):
+        assert call(agent, "commit", point=encoded) == {"created": True}
+        with pytest.raises(UnavailableError, match="is committing to"):
+            call(agent, "prune", keep_task_ids=[], min_age_s=0)
+    assert call(agent, "prune", keep_task_ids=[], min_age_s=0)["removed_packs"] == 0
