@@ -8,7 +8,11 @@ import pytest
 from vmhaul_lab import demo
 from vmhaul_lab.loops import loops_under
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
+pytestmark = [
+    pytest.mark.lab,
+    pytest.mark.timeout(300),
+    pytest.mark.xdist_group("demo"),  # each wants the usual ports
+]
 
 
 def run_small(directory: Path) -> "subprocess.CompletedProcess[str]":
