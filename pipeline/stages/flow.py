@@ -88,10 +88,12 @@ class Flow:
 class Channel(Generic[Item]):
     """A bounded queue of a flow. Waiting ends with FlowStopped when the flow fails."""
 
-    def __init__(self, flow: Flow, capacity: int) -> None:
+    def __init__(self, flow: Flow, capacity: int, *, newest_first: bool = False) -> None:
+        """`newest_first`: for a pool of buffers, where the one used last is still in the cache."""
         self._flow = flow
         self._capacity = capacity
         self._items: deque[Item] = deque()
+        self._pop = self._items.pop if newest_first else self._items.popleft
         lock = threading.Lock()
         self._may_put = threading.Condition(lock)
         self._may_get = threading.Condition(lock)
@@ -138,7 +140,7 @@ class Channel(Generic[Item]):
 
     def _take(self) -> Item:
         self._may_put.notify()
-        return self._items.popleft()
+        return self._pop()
 
 
 class Meter:
