@@ -127,7 +127,7 @@ def test_two_attempts_at_once_and_a_third_that_goes_on(
             reader.close()
 
     threads = [threading.Thread(target=attempt, args=(cancel,)) for cancel in cancels]
-    for thread, cancel in zip(threads, cancels, strict=True):
+    for thread in threads:
         thread.start()
         time.sleep(0.15)
     for cancel in cancels:
