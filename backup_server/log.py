@@ -23,6 +23,7 @@ _SECRET_NAMES: Final = re.compile(
 # user:password@host in a URL, and "Bearer ..." in a header
 _URL_PASSWORD: Final = re.compile(r"(?<=://)([^/\s:@]*):([^@/\s]+)@")
 _BEARER: Final = re.compile(r"(?i)\b(bearer)\s+\S+")
+_TALKATIVE: Final = ("httpx", "httpcore")
 _HASHES: Final = ("token_hash", "join_token_hash")
 
 
@@ -81,3 +82,6 @@ def set_up_logging(
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(number)
+    # Each request to a vCenter as a line of its own would bury what happened.
+    for library in _TALKATIVE:
+        logging.getLogger(library).setLevel(max(number, logging.WARNING))

@@ -58,6 +58,11 @@ class RawFileWriter:
                 raise PermanentPipelineError(
                     f"{target} exists already; name another file or allow overwriting"
                 ) from error
+            if isinstance(error.__cause__, FileNotFoundError):
+                raise PermanentPipelineError(
+                    f"{target} cannot be made: its directory does not exist; create that, or name "
+                    "another file"
+                ) from error
             raise
         try:
             with translated_os_errors("enlarging the file", str(target)):

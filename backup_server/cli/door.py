@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, TypeVar
 
 import typer
 
 from backup_server.cli.client import ApiClient, ServerAddress, default_data_dir, find_server
 from backup_server.cli.exits import CliError
+
+T = TypeVar("T")
 
 PANEL: Final = "Server and output"
 
@@ -112,6 +114,37 @@ class RootOptions:
     json: bool = False
 
 
+def data_option(ctx: typer.Context, own: Path | None) -> Path | None:
+    """`--data` as it holds for a command: beside it, before the noun, or in the environment."""
+    root = ctx.find_root().obj or RootOptions()
+    return _nearest(ctx, "data", own, root.data)
+
+
+def _nearest(ctx: typer.Context, name: str, own: T, at_root: T) -> T:
+    """A command's option, or the one before the noun.
+
+    The environment fills both in, and must not hide what was typed before the noun: the command would
+    go to another server than the one it was told.
+    """
+    return own if _typed(ctx.get_parameter_source, name) else at_root or own
+
+
+def _typed(source_of: Callable[[str], Any], name: str) -> bool:
+    source = source_of(name)
+    # By name: typer brings a click of its own, whose enum is not public.
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _server_option(ctx: typer.Context, own: str | None, at_root: str | None) -> str | None:
+    """`--server`; what was typed as `--data` beats a VMHAUL_SERVER of the environment."""
+    levels = (ctx.get_parameter_source, ctx.find_root().get_parameter_source)
+    if any(_typed(level, "data") for level in levels) and not any(
+        _typed(level, "server") for level in levels
+    ):
+        return None
+    return _nearest(ctx, "server", own, at_root)
+
+
 @contextmanager
 def errors_on_stderr() -> Iterator[None]:
     """Turn CliError into a message and an exit code."""
@@ -152,9 +185,9 @@ def with_door(function: Callable[..., None]) -> Callable[..., None]:
     ) -> None:
         root = ctx.find_root().obj or RootOptions()
         door = Door(
-            data=data or root.data,
-            server=server or root.server,
-            token_file=token_file or root.token_file,
+            data=data_option(ctx, data),
+            server=_server_option(ctx, server, root.server),
+            token_file=_nearest(ctx, "token_file", token_file, root.token_file),
             json=as_json or root.json,
         )
         with errors_on_stderr():

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 POLL_S: Final = 0.5
 LINE_EVERY_S: Final = 5.0
+SAME_LINE_EVERY_S: Final = 60.0
+"""A progress line that says what the last one said: often enough to see that somebody still watches."""
 PATIENCE_S: Final = 60.0
 """How long a server may be away (restarting) before following it is given up."""
 
@@ -121,15 +123,17 @@ def _silently(watch: Watch) -> dict[str, Any]:
 
 def _with_lines(watch: Watch) -> dict[str, Any]:
     session: dict[str, Any] = {}
-    said_at = watch.clock()
+    said_at, said = watch.clock(), ""
     for state in watch.states():
         session = state
         for event in watch.new_events():
             output.say(event_line(event))
         now = watch.clock()
         if now - said_at >= LINE_EVERY_S and state["state"] == "running":
-            said_at = now
-            output.say(progress_line(state))
+            line = progress_line(state)
+            if line != said or now - said_at >= SAME_LINE_EVERY_S:
+                said_at, said = now, line
+                output.say(line)
     return session
 
 

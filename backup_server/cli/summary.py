@@ -120,7 +120,10 @@ def sentence(session: dict[str, Any]) -> str:
     """How it ended and what it moved, in one sentence."""
     took = formats.span(session.get("started_at"), session.get("finished_at"))
     seconds = took.total_seconds() if took else None
-    words = [f"{title(session)} ended: {session.get('result') or session['state']}"]
+    result = session.get("result")
+    words = [
+        f"{title(session)} ended: {result}" if result else f"{title(session)} is {session['state']}"
+    ]
     sums = totals(session)
     if sums.disks:
         vms = formats.plural(len(session["vms"]), "VM")

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from backup_server.cli.client import default_data_dir
-from backup_server.cli.door import DataOption, errors_on_stderr
+from backup_server.cli.door import DataOption, data_option, errors_on_stderr
 from backup_server.cli.exits import CliError, Exit
 
 
@@ -20,6 +20,7 @@ def register(app: typer.Typer) -> None:
 
 
 def up(
+    ctx: typer.Context,
     data: DataOption = None,
     listen: Annotated[
         str | None,
@@ -69,7 +70,7 @@ def up(
     """
     with errors_on_stderr():
         given = {
-            "data_dir": str((data or default_data_dir()).expanduser().absolute()),
+            "data_dir": str((data_option(ctx, data) or default_data_dir()).expanduser().absolute()),
             "listen": listen,
             "flower_port": flower_port,
             "flower": False if no_flower else None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -35,6 +35,10 @@ AcceptOption = Annotated[
 ]
 
 
+_NOT_IN_HOSTS: Final = frozenset("/@?# ")
+"""A URL that was pasted would otherwise be looked up as the name of a machine."""
+
+
 def split_address(text: str) -> tuple[str, int]:
     """Host and port of "HOST", "HOST:PORT" or "[IPV6]:PORT"."""
     host, port = text, ""
@@ -43,8 +47,10 @@ def split_address(text: str) -> tuple[str, int]:
         port = port.removeprefix(":")
     elif text.count(":") == 1:
         host, _, port = text.partition(":")
-    if not host or (port and not port.isdecimal()):
-        raise CliError(f"'{text}' is not HOST or HOST:PORT", Exit.USAGE)
+    if not host or set(host) & _NOT_IN_HOSTS or (port and not port.isdecimal()):
+        raise CliError(
+            f"'{text}' is not HOST or HOST:PORT, as in vcenter.example.com or 10.0.0.5:8443", Exit.USAGE
+        )
     return host, int(port) if port else HTTPS_PORT
 
 

@@ -124,7 +124,7 @@ def _values(s: DbSession, data: Mapping[str, Any], old: Mapping[str, Any]) -> di
     """Columns from a request, with `old` (the job's shape) for what it does not name."""
     given = Fields({**{k: v for k, v in old.items() if k not in _READ_ONLY}, **data})
     values: dict[str, Any] = {
-        "name": given.name(),
+        "name": given.path_name(),
         "description": given.text("description", default="", empty=True),
         "enabled": given.flag("enabled", default=True),
         "vcenter_id": _reference(s, given, "vcenter", Vcenter),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -61,9 +62,15 @@ def add(
             "max_tasks": max_tasks or ctx.settings.repository_max_tasks,
         }
     )
-    name = given.name()
+    name = given.path_name()
     location = given.text("location")
     given.checked("location", _check_location)
+    if _inside(location, ctx.settings.data_dir):
+        given.wrong(
+            "location",
+            f"lies in the server's data directory {ctx.settings.data_dir}; a loss of that must not cost "
+            "the restore points too, choose another directory",
+        )
     block = given.checked("block_size_bytes", _check_block)
     tasks = given.number("max_tasks", low=1, high=MAX_TASKS)
     if not import_existing and len(password.reveal()) < MIN_PASSWORD_CHARS:
@@ -126,7 +133,7 @@ def edit(ctx: Context, ref: str, changes: Mapping[str, Any]) -> dict[str, Any]:
     given = Fields(changes)
     values: dict[str, Any] = {}
     if given.has("name"):
-        values["name"] = given.name()
+        values["name"] = given.path_name()
     if given.has("max_tasks"):
         values["max_tasks"] = given.number("max_tasks", low=1, high=MAX_TASKS)
     given.finish("the change of the repository")
@@ -226,6 +233,10 @@ def _check_location(value: Any) -> str:
     if not isinstance(value, str) or not value.startswith("/"):
         raise ValueError("must be an absolute path of a directory, as server and proxies see it")
     return value
+
+
+def _inside(location: str, directory: Path) -> bool:
+    return Path(location).resolve().is_relative_to(directory.resolve())
 
 
 def _check_block(value: Any) -> int:

@@ -89,7 +89,12 @@ class RepositoryAgent:
     def _call(self, call: str, args: dict[str, Any], timeout_s: float | None = None) -> dict[str, Any]:
         with self._lock:
             link, _ = self._ready()
-            return link.call(call, args, timeout_s=timeout_s or self._timeout_s)
+            try:
+                return link.call(call, args, timeout_s=timeout_s or self._timeout_s)
+            except ConflictError:
+                # Its directory may be another one by now (mounted again): the next call opens anew.
+                self._drop()
+                raise
 
     def opened(self) -> OpenedRepository:
         """Identity and master key; opens the repository when it is not open."""

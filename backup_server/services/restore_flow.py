@@ -162,12 +162,17 @@ def _start_clean(ctx: Context, client: Vsphere, intent: Intent) -> None:
             s.get_one(Intent, intent.id).object_ref = None
 
 
-def destroy(client: Vsphere, intent: Intent) -> None:
-    """Destroy the VM that bears the intent's mark, if there is one. TransportError when it stays."""
+def destroy(client: Vsphere, intent: Intent) -> bool:
+    """Destroy the VM that bears the intent's mark; False when there is none.
+
+    Raises TransportError when it stays.
+    """
     found = client.find_marked_vm(intent.mark)
-    if found is not None:
-        # Where ours is known, no other will do: a copy that somebody made of it bears the mark as well.
-        client.destroy_marked_vm(intent.object_ref or found, intent.mark)
+    if found is None:
+        return False
+    # Where ours is known, no other will do: a copy that somebody made of it bears the mark as well.
+    client.destroy_marked_vm(intent.object_ref or found, intent.mark)
+    return True
 
 
 def _placement(work: Work) -> VmPlacement:
@@ -280,7 +285,7 @@ def finish(ctx: Context, vm_id: str) -> None:
 def _undo(ctx: Context, work: Work, intent: Intent) -> None:
     """Destroy what was made; when that fails the janitor goes on, the result stays what it is."""
     try:
-        destroy(ctx.vcenters.get(work.vcenter_id), intent)
+        destroyed = destroy(ctx.vcenters.get(work.vcenter_id), intent)
     except TransportError as error:
         with ctx.db() as s:
             stored = s.get_one(Intent, intent.id)
@@ -290,7 +295,10 @@ def _undo(ctx: Context, work: Work, intent: Intent) -> None:
         return
     with ctx.db() as s:
         vm_snapshots.close_intent(s, intent.id, ctx.clock(), problem="")
-        steps.note(s, ctx, work, "restore.vm-destroyed", "the half restored VM was deleted")
+        if destroyed:
+            name = _placement(work).name
+            text = f"the half restored VM {name} was deleted"
+            steps.note(s, ctx, work, "restore.vm-destroyed", text)
 
 
 def _verdict(ctx: Context, work: Work) -> tuple[Result, str]:

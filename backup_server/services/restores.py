@@ -165,7 +165,13 @@ def _check_thin(value: Any) -> bool | None:
 
 def _proxies(s: DbSession, ref: str) -> list[str]:
     if ref:
-        return [by_ref(s, Proxy, ref).id]
+        named = by_ref(s, Proxy, ref)
+        if not named.enabled:
+            raise InvalidError(
+                f"proxy {named.name} is disabled and takes no restore: enable it or name another",
+                details={"proxy": "is disabled"},
+            )
+        return [named.id]
     local = list(s.scalars(sa.select(Proxy.id).where(Proxy.local.is_(True), Proxy.enabled.is_(True))))
     if not local:
         raise InvalidError(

@@ -39,7 +39,8 @@ def apply(ctx: Context, work: Work) -> int:
             s.execute(
                 sa.update(RestorePointRow).where(RestorePointRow.id == gone.id).values(deleting=True)
             )
-            steps.note(s, ctx, work, "retention.forget", f"restore point {gone.id}: {gone.reason}")
+            text = f"restore point {gone.id[:8]} goes, as the job keeps no more: {gone.reason}"
+            steps.note(s, ctx, work, "retention.forget", text)
         if plan.remove:
             steps.remember(s, work.vm.id, forgotten=len(plan.remove))
     restore_points.forget_marked(ctx, repository_id)

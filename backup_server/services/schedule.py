@@ -20,6 +20,7 @@ SKIP: Final = "skip"
 MISSED_POLICIES: Final = (RUN_ONCE, SKIP)
 _CRON_FIELDS: Final = 5
 _MAX_DUE: Final = 1000
+_ANY_TIME: Final = datetime(2024, 1, 1)  # noqa: DTZ001 - wall clock; whether any day fits is not a matter of zones
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +43,10 @@ def check_schedule(value: Any) -> dict[str, Any]:
     missed = value.get("missed") or RUN_ONCE
     if len(cron.split(" ")) != _CRON_FIELDS or not croniter.is_valid(cron):
         raise ValueError(f"cron {cron!r} is no expression of minute, hour, day, month, weekday")
+    try:
+        croniter(cron, _ANY_TIME).get_next(datetime)
+    except CroniterBadDateError:
+        raise ValueError(f"cron {cron!r} names a day that no year has") from None
     try:
         ZoneInfo(str(zone))
     except (ZoneInfoNotFoundError, ValueError, OSError):

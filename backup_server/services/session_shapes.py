@@ -142,13 +142,17 @@ def task_progress(task: Task) -> dict[str, Any]:
     return {
         "phase": "done" if over else str(live.get("phase") or task.state),
         # Nothing is known before the proxy looked: the disk's size is the honest upper bound.
-        "total_bytes": total if total or live else task.capacity_bytes,
+        "total_bytes": task.capacity_bytes if _unknown(live) else total,
         "done_bytes": total if good else int(live.get("done_bytes", 0) or 0),
         "read_bytes": int(live.get("read_bytes", 0) or 0),
         "stored_bytes": int(live.get("stored_bytes", 0) or 0),
         "bytes_per_s": float(live.get("bytes_per_s", 0) or 0),
         "bottleneck": live.get("bottleneck") or None,
     }
+
+
+def _unknown(live: Mapping[str, Any]) -> bool:
+    return not live or live.get("phase") in {"opening", "querying-changes"}
 
 
 def _throughput(stats: Mapping[str, Any]) -> float:

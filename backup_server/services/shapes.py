@@ -70,6 +70,13 @@ class Fields:
             self.wrong(name, f"must be at most {NAME_MAX_CHARS} printable characters")
         return value
 
+    def path_name(self, name: str = "name", *, default: str | None = None) -> str:
+        """A name that the paths of the API carry as one part."""
+        value = self.name(name, default=default)
+        if "/" in value or value in {".", ".."}:
+            self.wrong(name, "must not hold a slash, nor be . or ..")
+        return value
+
     def number(self, name: str, *, default: int | None = None, low: int, high: int) -> int:
         value = self._take(name, default)
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:

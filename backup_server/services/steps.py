@@ -124,7 +124,8 @@ def end_vm(s: DbSession, ctx: Context, work: Work, state: VmState, result: Resul
         finished_at=ctx.clock(),
     )
     level = {Result.FAILED: events.ERROR, Result.WARNING: events.WARNING}.get(result, events.INFO)
-    note(s, ctx, work, "vm.done", f"{result.value}{f': {reason}' if reason else ''}", level)
+    tail = f": {reason}" if reason not in {"", result.value} else ""
+    note(s, ctx, work, "vm.done", f"{result.value}{tail}", level)
 
 
 def give_up(ctx: Context, work: Work, result: Result, reason: str) -> None:

@@ -248,7 +248,7 @@ def _end(
     )
     level = {Result.FAILED: events.ERROR, Result.WARNING: events.WARNING}.get(result, events.INFO)
     name = EventName.TASK_CANCELLED if result is Result.CANCELLED else EventName.TASK_FINISHED
-    tail = f": {reason}" if reason else ""
+    tail = f": {reason}" if reason not in {"", result.value} else ""
     _say(db, row, now, name, f"{row.title}: {result.value}{tail}", level)
     return Applied.ENDED
 

@@ -235,7 +235,7 @@ def _log_in(ctx: Context, values: Mapping[str, Any], password: Secret) -> About:
 def _checked(data: Mapping[str, Any], unknown: set[str] | None = None) -> dict[str, Any]:
     given = Fields(data)
     values = {
-        "name": given.name(),
+        "name": given.path_name(),
         "host": given.text("host"),
         "port": given.number("port", low=1, high=65535),
         "username": given.text("username"),

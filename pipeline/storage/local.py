@@ -23,6 +23,7 @@ from pipeline.errors import (
     IntegrityError,
     ObjectExistsError,
     ObjectNotFoundError,
+    PermanentPipelineError,
     PipelineError,
     StorageFullError,
     StorageMissingError,
@@ -33,6 +34,7 @@ from pipeline.storage.base import Buffer, ObjectWriter, Space, StoredObject, che
 from pipeline.storage.writeback import start_writeback
 
 TEMPORARY_DIRECTORY: Final = "tmp"
+_NOT_FOREIGN: Final = frozenset({TEMPORARY_DIRECTORY, "keys", "lost+found"})
 FILE_MODE: Final = 0o600
 DIRECTORY_MODE: Final = 0o700
 WRITEBACK_BYTES: Final = 8 << 20
@@ -87,6 +89,7 @@ class LocalStorage:
         """
         self._path = Path(path)
         if create:
+            _refuse_foreign(self._path)
             with (
                 contextlib.suppress(FileExistsError),
                 translated_missing(self._path, "its parent directory does not exist"),
@@ -158,6 +161,7 @@ class LocalStorage:
         return freed_bytes
 
     def space(self) -> Space:
+        self._require_in_place()
         with translated_os_errors("asking for free space", self.location):
             answer = os.fstatvfs(self._root)
         total = answer.f_blocks * answer.f_frsize
@@ -166,6 +170,21 @@ class LocalStorage:
             total_bytes=total,
             used_bytes=total - answer.f_bfree * answer.f_frsize,
         )
+
+    def _require_in_place(self) -> None:
+        """StorageMissingError when the path has come to mean something else than what was opened.
+
+        An open directory outlives its name, so that what was begun can be ended. Whoever asks for the
+        space wants to know of the place that the next one opens.
+        """
+        with translated_missing(self._path, "create the directory or mount it"):
+            there = self._path.stat()
+        ours = os.fstat(self._root)
+        if (there.st_dev, there.st_ino) != (ours.st_dev, ours.st_ino):
+            raise StorageMissingError(
+                f"directory {self._path} is not the one that was opened: something else was mounted or "
+                "moved there; bring the repository's directory back"
+            )
 
     def close(self) -> None:
         with self._lock:
@@ -354,6 +373,24 @@ def without_first_bytes(views: list[memoryview], count: int) -> list[memoryview]
             return [view[count:], *views[position + 1 :]]
         count -= len(view)
     return []
+
+
+def _refuse_foreign(path: Path) -> None:
+    """PermanentPipelineError when a directory that is to become a storage holds somebody's files.
+
+    What is a repository already is refused with better words by whoever knows its format. Ours, of a creation that was cut off, do not count; hidden ones neither: snapshots of the file
+    system, settings of the volume.
+    """
+    try:
+        names = sorted(entry.name for entry in os.scandir(path))
+    except OSError:
+        return  # not there yet, or about to be complained about by whoever opens it
+    foreign = [name for name in names if not name.startswith(".") and name not in _NOT_FOREIGN]
+    if foreign and not any(name.startswith("vmhaul-") for name in names):
+        raise PermanentPipelineError(
+            f"directory {path} is not empty: it holds {foreign[0]!r}"
+            f"{f' and {len(foreign) - 1} more' if len(foreign) > 1 else ''}; choose an empty or a new one"
+        )
 
 
 @contextlib.contextmanager

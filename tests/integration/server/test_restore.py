@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from backup_server.db.states import Result
 from backup_server.db.tables import RestorePointRow, Task
 from backup_server.errors import ConflictError, InvalidError, NotFoundError
-from backup_server.services import restore_points, restores, sessions
+from backup_server.services import proxies, restore_points, restores, sessions
 from tests.fakes.server import Rig
 from transports.errors import PermanentTransportError, TransientTransportError
 
@@ -20,6 +20,19 @@ def backed_up(rig: Rig) -> Rig:
     rig.job()
     rig.run()
     return rig
+
+
+def _told(rig: Rig, session_id: str) -> str:
+    """The texts of a session's events."""
+    return "\n".join(item["text"] for item in sessions.events(rig.ctx, session_id))
+
+
+def test_disabled_proxy_is_given_no_restore(backed_up: Rig) -> None:
+    rig = backed_up
+    proxies.edit(rig.ctx, "default", {"enabled": False})
+    request = {"restore_point": "db01@latest", "disk": "1", "path": "/tmp/x.raw", "proxy": "default"}
+    with pytest.raises(InvalidError, match="default is disabled"):
+        restores.restore_disk(rig.ctx, request)
 
 
 def test_disk_to_file(backed_up: Rig) -> None:
@@ -89,16 +102,21 @@ def test_cancelled_restore_destroys_what_it_made(backed_up: Rig) -> None:
     assert len(rig.vcenter.vms) == 2
     sessions.cancel(rig.ctx, session["id"])
     assert rig.drive(session["id"])["result"] == "cancelled"
+    told = _told(rig, session["id"])
+    assert "the half restored VM copy was deleted" in told
+    assert "cancelled: cancelled" not in told
     assert [vm.name for vm in rig.vcenter.vms.values()] == ["db01"]
     assert rig.open_intents() == []
 
 
 def test_name_that_is_taken_fails_with_the_reason(backed_up: Rig) -> None:
     rig = backed_up
-    request = {"restore_point": "db01@latest", "name": "db01"}
-    shown = rig.drive(restores.restore_vm(rig.ctx, request)["id"])
+    session = restores.restore_vm(rig.ctx, {"restore_point": "db01@latest", "name": "db01"})
+    shown = rig.drive(session["id"])
     assert shown["result"] == "failed"
     assert "db01 exists" in shown["reason"]
+    # Nothing was deleted, and nothing says so: the reader would fear for the VM that has the name.
+    assert "deleted" not in _told(rig, session["id"])
     assert len(rig.vcenter.vms) == 1
     assert rig.open_intents() == []
 

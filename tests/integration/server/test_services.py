@@ -515,6 +515,11 @@ def test_session_shows_progress_and_keeps_its_figures(rig: Rig) -> None:
             )
         )
     shown = sessions.get(rig.ctx, session["id"])["progress"]
+    with rig.ctx.db() as s:
+        opening = {"phase": "opening", "total_bytes": 0, "done_bytes": 0}
+        s.execute(sa.update(Task).where(Task.id != first.id).values(progress=opening))
+    # A disk that is being opened is not of size 0: the session would be at its end too early.
+    assert sessions.get(rig.ctx, session["id"])["progress"]["total_bytes"] == shown["total_bytes"]
     other = rig.rows(Task)[1].capacity_bytes
     assert shown["total_bytes"] == 1000 + other
     assert (shown["done_bytes"], shown["bytes_per_s"], shown["bottleneck"]) == (400, 50.0, "source")
@@ -610,3 +615,17 @@ def test_server_id_and_keys_stay(rig: Rig) -> None:
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
         assert file.stat().st_size == 32
     assert rig.settings.data_dir.stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize("name", ["a/b", ".", ".."])
+def test_names_fit_into_a_path_of_the_api(rig: Rig, name: str) -> None:
+    with pytest.raises(InvalidError, match="slash"):
+        repositories.edit(rig.ctx, "r1", {"name": name})
+
+
+def test_a_repository_may_not_lie_among_the_servers_own_files(rig: Rig) -> None:
+    for location in (rig.settings.data_dir, rig.settings.data_dir / "repository"):
+        with pytest.raises(InvalidError, match="data directory"):
+            repositories.add(
+                rig.ctx, name="inside", location=str(location), password=Secret(REPOSITORY_PASSWORD)
+            )

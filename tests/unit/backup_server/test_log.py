@@ -78,3 +78,14 @@ def test_what_is_no_secret_is_left_alone() -> None:
     assert redact({"password": "", "token": None, "password_set": True}) == {
         "password": "", "token": None, "password_set": True,
     }  # fmt: skip
+
+
+def test_requests_of_the_http_library_are_no_events(stream: io.StringIO) -> None:
+    level = logging.getLogger("httpx").level
+    try:
+        set_up_logging(form="json", stream=stream)
+        logging.getLogger("httpx").info("HTTP Request: GET https://vcenter/sdk")
+        logging.getLogger("httpx").warning("odd")
+        assert [line["event"] for line in lines(stream)] == ["odd"]
+    finally:
+        logging.getLogger("httpx").setLevel(level)

@@ -38,7 +38,9 @@ def test_an_existing_file_is_refused_unless_allowed(tmp_path: Path) -> None:
 
 
 def test_a_missing_directory_is_named(tmp_path: Path) -> None:
-    with pytest.raises(PermanentPipelineError, match=r"no.disk\.raw"):
+    with pytest.raises(
+        PermanentPipelineError, match=r"no.disk\.raw cannot be made: its directory does not exist"
+    ):
         RawFileWriter.create(tmp_path / "no" / "disk.raw", SIZE)
 
 

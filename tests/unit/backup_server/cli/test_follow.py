@@ -13,7 +13,7 @@ import typer
 from backup_server.cli.bars import Bars
 from backup_server.cli.door import Door
 from backup_server.cli.exits import CliError, Exit
-from backup_server.cli.follow import PATIENCE_S, Watch, follow
+from backup_server.cli.follow import PATIENCE_S, Watch, _with_lines, follow
 
 
 class ScriptedApi:
@@ -151,3 +151,21 @@ def test_the_exit_code_tells_the_result(
         follow(_door(ScriptedApi(final), json=True), {"id": "s1"})
     assert caught.value.exit_code == code
     assert json.loads(capsys.readouterr().out) == final
+
+
+def test_a_progress_line_is_said_again_when_it_says_more(capsys: pytest.CaptureFixture[str]) -> None:
+    clock = Clock()
+    waiting = {**RUNNING, "progress": {"total_bytes": 100}}
+    moving = {**RUNNING, "progress": {"total_bytes": 100, "done_bytes": 50}}
+    api = ScriptedApi(*[waiting] * 60, *[moving] * 11, *[waiting] * 200, FINISHED)
+    watch = _watch(api, clock)
+    watch.last_event = 8
+    _with_lines(watch)
+    said = [line.split(",")[0] for line in capsys.readouterr().out.splitlines()]
+    # 30 s of waiting, 5 s that move, 100 s of waiting: the second line of each only after a minute
+    assert said == [
+        "progress: 0 % of 100 B",
+        "progress: 50 % of 100 B",
+        "progress: 0 % of 100 B",
+        "progress: 0 % of 100 B",
+    ]

@@ -88,6 +88,11 @@ def test_the_sentence_of_a_session_that_failed_early() -> None:
     assert summary.sentence(session) == "Backup nightly ended: failed: no VM was found."
 
 
+def test_the_sentence_of_a_session_that_goes_on() -> None:
+    session = _session(result=None, state="running", reason="", finished_at=None, vms=[])
+    assert summary.sentence(session) == "Backup nightly is running."
+
+
 def test_remarks_name_vm_and_disk() -> None:
     task = {
         **TASK,

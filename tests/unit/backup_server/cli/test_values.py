@@ -45,7 +45,7 @@ def test_addresses(text: str, address: tuple[str, int]) -> None:
     assert split_address(text) == address
 
 
-@pytest.mark.parametrize("text", ["", ":443", "vc:https"])
+@pytest.mark.parametrize("text", ["", ":443", "vc:https", "https://vc/sdk", "vc/ui", "me@vc"])
 def test_what_is_no_address(text: str) -> None:
     with pytest.raises(CliError):
         split_address(text)

@@ -59,7 +59,13 @@ def test_southern_spring() -> None:
 
 
 def test_day_that_never_comes() -> None:
-    assert next_run(schedule("0 0 30 2 *"), datetime(2026, 1, 1, tzinfo=UTC)) is None
+    assert (
+        next_run(
+            {"cron": "0 0 30 2 *", "time_zone": "Europe/Berlin", "missed": "run-once"},
+            datetime(2026, 1, 1, tzinfo=UTC),
+        )
+        is None
+    )
 
 
 def test_no_schedule() -> None:
@@ -130,3 +136,9 @@ def test_missed_before_one_on_time() -> None:
 def test_bad_schedules(value: object) -> None:
     with pytest.raises(ValueError, match=r".+"):
         check_schedule(value)
+
+
+def test_a_day_that_never_comes_is_refused() -> None:
+    with pytest.raises(ValueError, match="no year has"):
+        schedule("0 0 31 2 *")
+    assert schedule("0 0 29 2 *")["cron"] == "0 0 29 2 *"

@@ -8,7 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import ObjectNotFoundError, StoragePermissionError
+from pipeline.errors import (
+    ObjectNotFoundError,
+    PermanentPipelineError,
+    StorageMissingError,
+    StoragePermissionError,
+)
 from pipeline.storage.local import LocalStorage
 
 
@@ -138,4 +143,26 @@ def test_short_writes_are_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     writer.write([b"abcdefg", b"", b"hij", b"k"])
     writer.commit()
     assert storage.read("a") == b"abcdefghijk"
+    storage.close()
+
+
+def test_a_directory_with_files_of_others_becomes_no_storage(tmp_path: Path) -> None:
+    (tmp_path / "lost+found").mkdir()
+    (tmp_path / ".snapshot").mkdir()
+    LocalStorage(tmp_path, create=True).close()
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(PermanentPipelineError, match="not empty: it holds 'photos'"):
+        LocalStorage(tmp_path, create=True)
+    LocalStorage(tmp_path).close()
+
+
+def test_the_space_is_that_of_the_place_that_opens_next(tmp_path: Path) -> None:
+    storage = LocalStorage(tmp_path / "here", create=True)
+    assert storage.space().total_bytes > 0
+    (tmp_path / "here").rename(tmp_path / "there")
+    with pytest.raises(StorageMissingError, match="mount it"):
+        storage.space()
+    (tmp_path / "here").mkdir()
+    with pytest.raises(StorageMissingError, match="not the one that was opened"):
+        storage.space()
     storage.close()
