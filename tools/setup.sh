@@ -2,6 +2,7 @@
 # Prepare this machine: system packages (only those that are missing) and a virtual environment.
 #   tools/setup.sh demo   what `make demo` needs
 #   tools/setup.sh test   the same, and what the tests need beside it
+#   tools/setup.sh bench  what `make test` needs, and the peers that `make bench` measures beside vmhaul
 # Running it again costs nothing when nothing changed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -9,10 +10,12 @@ stage="${1:-demo}"
 
 demo_packages=(golang-go golang-github-vmware-govmomi-dev e2fsprogs xfsprogs lvm2 gdisk mount util-linux)
 test_packages=("${demo_packages[@]}" redis-server postgresql qemu-utils chromium fonts-dejavu-core zstd)
+bench_packages=("${test_packages[@]}" restic borgbackup)
 case "$stage" in
   demo) packages=("${demo_packages[@]}") ;;
   test) packages=("${test_packages[@]}") ;;
-  *) echo "usage: tools/setup.sh demo|test" >&2; exit 2 ;;
+  bench) packages=("${bench_packages[@]}") ;;
+  *) echo "usage: tools/setup.sh demo|test|bench" >&2; exit 2 ;;
 esac
 
 say() { printf '\033[1m==>\033[0m %s\n' "$*" >&2; }
@@ -28,7 +31,7 @@ fi
 
 python=""
 for candidate in python3.13 python3.12 python3.11 python3; do
-  if command -v "$candidate" >/dev/null && "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+  if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then
     python="$candidate"; break
   fi
 done
