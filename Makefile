@@ -4,7 +4,7 @@ PYTHON := .venv/bin/python
 KEEP ?=
 SIZE ?= normal
 
-.PHONY: help demo test lint fix unit bench clean setup-demo setup-test lab
+.PHONY: help demo test lint fix unit bench clean setup-demo setup-test setup-bench lab
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -14,6 +14,9 @@ setup-demo:
 
 setup-test:
 	@tools/setup.sh test
+
+setup-bench:
+	@tools/setup.sh bench
 
 lab: setup-demo
 	@lab/labvc/build.sh lab/build/labvc
@@ -37,8 +40,8 @@ fix:  ## let ruff repair what it can
 unit: setup-test  ## the quick tests only
 	$(PYTHON) -m pytest -q tests/unit tests/format tests/property
 
-bench: setup-test  ## data mover beside its roofline
-	$(PYTHON) bench/bench_mover.py
+bench: setup-bench  ## data mover beside its roofline and its peers; writes bench/results.json
+	$(PYTHON) -m bench.bench_mover
 
 clean:  ## remove what was made here (not the system packages)
 	rm -rf .venv .demo lab/build build dist *.egg-info lab/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
