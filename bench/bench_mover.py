@@ -8,8 +8,8 @@ processes of their own, prints wall time, CPU, memory and bytes, and the aims; w
 bench/results.json. The rounds of all tools take turns; of several the best counts. Images are read once
 before, so that every tool finds them in the page cache.
 
-vmhaul, restic and borg sync what they store, and vmhaul what it restores; qemu-img and zstd leave that to
-the kernel. Tools that are not installed are left out.
+vmhaul, restic and borg sync what they store, and vmhaul what it restores; the others leave that to the
+kernel. So results are synced and the time for it is added before tools are compared. Tools that are not installed are left out.
 """
 
 from __future__ import annotations

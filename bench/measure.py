@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +66,16 @@ def run(
         raise StepError(f"{' '.join(map(str, command))} ended with {done.returncode}: {output[-2000:]}")
     wall_s, cpu_s, peak_bytes = json.loads(figures)
     return Measured(wall_s, cpu_s, peak_bytes, output)
+
+
+def synced(path: Path) -> float:
+    """Sync a file, or all files below a directory; how many seconds that took."""
+    began = time.perf_counter()
+    for file in [path] if path.is_file() else filter(Path.is_file, path.rglob("*")):
+        fd = os.open(file, os.O_RDONLY)
+        os.fsync(fd)
+        os.close(fd)
+    return time.perf_counter() - began
 
 
 def bytes_under(directory: Path) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from bench.images import Images
-from bench.measure import Measured, bytes_under, run
+from bench.measure import Measured, bytes_under, run, synced
 from transports.base import Extent
 
 FULL: Final = "full"
@@ -30,10 +30,17 @@ class Row:
     wall_s: float
     cpu_s: float
     peak_bytes: int
+    sync_s: float
+    """What a sync of the result took after the tool had ended; next to nothing for those that sync."""
     added_bytes: int
     """What the step added to the repository."""
     read_bytes: int = -1
     """Of the guest's disk; -1: the tool does not tell."""
+
+    @property
+    def durable_s(self) -> float:
+        """Until the result would survive a power cut: what tools are compared by."""
+        return self.wall_s + self.sync_s
 
 
 @dataclass(slots=True)
@@ -44,14 +51,30 @@ class Bench:
     rows: list[Row] = field(default_factory=list)
 
     def add(
-        self, tool: str, step: str, measured: Measured, *, added_bytes: int = 0, read_bytes: int = -1
+        self,
+        tool: str,
+        step: str,
+        measured: Measured,
+        *,
+        result: Path | None = None,
+        added_bytes: int = 0,
+        read_bytes: int = -1,
     ) -> None:
+        """`result`: the file or directory that the tool wrote; it is synced here, and that is timed."""
+        sync_s = 0.0 if result is None else synced(result)
         row = Row(
-            tool, step, measured.wall_s, measured.cpu_s, measured.peak_bytes, added_bytes, read_bytes
+            tool,
+            step,
+            measured.wall_s,
+            measured.cpu_s,
+            measured.peak_bytes,
+            sync_s,
+            added_bytes,
+            read_bytes,
         )
         self.rows.append(row)
         print(
-            f"{tool:20} {step:10} wall {row.wall_s:7.2f} s  CPU {row.cpu_s:7.2f} s  "
+            f"{tool:20} {step:10} wall {row.wall_s:7.2f} + {sync_s:5.2f} s  CPU {row.cpu_s:7.2f} s  "
             f"peak {row.peak_bytes / 2**20:5.0f} MiB  added {added_bytes / 1e6:8.2f} MB",
             flush=True,
         )
@@ -82,6 +105,7 @@ def vmhaul(bench: Bench, *, compare: bool) -> None:
             "vmhaul",
             step,
             measured,
+            result=repository,
             added_bytes=bytes_under(repository) - before,
             read_bytes=read_bytes,
         )
@@ -98,6 +122,7 @@ def vmhaul(bench: Bench, *, compare: bool) -> None:
         _step(
             "restore", "--image", bench.images.day_two, "--base", INCREMENT, "--target", target, *common
         ),
+        result=target,
     )
     if compare:
         run(["cmp", bench.images.day_two, target])
@@ -113,6 +138,7 @@ def rooflines(bench: Bench) -> None:
         "roofline, stored",
         FULL,
         _step("roofline-backup", *image, "--target", store),
+        result=store,
         added_bytes=store.stat().st_size,
     )
     bench.add("roofline", RESTORE, _step("roofline-restore", *image, "--store", store))
@@ -120,6 +146,7 @@ def rooflines(bench: Bench) -> None:
         "roofline, stored",
         RESTORE,
         _step("roofline-restore", *image, "--store", store, "--target", target),
+        result=target,
     )
     shutil.rmtree(directory)
 
@@ -128,12 +155,10 @@ def zstd(bench: Bench) -> None:
     directory = bench.scratch("zstd")
     store = directory / "disk.zst"
     measured = run(["zstd", "-q", "-T0", "-1", "-f", bench.images.day_one, "-o", store])
-    bench.add("zstd -T0 -1", FULL, measured, added_bytes=bytes_under(store))
-    bench.add(
-        "zstd -T0 -1",
-        RESTORE,
-        run(["zstd", "-q", "-d", "--sparse", store, "-o", directory / "restored.raw"]),
-    )
+    bench.add("zstd -T0 -1", FULL, measured, result=store, added_bytes=bytes_under(store))
+    restored = directory / "restored.raw"
+    unpack: list[str | Path] = ["zstd", "-q", "-d", "--sparse", store, "-o", restored]
+    bench.add("zstd -T0 -1", RESTORE, run(unpack), result=restored)
     shutil.rmtree(directory)
 
 
@@ -152,7 +177,7 @@ def qemu_img(bench: Bench) -> None:
         "compression_type=zstd",
     ]
     measured = run([*pack, bench.images.day_one, store])
-    bench.add("qemu-img zstd", FULL, measured, added_bytes=bytes_under(store))
+    bench.add("qemu-img zstd", FULL, measured, result=store, added_bytes=bytes_under(store))
     unpack: list[str | Path] = [
         "qemu-img",
         "convert",
@@ -163,7 +188,7 @@ def qemu_img(bench: Bench) -> None:
         store,
         directory / "restored.raw",
     ]
-    bench.add("qemu-img zstd", RESTORE, run(unpack))
+    bench.add("qemu-img zstd", RESTORE, run(unpack), result=directory / "restored.raw")
     shutil.rmtree(directory)
 
 
@@ -183,7 +208,7 @@ def _three_backups(
         before = bytes_under(directory / "repository")
         measured = run(command(step), cwd=directory, environment=environment)
         added_bytes = bytes_under(directory / "repository") - before
-        bench.add(tool, step, measured, added_bytes=added_bytes)
+        bench.add(tool, step, measured, result=directory / "repository", added_bytes=added_bytes)
 
 
 def restic(bench: Bench) -> None:
@@ -203,7 +228,7 @@ def restic(bench: Bench) -> None:
         lambda _: ["restic", "backup", "-q", "--force", "disk.raw"],
     )
     command = ["restic", "restore", "-q", "latest", "--target", str(directory / "restored")]
-    bench.add("restic", RESTORE, run(command, environment=environment))
+    bench.add("restic", RESTORE, run(command, environment=environment), result=directory / "restored")
     shutil.rmtree(directory)
 
 
@@ -219,5 +244,6 @@ def borg(bench: Bench, tool: str, options: list[str]) -> None:
     create = ["borg", "create", "--compression", "zstd,1", "--files-cache", "disabled", *options]
     _three_backups(bench, tool, directory, environment, lambda step: [*create, f"::{step}", "disk.raw"])
     extract = ["borg", "extract", "--sparse", f"::{INCREMENT}"]
-    bench.add(tool, RESTORE, run(extract, cwd=bench.scratch("borg/restored"), environment=environment))
+    restored = bench.scratch("borg/restored")
+    bench.add(tool, RESTORE, run(extract, cwd=restored, environment=environment), result=restored)
     shutil.rmtree(directory)
