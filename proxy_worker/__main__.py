@@ -15,7 +15,7 @@ from pathlib import Path
 
 import structlog
 
-from proxy_worker.config import ProxyConfig, load_enrolment, load_settings
+from proxy_worker.config import ProxyConfig, load_enrolment, load_settings, local_enrolment
 from proxy_worker.enrol import enrol, enrol_with_file
 from proxy_worker.errors import ProxyError
 
@@ -80,7 +80,9 @@ def _run(data_dir: Path) -> int:
         return 1
     from proxy_worker.app import run_worker
 
-    config = ProxyConfig(data_dir=data_dir, enrolment=enrolment, settings=settings)
+    config = ProxyConfig(
+        data_dir=data_dir, enrolment=local_enrolment(data_dir, enrolment), settings=settings
+    )
     return run_worker(config, time.time, structlog.get_logger())  # noqa: TID251 - composition root
 
 

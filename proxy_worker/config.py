@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import tomllib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
@@ -124,3 +124,18 @@ def local_server_url(data_dir: Path) -> str | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return str(url)
+
+
+def local_enrolment(data_dir: Path, enrolment: Enrolment) -> Enrolment:
+    """The enrolment as it holds today for a proxy that lives in its server's data directory.
+
+    The directory may have been moved or copied since, or the broker moved out of it; the old address
+    may even lead to the broker of the directory that this one is a copy of.
+    """
+    path = data_dir.absolute().parent.parent / "run" / "local-proxies.json"
+    try:
+        told = json.loads(path.read_bytes())
+        ours = any(item["id"] == enrolment.proxy_id for item in told["proxies"])
+        return replace(enrolment, broker_url=str(told["broker_url"])) if ours else enrolment
+    except (OSError, ValueError, KeyError, TypeError):
+        return enrolment

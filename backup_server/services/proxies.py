@@ -19,6 +19,7 @@ from backup_server.credentials import new_join_token, token_hash
 from backup_server.db.states import TaskState
 from backup_server.db.tables import Job, Proxy, Task, new_id
 from backup_server.errors import ConflictError, UnauthorizedError
+from backup_server.services.about import broker_url
 from backup_server.services.context import Context
 from backup_server.services.shapes import Fields, by_ref, when
 from transports.base import TransportMode
@@ -211,15 +212,19 @@ def put_local_files_right(ctx: Context) -> None:
 
 
 def write_local_proxies(ctx: Context) -> None:
-    """`run/local-proxies.json` for the supervisor: the local proxies. Replaced as a whole.
+    """`run/local-proxies.json` for the supervisor and the local proxies. Replaced as a whole.
 
-    A disabled one stays in it: it gets nothing new, and what runs on it is to end in peace.
+    The broker stands in it because what a proxy learnt when it enrolled may be another one by now: the
+    data directory was moved or copied, or the broker was moved out of it. A disabled one stays in it: it gets nothing new, and what runs on it is to end in peace.
     """
     with ctx.db.read() as s:
         rows = s.scalars(
             sa.select(Proxy).where(Proxy.local.is_(True)).order_by(Proxy.created_at, Proxy.name)
         ).all()
-    content = {"proxies": [{"name": row.name, "id": row.id, "slots": row.slots} for row in rows]}
+    content = {
+        "broker_url": broker_url(ctx),
+        "proxies": [{"name": row.name, "id": row.id, "slots": row.slots} for row in rows],
+    }
     _replace_file(ctx.settings.run_dir / "local-proxies.json", json.dumps(content, indent=1) + "\n")
 
 

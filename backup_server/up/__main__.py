@@ -54,6 +54,8 @@ def _broker(options: UpOptions) -> ChildSpec:
 
 def _run(given: dict[str, object]) -> int:
     data_dir = Path(str(given["data_dir"]))
+    # Whatever we and our children make is for this user only, also in a directory that others may enter.
+    os.umask(0o077)
     make_directories(data_dir)
     with UpLock(data_dir / "run"):
         # Ports are looked at under the lock, so that a second `up` hears of the first one instead.

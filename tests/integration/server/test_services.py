@@ -285,13 +285,15 @@ def test_first_start_makes_the_default_proxy(rig: Rig) -> None:
     assert stat.S_IMODE(token_file.stat().st_mode) == 0o600
     content = json.loads((rig.settings.run_dir / "local-proxies.json").read_text())
     assert content == {
-        "proxies": [{"name": "default", "id": shown["id"], "slots": rig.settings.default_proxy_slots}]
+        "broker_url": about.broker_url(rig.ctx),
+        "proxies": [{"name": "default", "id": shown["id"], "slots": rig.settings.default_proxy_slots}],
     }
 
 
 def test_removed_default_proxy_does_not_come_back(rig: Rig) -> None:
     proxies.remove(rig.ctx, "default")
-    assert json.loads((rig.settings.run_dir / "local-proxies.json").read_text()) == {"proxies": []}
+    told = json.loads((rig.settings.run_dir / "local-proxies.json").read_text())
+    assert told["proxies"] == []
     rig.restart()
     assert proxies.list_all(rig.ctx) == []
 

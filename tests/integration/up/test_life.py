@@ -58,7 +58,14 @@ def test_a_child_that_dies_comes_back(own_up: Up) -> None:
 
 def test_the_data_directory_is_for_its_owner(up: Up) -> None:
     assert stat.S_IMODE(up.data.stat().st_mode) == 0o700
-    secret = ("server.key", "server-signing.key", "api-token", "run/server.json", "run/up.json")
+    secret = (
+        "server.key",
+        "server-signing.key",
+        "api-token",
+        "run/server.json",
+        "run/up.json",
+        "vmhaul.db",
+    )
     for name in secret:
         assert stat.S_IMODE((up.data / name).stat().st_mode) == 0o600, name
     socket = up.data / "run" / "broker.sock"

@@ -409,6 +409,28 @@ def test_a_local_proxy_finds_its_server(tmp_path: Path) -> None:
     assert config.local_server_url(directory) == "http://127.0.0.1:1"
 
 
+def test_a_local_proxy_asks_where_the_broker_is_today(tmp_path: Path) -> None:
+    directory = tmp_path / "proxies" / "px1"
+    directory.mkdir(parents=True)
+    old = config.Enrolment(
+        proxy_id=ProxyId("p1"),
+        name="px1",
+        server_url="http://127.0.0.1:1",
+        server_key="ab" * 32,
+        broker_url="redis+socket:///elsewhere/run/broker.sock",
+    )
+    assert config.local_enrolment(directory, old) == old
+    (tmp_path / "run").mkdir()
+    told = tmp_path / "run" / "local-proxies.json"
+    told.write_text('{"proxies": [{"name": "px1", "id": "p1", "slots": 1}]}')
+    assert config.local_enrolment(directory, old) == old
+    told.write_text('{"broker_url": "redis+socket:///here", "proxies": [{"name": "px1", "id": "p1"}]}')
+    assert config.local_enrolment(directory, old).broker_url == "redis+socket:///here"
+    # a proxy of another server that happens to lie in such a directory
+    told.write_text('{"broker_url": "redis+socket:///here", "proxies": [{"name": "px1", "id": "p2"}]}')
+    assert config.local_enrolment(directory, old) == old
+
+
 def test_keys_are_made_once_and_kept_private(tmp_path: Path) -> None:
     first = load_or_create_identity(tmp_path)
     again = load_or_create_identity(tmp_path)
