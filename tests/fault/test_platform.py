@@ -60,6 +60,15 @@ def slow(site: LabSite, delay_s: float = 1.5) -> None:
     site.control.fault("nfc-delay", 1_000_000, delay_s=delay_s)
 
 
+def in_the_middle(product: Platform, site: LabSite, job: str) -> tuple[str, dict[tuple[str, int], str]]:
+    """A session of the job that is reading, and what its disks held when it began."""
+    expected = hashes(site, "vm01")
+    slow(site)
+    session_id = product.start_job(job)
+    product.wait_for_progress(session_id)
+    return session_id, expected
+
+
 def assert_sound(
     product: Platform,
     site: LabSite,
@@ -79,10 +88,7 @@ def assert_sound(
 def test_worker_killed_in_the_middle_of_a_disk(
     product: Platform, site: LabSite, job: str, tmp_path: Path
 ) -> None:
-    expected = hashes(site, "vm01")
-    slow(site)
-    session_id = product.start_job(job)
-    product.wait_for_progress(session_id)
+    session_id, expected = in_the_middle(product, site, job)
     for process in product.processes("proxy_worker", "--data"):
         with suppress(psutil.NoSuchProcess):
             process.kill()
@@ -97,10 +103,7 @@ def test_worker_killed_in_the_middle_of_a_disk(
 def test_server_killed_in_the_middle_of_a_backup(
     product: Platform, site: LabSite, job: str, tmp_path: Path
 ) -> None:
-    expected = hashes(site, "vm01")
-    slow(site)
-    session_id = product.start_job(job)
-    product.wait_for_progress(session_id)
+    session_id, expected = in_the_middle(product, site, job)
     killed = product.processes("backup_server.main")
     assert killed
     for process in killed:
@@ -114,10 +117,7 @@ def test_server_killed_in_the_middle_of_a_backup(
 def test_everything_killed_and_started_again(
     product: Platform, site: LabSite, job: str, tmp_path: Path
 ) -> None:
-    expected = hashes(site, "vm01")
-    slow(site)
-    session_id = product.start_job(job)
-    product.wait_for_progress(session_id)
+    session_id, expected = in_the_middle(product, site, job)
     product.kill_tree()
     assert operator.snapshot_names(site)
     site.control.clear_faults()
@@ -139,10 +139,7 @@ def broker(product: Platform) -> redis.Redis:
 def test_redis_emptied_in_the_middle_of_a_session(
     product: Platform, site: LabSite, job: str, tmp_path: Path
 ) -> None:
-    expected = hashes(site, "vm01")
-    slow(site)
-    session_id = product.start_job(job)
-    product.wait_for_progress(session_id)
+    session_id, expected = in_the_middle(product, site, job)
     with broker(product) as connection:
         connection.flushall()
     site.control.clear_faults()
@@ -193,10 +190,7 @@ def test_connection_to_the_host_cut_in_the_middle_of_a_disk(
 def test_vcenter_forgets_its_sessions_in_the_middle(
     product: Platform, site: LabSite, job: str, tmp_path: Path
 ) -> None:
-    expected = hashes(site, "vm01")
-    slow(site)
-    session_id = product.start_job(job)
-    product.wait_for_progress(session_id)
+    session_id, expected = in_the_middle(product, site, job)
     site.control.drop_sessions()
     site.control.fault("nfc-cut", 1, after_bytes=MIB)
     site.control.clear_faults()
