@@ -389,7 +389,8 @@ def _remove_snapshot(ctx: Context, work: Work) -> None:
         vm_snapshots.close_intent(s, intent.id, ctx.clock(), problem="")
         vm = steps.remember(s, work.vm.id, tries=None, not_before=None)
         vm.snapshot_removed_at = ctx.clock()
-        steps.note(s, ctx, work, "snapshot.removed", "snapshot removed")
+        if vm.snapshot_at is not None:  # otherwise there was none, and nobody is to look for its traces
+            steps.note(s, ctx, work, "snapshot.removed", "snapshot removed")
     for text in warnings:
         steps.warn(ctx, work, text, "consolidation.needed")
 

@@ -5,10 +5,13 @@ by the command line (`backup_server.up.machine`), which needs no server for that
 from __future__ import annotations
 
 import socket
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from datetime import timedelta
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, TypeVar
 
 import redis
 import sqlalchemy as sa
@@ -26,12 +29,15 @@ from backup_server.services.selection import select
 from transports.errors import TransportError
 from transports.vsphere.model import Inventory
 
+T = TypeVar("T")
+
 OK: Final = "ok"
 WARNING: Final = "warning"
 ERROR: Final = "error"
 CLOCK_TOLERANCE_S: Final = 60.0
 PROXY_CLOCK_TOLERANCE_S: Final = 60.0  # a fifth of the window in which envelopes are believed
 CERTIFICATE_WARNING: Final = timedelta(days=30)
+VCENTER_PATIENCE_S: Final = 30.0
 NFC_PORT: Final = 902
 NFC_TIMEOUT_S: Final = 3.0
 NFC_HOSTS_TRIED: Final = 20
@@ -122,8 +128,36 @@ def _vcenters(ctx: Context) -> Iterator[Check]:
     if not rows:
         advice = "add one with `vmhaul vcenter add`"
         yield Check(name="vCenter", level=WARNING, text="none has been added", advice=advice)
-    for row in rows:
-        yield from _vcenter(ctx, row)
+    asked = [(row, _in_background(partial(_vcenter_checks, ctx, row))) for row in rows]
+    for row, answer in asked:
+        try:
+            yield from answer.result(VCENTER_PATIENCE_S)
+        except TimeoutError:
+            text = f"{row.host}:{row.port} gave no answer within {VCENTER_PATIENCE_S:.0f} s"
+            advice = "see whether its services run and whether a firewall swallows the connection"
+            yield Check(name=f"vCenter {row.name}", level=ERROR, text=text, advice=advice)
+
+
+def _in_background(work: Callable[[], T]) -> Future[T]:
+    """The work in a thread of its own, which nobody waits for longer than he likes.
+
+    A vCenter that takes connections and stays silent holds a login until its own time limits end, some
+    minutes later; whoever calls for a doctor has not got that long.
+    """
+    answer: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            answer.set_result(work())
+        except BaseException as error:  # noqa: BLE001 - it is raised again where the result is asked for
+            answer.set_exception(error)
+
+    threading.Thread(target=run, daemon=True, name="doctor").start()
+    return answer
+
+
+def _vcenter_checks(ctx: Context, row: Vcenter) -> list[Check]:
+    return list(_vcenter(ctx, row))
 
 
 def _vcenter(ctx: Context, row: Vcenter) -> Iterator[Check]:

@@ -346,6 +346,8 @@ def test_tries_come_to_an_end(rig: Rig) -> None:
     assert "TaskInProgress" in session["reason"]
     assert rig.vcenter.calls.count("create_snapshot") == rig.settings.step_tries
     assert rig.open_intents() == []
+    texts = [item["text"] for item in sessions.events(rig.ctx, session["id"])]
+    assert not [text for text in texts if "snapshot removed" in text], "there was none"
 
 
 def test_wrong_password_ends_the_session_with_the_reason(rig: Rig) -> None:

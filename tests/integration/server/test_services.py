@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
+import threading
 from datetime import timedelta
 from typing import Any
 
@@ -598,6 +599,27 @@ def test_doctor_finds_what_is_wrong(rig: Rig) -> None:
     rig.vcenter.thumbprint = "another"
     found = {check["name"]: check["level"] for check in doctor.run_checks(rig.ctx)}
     assert found["vCenter vc1 certificate"] == "error"
+
+
+def test_doctor_does_not_wait_for_a_vcenter_that_is_silent(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended, asked = threading.Event(), threading.Event()
+
+    def silent(*_: object) -> None:
+        asked.set()
+        ended.wait(60)
+        raise TransientTransportError("silent")
+
+    monkeypatch.setattr(doctor, "VCENTER_PATIENCE_S", 0.05)
+    monkeypatch.setattr(rig.ctx.vcenters, "probe", silent)
+    checks = {check["name"]: check for check in doctor.run_checks(rig.ctx)}
+    ended.set()
+    for thread in [one for one in threading.enumerate() if one.name == "doctor"]:
+        thread.join(30)  # it uses the database, which ends with the test
+    assert asked.is_set()
+    assert "gave no answer" in checks["vCenter vc1"]["text"]
+    assert checks["repository r1"]["level"] == "ok"
 
 
 def test_about_and_health(rig: Rig) -> None:
