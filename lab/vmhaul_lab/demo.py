@@ -46,6 +46,10 @@ class DemoError(LabError):
     """What the demo was to show did not happen."""
 
 
+class PortTakenError(DemoError):
+    """`vmhaul up` found its port in use."""
+
+
 def run_demo(directory: Path, *, size: str, keep: bool) -> int:
     """Perform the demo in `directory`; the last line printed is `demo: OK` or `demo: FAILED why`."""
     previous = signal.signal(signal.SIGTERM, _interrupt)
@@ -219,8 +223,15 @@ class Demo:
     def _start_server(self) -> None:
         shell = self._shell
         shell.say(f"$ cd {self._directory}; export VMHAUL_DATA={self._data}")
-        listen = f"127.0.0.1:{free_port(8470)}"
-        flower = str(free_port(5555))
+        try:
+            self._start_server_on(free_port(8470), free_port(5555))
+        except PortTakenError:
+            # Somebody was faster between our look and the server's start.
+            self._start_server_on(free_port(0), free_port(0))
+
+    def _start_server_on(self, port: int, flower_port: int) -> None:
+        shell = self._shell
+        listen, flower = f"127.0.0.1:{port}", str(flower_port)
         self._flower = f"http://127.0.0.1:{flower}"
         log = self._directory / "up.log"
         process = shell.start("up", "--listen", listen, "--flower-port", flower, log=log)
@@ -230,6 +241,8 @@ class Demo:
         def ready() -> bool:
             if process.poll() is not None:
                 said = log.read_text(errors="replace")[-1200:]
+                if "already in use" in said:
+                    raise PortTakenError(said)
                 raise DemoError(f"`vmhaul up` ended with status {process.returncode}: {said}")
             return (self._data / "run" / "server.json").exists() and self._proxies_online(1)
 
