@@ -35,6 +35,7 @@ def loop_device(image: Path, volume: Volume, *, read_only: bool) -> Iterator[Pat
         yield device
     finally:
         run("losetup", "--detach", device)
+        # While another process looks at the device the kernel defers the rest, and does it by itself.
         _settle(lambda: device not in _loops_of(image))
 
 
@@ -65,7 +66,8 @@ def _mount_point() -> Iterator[Path]:
     try:
         yield point
     finally:
-        _settle(lambda: _removed(point))
+        if not _settle(lambda: _removed(point)):
+            raise LabError(f"{point} is still in use although nothing is mounted there any more")
 
 
 def _removed(directory: Path) -> bool:
@@ -78,13 +80,13 @@ def _removed(directory: Path) -> bool:
     return True
 
 
-def _settle(done: Callable[[], bool]) -> None:
-    """Wait for the kernel: while another process looks at a device or mount, giving it back is deferred."""
+def _settle(done: Callable[[], bool]) -> bool:
+    """Whether it came true within some seconds."""
     for _ in range(100):
         if done():
-            return
+            return True
         time.sleep(0.05)
-    raise LabError("the kernel did not give back a loop device or mount within 5 s; see losetup -a")
+    return False
 
 
 def _loops_of(image: Path) -> list[Path]:
