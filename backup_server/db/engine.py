@@ -11,6 +11,8 @@ PostgreSQL through psycopg 3, isolation READ COMMITTED: changes are UPDATEs guar
 
 from __future__ import annotations
 
+import sqlite3
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +26,7 @@ from sqlalchemy.orm import sessionmaker
 from backup_server.errors import SettingsError, UnavailableError
 
 BUSY_TIMEOUT_S: Final = 30
+_WAL_RETRY_S: Final = 0.02
 _READ_ONLY: Final = "vmhaul_read_only"
 
 
@@ -85,14 +88,31 @@ def _set_up_sqlite(connection: Any, record: Any) -> None:
     # The driver must not begin transactions by itself: _begin_sqlite does, in the right way.
     connection.isolation_level = None
     cursor = connection.cursor()
-    for pragma in (
-        "journal_mode=WAL",
-        "foreign_keys=ON",
-        "synchronous=FULL",
-        f"busy_timeout={BUSY_TIMEOUT_S * 1000}",
-    ):
+    for pragma in (f"busy_timeout={BUSY_TIMEOUT_S * 1000}", "foreign_keys=ON"):
         cursor.execute(f"PRAGMA {pragma}")
+    _enter_wal(cursor)
+    cursor.execute("PRAGMA synchronous=FULL")
     cursor.close()
+
+
+def _enter_wal(cursor: sqlite3.Cursor) -> None:
+    """Switch to WAL mode; the first connections to a new database take turns.
+
+    The switch needs the whole file, and SQLite refuses it at once, without its busy time-out, when two
+    connections want it together (https://www.sqlite.org/c3ref/busy_handler.html: a handler is not called
+    where waiting could be a deadlock).
+    """
+    waiting = threading.Event()
+    for _ in range(int(BUSY_TIMEOUT_S / _WAL_RETRY_S)):
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
+                raise
+            waiting.wait(_WAL_RETRY_S)
+        else:
+            return
+    cursor.execute("PRAGMA journal_mode=WAL")
 
 
 def _begin_sqlite(connection: sa.Connection) -> None:

@@ -82,6 +82,30 @@ def test_two_servers_that_start_together_take_turns(database_url: str) -> None:
     engine.dispose()
 
 
+def test_first_connections_to_a_new_file_take_turns(tmp_path: Path) -> None:
+    """The switch to WAL is refused at once, without SQLite's time-out, when two ask for it together."""
+    problems: list[Exception] = []
+    for round_number in range(40):
+        together = threading.Barrier(6)
+
+        def start(number: int = round_number, together: threading.Barrier = together) -> None:
+            engine = create_engine(f"sqlite:///{tmp_path}/jobs-{number}.db")
+            together.wait()
+            try:
+                with engine.begin() as connection:
+                    connection.execute(sa.text("CREATE TABLE IF NOT EXISTS t (x INTEGER)"))
+            except Exception as error:  # noqa: BLE001 - looked at below
+                problems.append(error)
+            engine.dispose()
+
+        threads = [threading.Thread(target=start) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert problems == []
+
+
 def test_writers_wait_for_each_other(database_url: str) -> None:
     """Read, then write, in many threads: with a deferred begin SQLite would refuse most of them."""
     database = open_database(database_url)
