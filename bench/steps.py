@@ -32,7 +32,7 @@ from transports.base import Extent
 class State:
     location: str = ""
     repository_id: str = ""
-    master_key_hex: str = ""
+    key_material: str = ""
     roots: dict[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -45,7 +45,7 @@ class State:
     def open(self) -> Repository:
         return Repository.open_with_key(
             open_storage(self.location),
-            self.master_key_hex,
+            self.key_material,
             expected_id=self.repository_id,
             clock=time.time,
         )
@@ -58,7 +58,7 @@ def init(args: argparse.Namespace) -> dict[str, Any]:
         clock=time.time,
         kdf_cost=KdfCost(ops=1, memory_kib=1024),
     )
-    State(str(args.repository), repository.id, repository.master_key_hex).save(args.state)
+    State(str(args.repository), repository.id, repository.key_material).save(args.state)
     return {}
 
 

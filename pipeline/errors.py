@@ -50,6 +50,10 @@ class ObjectExistsError(PermanentPipelineError):
     """An object of this name exists, and objects are never replaced by `put`."""
 
 
+class ObjectRetainedError(PermanentPipelineError):
+    """The storage keeps the object until a time that is still to come; it is immutable until then."""
+
+
 class RepositoryNotFoundError(PermanentPipelineError):
     """The storage holds no vmhaul repository."""
 

@@ -98,7 +98,7 @@ class Agent:
         repository = self._opened
         return {
             "repository_id": repository.id,
-            "master_key": repository.master_key_hex,
+            "master_key": repository.key_material,
             "block_size_bytes": repository.block_size_bytes,
         }
 

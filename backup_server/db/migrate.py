@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -37,12 +39,12 @@ def current_revision(engine: sa.Engine) -> str | None:
         return MigrationContext.configure(connection).get_current_revision()
 
 
-def upgrade(engine: sa.Engine) -> None:
-    """Run all migrations that are missing, in one transaction.
+def upgrade(engine: sa.Engine, revision: str = "head") -> None:
+    """Run all migrations that are missing up to `revision`, in one transaction.
 
     Raises SettingsError when the database was written by a newer release.
     """
-    with engine.begin() as connection:
+    with _without_foreign_keys(engine) as connection, connection.begin():
         if connection.dialect.name == "postgresql":
             connection.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
         current = MigrationContext.configure(connection).get_current_revision()
@@ -53,4 +55,29 @@ def upgrade(engine: sa.Engine) -> None:
                 "start the newer release that wrote it, or restore a copy of the database"
             )
         if current != head_revision():
-            command.upgrade(_config(connection), "head")
+            command.upgrade(_config(connection), revision)
+            if connection.dialect.name == "sqlite":
+                broken = connection.exec_driver_sql("PRAGMA foreign_key_check").all()
+                if broken:
+                    raise SettingsError(
+                        f"the job database has rows that refer to nothing ({broken[0]}); bring back a copy of it"
+                    )
+
+
+@contextmanager
+def _without_foreign_keys(engine: sa.Engine) -> Iterator[sa.Connection]:
+    """A connection for changing tables. SQLite changes a table by writing it anew and dropping the old
+    one, and dropping deletes what refers to its rows, unless foreign keys are off; that has to be said
+    before the transaction begins (https://www.sqlite.org/lang_altertable.html, section 7).
+    """
+    with engine.connect() as connection:
+        if connection.dialect.name != "sqlite":
+            yield connection
+            return
+        driver = connection.connection.cursor()
+        driver.execute("PRAGMA foreign_keys=OFF")
+        try:
+            yield connection
+        finally:
+            driver.execute("PRAGMA foreign_keys=ON")
+            driver.close()

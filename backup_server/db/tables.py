@@ -99,6 +99,12 @@ class Repository(Base):
     """Id inside the repository."""
     location: Mapped[str]
     credential_id: Mapped[str] = mapped_column(sa.ForeignKey("credentials.id"))
+    storage_credential_id: Mapped[str | None] = mapped_column(sa.ForeignKey("credentials.id"))
+    """What opens the storage, a JSON object of texts; NULL where it asks for nothing."""
+    settings: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    """extents, immutable_days, verification; services/repositories.py knows each."""
+    next_check_at: Mapped[datetime | None] = mapped_column(index=True)
+    """When the next scheduled verification is due."""
     block_size_bytes: Mapped[int]
     max_tasks: Mapped[int]
     total_bytes: Mapped[int | None]
@@ -140,8 +146,14 @@ class Job(Base):
     name: Mapped[str] = mapped_column(unique=True)
     description: Mapped[str] = mapped_column(default="")
     enabled: Mapped[bool] = mapped_column(default=True)
-    vcenter_id: Mapped[str] = mapped_column(sa.ForeignKey("vcenters.id"))
+    kind: Mapped[str] = mapped_column(default="backup")
+    """A JobKind: backup, copy."""
+    vcenter_id: Mapped[str | None] = mapped_column(sa.ForeignKey("vcenters.id"))
+    """NULL for a copy job."""
     repository_id: Mapped[str] = mapped_column(sa.ForeignKey("repositories.id"))
+    """Where it writes to."""
+    source_repository_id: Mapped[str | None] = mapped_column(sa.ForeignKey("repositories.id"))
+    """Of a copy job: where it reads from."""
     selection: Mapped[dict[str, Any]]
     schedule: Mapped[dict[str, Any] | None] = mapped_column(sa.JSON)
     retention: Mapped[dict[str, Any]]
@@ -197,8 +209,8 @@ class Session(Base):
             "uq_sessions_one_open_per_job",
             "job_id",
             unique=True,
-            sqlite_where=sa.text("state <> 'finished' AND job_id IS NOT NULL AND kind = 'backup'"),
-            postgresql_where=sa.text("state <> 'finished' AND job_id IS NOT NULL AND kind = 'backup'"),
+            sqlite_where=sa.text("state <> 'finished' AND job_id IS NOT NULL"),
+            postgresql_where=sa.text("state <> 'finished' AND job_id IS NOT NULL"),
         ),
         sa.Index("ix_sessions_state", "state"),
     )
@@ -320,6 +332,10 @@ class RestorePointRow(Base):
     disks: Mapped[list[Any]]
     """As in DiskPoint, plus read_bytes and stored_bytes where known."""
     size_bytes: Mapped[int]
+    source_point_id: Mapped[str | None] = mapped_column(index=True)
+    """Of a copy: the point that it is a copy of."""
+    immutable_until: Mapped[datetime | None]
+    """Until when the storage keeps it whatever anybody wants; NULL: it does not."""
     deleting: Mapped[bool] = mapped_column(default=False)
     """Chosen by retention or a person; the repository's part is not done yet."""
 

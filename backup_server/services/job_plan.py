@@ -8,6 +8,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session as DbSession
 
 from backup_server.db.tables import Job, RestorePointRow, Vcenter
+from backup_server.errors import ConflictError
 from backup_server.services import disk_plan, vcenters
 from backup_server.services.context import Context
 from backup_server.services.selection import ChosenVm, select
@@ -19,6 +20,8 @@ _PREVIEW_TRACKED = "known when the snapshot exists"
 
 def preview(ctx: Context, job: Job) -> dict[str, Any]:
     """The plan's answer; errors of transports.errors when the inventory cannot be read."""
+    if job.vcenter_id is None:
+        raise ConflictError(f"job {job.name!r} copies restore points; only a backup job has a plan")
     inventory = vcenters.load_inventory(ctx, job.vcenter_id, max_age_s=0)
     chosen = select(job.selection, inventory)
     with ctx.db.read() as s:

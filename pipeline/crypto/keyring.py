@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Final
 
 from blake3 import blake3
@@ -12,40 +14,92 @@ from nacl.signing import SigningKey, VerifyKey
 from pipeline.errors import IntegrityError
 
 MASTER_KEY_BYTES: Final = 32
+FIRST_EPOCH: Final = 1
+_NO_EPOCHS: Final[Mapping[int, bytes]] = MappingProxyType({})
 CONTEXT_BLOCK_ID: Final = "vmhaul repository v1: id of a data block"
 CONTEXT_NODE_ID: Final = "vmhaul repository v1: id of a map node"
 CONTEXT_ENCRYPTION: Final = "vmhaul repository v1: encryption, epoch 1"
+CONTEXT_EPOCH: Final = "vmhaul repository v1: encryption, later epochs"
 CONTEXT_CONFIGURATION: Final = "vmhaul repository v1: configuration"
 CONTEXT_SIGNING: Final = "vmhaul repository v1: signing"
 
 
 class Keyring:
-    """Every key of one repository. Prints as ***."""
+    """Every key of one repository. Prints as ***.
+
+    Data is encrypted with the key of an epoch. The one of epoch 1 comes from the master key, later ones
+    are random secrets of their own; new data takes the newest.
+    """
 
     __slots__ = (
         "_configuration_key",
+        "_encryption_keys",
+        "_epoch_secrets",
         "_signing_key",
         "block_id_key",
-        "encryption_key",
+        "epoch",
         "master_key",
         "node_id_key",
         "repository_id",
     )
 
-    def __init__(self, master_key: bytes, repository_id: bytes) -> None:
-        """`repository_id` as 16 bytes: it goes into everything that is authenticated."""
+    def __init__(
+        self, master_key: bytes, repository_id: bytes, epoch_secrets: Mapping[int, bytes] = _NO_EPOCHS
+    ) -> None:
+        """`repository_id` as 16 bytes: it goes into everything that is authenticated. `epoch_secrets`:
+        32 bytes for each epoch from 2 on.
+        """
+        if any(
+            epoch <= FIRST_EPOCH or len(s) != MASTER_KEY_BYTES for epoch, s in epoch_secrets.items()
+        ):
+            raise ValueError("secrets of key epochs have 32 bytes, and epoch 1 has none of its own")
         if len(master_key) != MASTER_KEY_BYTES or len(repository_id) != 16:  # noqa: PLR2004 - a UUID
             raise ValueError("a master key has 32 bytes, a repository id 16")
         self.master_key = master_key
         self.repository_id = repository_id
         self.block_id_key = derive(master_key, CONTEXT_BLOCK_ID)
         self.node_id_key = derive(master_key, CONTEXT_NODE_ID)
-        self.encryption_key = derive(master_key, CONTEXT_ENCRYPTION)
+        self._epoch_secrets = dict(epoch_secrets)
+        self._encryption_keys = {FIRST_EPOCH: derive(master_key, CONTEXT_ENCRYPTION)}
+        for epoch, secret in epoch_secrets.items():
+            self._encryption_keys[epoch] = derive(secret, CONTEXT_EPOCH)
+        self.epoch: Final = max(self._encryption_keys)
+        """Of new data."""
         self._configuration_key = derive(master_key, CONTEXT_CONFIGURATION)
         self._signing_key = SigningKey(derive(master_key, CONTEXT_SIGNING))
 
     def __repr__(self) -> str:
         return "Keyring(***)"
+
+    @property
+    def epoch_secrets(self) -> Mapping[int, bytes]:
+        return self._epoch_secrets
+
+    def encryption_key_of(self, epoch: int, what: str) -> bytes:
+        """Raises IntegrityError naming `what` for an epoch whose key is not here."""
+        key = self._encryption_keys.get(epoch)
+        if key is None:
+            raise IntegrityError(
+                f"{what} has key epoch {epoch}, which this key does not open: damaged, or written after "
+                "the data key was changed; open the repository again"
+            )
+        return key
+
+    def material(self) -> str:
+        """Everything needed to make this keyring again, as text: a secret."""
+        secrets = (f",{epoch}={secret.hex()}" for epoch, secret in sorted(self._epoch_secrets.items()))
+        return self.master_key.hex() + "".join(secrets)
+
+    @classmethod
+    def from_material(cls, material: str, repository_id: bytes) -> Keyring:
+        """Inverse of material(). Raises ValueError, which does not repeat the text."""
+        master, *epochs = material.split(",")
+        try:
+            pairs = (text.split("=") for text in epochs)
+            secrets = {int(epoch): bytes.fromhex(secret) for epoch, secret in pairs}
+            return cls(bytes.fromhex(master), repository_id, secrets)
+        except ValueError:
+            raise ValueError("not the key of a repository") from None
 
     @property
     def public_key(self) -> bytes:

@@ -15,7 +15,6 @@ from pipeline.errors import IntegrityError
 from pipeline.repository.format import (
     BLOB_HEADER,
     BLOB_MAGIC,
-    KEY_EPOCH,
     MAX_BLOB_RAW_BYTES,
     BlobKind,
     Encoding,
@@ -39,6 +38,8 @@ class EncodedBlob:
     raw_length: int
     header: bytes
     body: Buffer
+    base_id: bytes = b""
+    """Of a patch: the blob it is a patch of."""
 
     @property
     def length(self) -> int:
@@ -53,6 +54,7 @@ class BlobFacts:
     kind: BlobKind
     encoding: Encoding
     aead: Aead
+    key_epoch: int
     stored_length: int
     raw_length: int
     nonce: bytes
@@ -93,14 +95,15 @@ class BlobCodec:
             encoding,
             self._algorithm,
             0,
-            KEY_EPOCH,
+            self._keyring.epoch,
             len(body) + TAG_BYTES[self._algorithm],
             len(content),
             blob_id,
             nonce,
         )
         associated = header + self._keyring.repository_id
-        sealed = ENGINE.encrypt(self._algorithm, self._keyring.encryption_key, nonce, associated, body)
+        key = self._keyring.encryption_key_of(self._keyring.epoch, "a new blob")
+        sealed = ENGINE.encrypt(self._algorithm, key, nonce, associated, body)
         return EncodedBlob(
             blob_id=blob_id,
             kind=kind,
@@ -133,7 +136,7 @@ class BlobCodec:
         try:
             body = ENGINE.decrypt(
                 facts.aead,
-                self._keyring.encryption_key,
+                self._keyring.encryption_key_of(facts.key_epoch, what),
                 facts.nonce,
                 associated,
                 view[BLOB_HEADER.size :],
@@ -164,16 +167,15 @@ def parse_blob_header(header: Buffer, what: str) -> BlobFacts:
     )
     if magic != BLOB_MAGIC or reserved or raw > MAX_BLOB_RAW_BYTES or kind not in {1, 2}:
         raise IntegrityError(f"{what} is damaged: its header is none of a blob")
-    if epoch != KEY_EPOCH or encoding not in {Encoding.RAW, Encoding.ZSTD}:
-        raise IntegrityError(
-            f"{what} has key epoch {epoch}, encoding {encoding}: damaged, or written by a newer vmhaul"
-        )
+    if encoding not in {Encoding.RAW, Encoding.ZSTD}:
+        raise IntegrityError(f"{what} has encoding {encoding}: damaged, or written by a newer vmhaul")
     algorithm = checked_aead(aead, nonce, what)
     return BlobFacts(
         blob_id=blob_id,
         kind=BlobKind(kind),
         encoding=Encoding(encoding),
         aead=algorithm,
+        key_epoch=epoch,
         stored_length=stored,
         raw_length=raw,
         nonce=nonce[: NONCE_BYTES[algorithm]],

@@ -11,8 +11,9 @@ from typing import Final
 
 FORMAT_NAME: Final = "vmhaul-repository"
 FORMAT_VERSION: Final = 1
-KNOWN_FEATURES: Final[frozenset[str]] = frozenset()
-KEY_EPOCH: Final = 1
+FEATURE_EPOCHS: Final = "key-epochs"
+FEATURE_PATCHES: Final = "patches"
+KNOWN_FEATURES: Final[frozenset[str]] = frozenset({FEATURE_EPOCHS, FEATURE_PATCHES})
 
 KEY_FILE: Final = Struct("<8sHBBII16s24s48s16s")
 SEALED_HEADER: Final = Struct("<8sHBBB3sII32s")
@@ -58,6 +59,7 @@ class BlobKind(IntEnum):
 class Encoding(IntEnum):
     RAW = 0
     ZSTD = 1
+    PATCH = 2  # what differs from another blob, its base
 
 
 class SealedKind(IntEnum):

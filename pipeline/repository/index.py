@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from struct import Struct
 from typing import Final
@@ -15,8 +15,10 @@ from pipeline.repository import layout
 from pipeline.repository.format import (
     BLOB_ENTRY,
     BLOB_HEADER,
+    BLOB_ID_BYTES,
     INDEX_SEGMENT,
     MAX_PACK_BYTES,
+    Encoding,
     SealedKind,
 )
 from pipeline.repository.sealed import seal, unseal
@@ -25,6 +27,8 @@ from pipeline.storage.base import Storage
 
 _VALUE: Final = Struct("<III")  # number of the pack in this process, offset, length
 MAX_LISTINGS: Final = 20
+_ENCODING_AT: Final = BLOB_ENTRY.size - 3  # encoding 1, reserved 2
+_PATCH: Final = bytes([Encoding.PATCH])
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +41,8 @@ class BlobEntry:
     raw_length: int
     kind: int
     encoding: int
+    base_id: bytes = b""
+    """The blob that a patch is a patch of; empty for every other encoding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,29 +182,55 @@ def parse_segments(payload: bytes, what: str) -> list[PackSegment]:
             raise IntegrityError(f"{what} is damaged: it ends in the middle of a segment")
         pack_id, pack_size, count = INDEX_SEGMENT.unpack_from(payload, at)
         at += INDEX_SEGMENT.size
-        end = at + count * BLOB_ENTRY.size
-        if end > len(payload) or pack_size > MAX_PACK_BYTES:
+        if at + count * BLOB_ENTRY.size > len(payload) or pack_size > MAX_PACK_BYTES:
             raise IntegrityError(f"{what} is damaged: a segment that cannot be")
-        entries = tuple(parse_entries(payload[at:end], pack_size, what))
+        entries, at = _parse_entries(payload, at, count, pack_size, what)
         segments.append(PackSegment(pack_id, pack_size, entries))
-        at = end
     return segments
 
 
-def format_entries(entries: Iterable[BlobEntry]) -> bytes:
-    return b"".join(
+def format_entries(entries: Sequence[BlobEntry]) -> bytes:
+    """All entries, then the base ids of those that are patches, in the same order."""
+    parts = [
         BLOB_ENTRY.pack(
             entry.blob_id, entry.offset, entry.length, entry.raw_length, entry.kind, entry.encoding, 0
         )
         for entry in entries
-    )
+    ]
+    parts.extend(entry.base_id for entry in entries if entry.encoding == Encoding.PATCH)
+    return b"".join(parts)
 
 
-def parse_entries(payload: bytes, pack_size: int, what: str) -> Iterator[BlobEntry]:
-    """Entries of a footer or a segment. Raises IntegrityError for those outside of the pack."""
-    if len(payload) % BLOB_ENTRY.size:
+def parse_entries(payload: bytes, pack_size: int, what: str) -> tuple[BlobEntry, ...]:
+    """Entries of a footer, which does not say how many there are: as many as fill it together with their
+    base ids. Raises IntegrityError for those outside of the pack.
+    """
+    count = patches = 0
+    while count * BLOB_ENTRY.size + patches * BLOB_ID_BYTES < len(payload):
+        at = count * BLOB_ENTRY.size + _ENCODING_AT
+        patches += payload[at : at + 1] == _PATCH
+        count += 1
+    if count * BLOB_ENTRY.size + patches * BLOB_ID_BYTES != len(payload):
         raise IntegrityError(f"{what} is damaged: it ends in the middle of an entry")
-    for blob_id, offset, length, raw, kind, encoding, reserved in BLOB_ENTRY.iter_unpack(payload):
+    return _parse_entries(payload, 0, count, pack_size, what)[0]
+
+
+def _parse_entries(
+    payload: bytes, at: int, count: int, pack_size: int, what: str
+) -> tuple[tuple[BlobEntry, ...], int]:
+    """`count` entries from `at` on, and where they end with their base ids."""
+    end = at + count * BLOB_ENTRY.size
+    base_at = end
+    entries = []
+    for fields in BLOB_ENTRY.iter_unpack(memoryview(payload)[at:end]):
+        blob_id, offset, length, raw, kind, encoding, reserved = fields
         if reserved or length < BLOB_HEADER.size or offset + length > pack_size:
             raise IntegrityError(f"{what} is damaged: an entry that cannot be")
-        yield BlobEntry(blob_id, offset, length, raw, kind, encoding)
+        base_id = b""
+        if encoding == Encoding.PATCH:
+            base_id = payload[base_at : base_at + BLOB_ID_BYTES]
+            base_at += BLOB_ID_BYTES
+        entries.append(BlobEntry(blob_id, offset, length, raw, kind, encoding, base_id))
+    if base_at > len(payload):
+        raise IntegrityError(f"{what} is damaged: it ends before its base ids")
+    return tuple(entries), base_at

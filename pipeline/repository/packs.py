@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from pipeline.crypto.aead import Aead
@@ -69,7 +69,13 @@ class PackWriter:
 
     def append(self, blob: EncodedBlob) -> None:
         entry = BlobEntry(
-            blob.blob_id, 0, blob.length, blob.raw_length, int(blob.kind), int(blob.encoding)
+            blob.blob_id,
+            0,
+            blob.length,
+            blob.raw_length,
+            int(blob.kind),
+            int(blob.encoding),
+            blob.base_id,
         )
         self._append(entry, [blob.header, blob.body])
 
@@ -111,11 +117,7 @@ class PackWriter:
     def _append(self, entry: BlobEntry, parts: list[Buffer]) -> None:
         if self._writer is None:
             self._begin()
-        self._entries.append(
-            BlobEntry(
-                entry.blob_id, self._size, entry.length, entry.raw_length, entry.kind, entry.encoding
-            )
-        )
+        self._entries.append(replace(entry, offset=self._size))
         for part in parts:
             self._gather(part)
         if self._gathered_bytes >= WRITE_BUFFER_BYTES:
@@ -161,9 +163,7 @@ def parse_footer(
 ) -> PackSegment:
     name = layout.pack_name(pack_id)
     payload = unseal(keyring, SealedKind.PACK_FOOTER, name, footer)
-    return PackSegment(
-        pack_id, pack_size, tuple(parse_entries(payload, pack_size, f"footer of {name}"))
-    )
+    return PackSegment(pack_id, pack_size, parse_entries(payload, pack_size, f"footer of {name}"))
 
 
 def check_pack_header(keyring: Keyring, pack_id: bytes, header: Buffer) -> None:

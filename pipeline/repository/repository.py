@@ -110,7 +110,7 @@ class Repository:
         except ObjectExistsError as error:
             storage.delete(key_name)
             raise _exists(storage) from error
-        return cls.open_with_key(storage, keyring.master_key.hex(), expected_id=None, clock=clock)
+        return cls.open_with_key(storage, keyring.material(), expected_id=None, clock=clock)
 
     @classmethod
     def open_with_password(cls, storage: Storage, password: str, *, clock: Clock) -> Repository:
@@ -133,9 +133,9 @@ class Repository:
 
     @classmethod
     def open_with_key(
-        cls, storage: Storage, master_key_hex: str, *, expected_id: str | None, clock: Clock
+        cls, storage: Storage, key_material: str, *, expected_id: str | None, clock: Clock
     ) -> Repository:
-        """Open with the master key. `expected_id` None: whichever repository it is.
+        """Open with what `key_material` of an open repository gave. `expected_id` None: whichever repository it is.
 
         Raises WrongRepositoryError when another one is found at this place.
         """
@@ -145,7 +145,7 @@ class Repository:
                 f"{storage.location} holds repository {configuration.repository_id}, not {expected_id}; "
                 "is another file system mounted there?"
             )
-        keyring = Keyring(bytes.fromhex(master_key_hex), configuration.id_bytes)
+        keyring = Keyring.from_material(key_material, configuration.id_bytes)
         verify_configuration(storage, configuration, keyring)
         return cls(storage=storage, keyring=keyring, configuration=configuration, clock=clock)
 
@@ -165,9 +165,9 @@ class Repository:
         return self._configuration.aead
 
     @property
-    def master_key_hex(self) -> str:
-        """A secret: opens everything."""
-        return self.keyring.master_key.hex()
+    def key_material(self) -> str:
+        """A secret: opens everything. What open_with_key() takes."""
+        return self.keyring.material()
 
     def space(self) -> Space:
         return self.storage.space()

@@ -12,7 +12,6 @@ from pipeline.crypto.keyring import Keyring
 from pipeline.errors import IntegrityError
 from pipeline.repository.format import (
     FORMAT_VERSION,
-    KEY_EPOCH,
     MAX_SEALED_RAW_BYTES,
     NONCE_FIELD_BYTES,
     SEALED_HEADER,
@@ -39,12 +38,13 @@ def seal(keyring: Keyring, algorithm: Aead, kind: SealedKind, name: str, payload
         encoding,
         algorithm,
         NO_RESERVED,
-        KEY_EPOCH,
+        keyring.epoch,
         len(payload),
         nonce,
     )
     associated = header + keyring.repository_id + name.encode("ascii")
-    return header + ENGINE.encrypt(algorithm, keyring.encryption_key, nonce, associated, body)
+    key = keyring.encryption_key_of(keyring.epoch, name)
+    return header + ENGINE.encrypt(algorithm, key, nonce, associated, body)
 
 
 def unseal(keyring: Keyring, kind: SealedKind, name: str, data: bytes | memoryview) -> bytes:
@@ -57,9 +57,9 @@ def unseal(keyring: Keyring, kind: SealedKind, name: str, data: bytes | memoryvi
     )
     if magic != SEALED_MAGIC:
         raise IntegrityError(f"{name} is damaged: it does not begin as a sealed object")
-    if version != FORMAT_VERSION or epoch != KEY_EPOCH:
+    if version != FORMAT_VERSION:
         raise IntegrityError(
-            f"{name} has format version {version}, key epoch {epoch}: damaged, or written by a newer vmhaul"
+            f"{name} has format version {version}: damaged, or written by a newer vmhaul"
         )
     if its_kind != kind or reserved != NO_RESERVED or raw_length > MAX_SEALED_RAW_BYTES:
         raise IntegrityError(f"{name} is damaged: its header is not one of {kind.name.lower()} objects")
@@ -68,7 +68,7 @@ def unseal(keyring: Keyring, kind: SealedKind, name: str, data: bytes | memoryvi
     try:
         body = ENGINE.decrypt(
             algorithm,
-            keyring.encryption_key,
+            keyring.encryption_key_of(epoch, name),
             nonce[: NONCE_BYTES[algorithm]],
             associated,
             memoryview(data)[SEALED_HEADER.size :],

@@ -57,6 +57,21 @@ class ObjectWriter(Protocol):
         """
 
 
+class Retention(Protocol):
+    """Immutability: objects that the storage lets nobody change or delete before a time.
+
+    Who holds what opens the storage MUST NOT be able to shorten it.
+    """
+
+    def keep(self, name: str, until_s: float) -> None:
+        """Make the object undeletable until that Unix time; a later time that it has stays. Raises
+        ObjectNotFoundError, StoragePermissionError.
+        """
+
+    def kept_until_s(self, name: str) -> float:
+        """Until when the object cannot be deleted; 0.0 when it can. Raises ObjectNotFoundError."""
+
+
 class Storage(Protocol):
     """Objects under one place. Every method MAY be called from any thread at any time.
 
@@ -68,6 +83,10 @@ class Storage(Protocol):
     @property
     def location(self) -> str:
         """For messages: where this is."""
+
+    @property
+    def retention(self) -> Retention | None:
+        """Immutability of this storage; None where it has none."""
 
     def create(self, name: str) -> ObjectWriter:
         """Begin an object. MAY raise ObjectExistsError at once when the name is taken; the one in
@@ -102,7 +121,9 @@ class Storage(Protocol):
         """
 
     def delete(self, name: str) -> None:
-        """Remove an object; durable when it returns. One that does not exist is no error."""
+        """Remove an object; durable when it returns. One that does not exist is no error. Raises
+        ObjectRetainedError for one that is kept, also where the storage would only hide it.
+        """
 
     def clean(self, older_than_s: float) -> int:
         """Remove what writers that died left behind, last touched before that Unix time; returns the

@@ -30,7 +30,7 @@ from pipeline.errors import (
     StoragePermissionError,
     StorageUnavailableError,
 )
-from pipeline.storage.base import Buffer, ObjectWriter, Space, StoredObject, checked_name
+from pipeline.storage.base import Buffer, ObjectWriter, Retention, Space, StoredObject, checked_name
 from pipeline.storage.writeback import start_writeback
 
 TEMPORARY_DIRECTORY: Final = "tmp"
@@ -103,6 +103,10 @@ class LocalStorage:
     @property
     def location(self) -> str:
         return str(self._path)
+
+    @property
+    def retention(self) -> Retention | None:
+        return None
 
     def create(self, name: str) -> ObjectWriter:
         checked_name(name)

@@ -71,7 +71,7 @@ class Workbench:
         """The same repository through another storage object: a new process, or one that will fail."""
         repository = Repository.open_with_key(
             storage,
-            self.repository.master_key_hex,
+            self.repository.key_material,
             expected_id=self.repository.id,
             clock=self.clock,
         )

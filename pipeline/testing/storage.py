@@ -13,7 +13,15 @@ from pipeline.errors import (
     ObjectNotFoundError,
     StorageFullError,
 )
-from pipeline.storage.base import Buffer, ObjectWriter, Space, Storage, StoredObject, checked_name
+from pipeline.storage.base import (
+    Buffer,
+    ObjectWriter,
+    Retention,
+    Space,
+    Storage,
+    StoredObject,
+    checked_name,
+)
 
 MEMORY_CAPACITY_BYTES = 1 << 40
 
@@ -34,6 +42,10 @@ class MemoryStorage:
     @property
     def location(self) -> str:
         return "memory"
+
+    @property
+    def retention(self) -> Retention | None:
+        return None
 
     def create(self, name: str) -> ObjectWriter:
         checked_name(name)
@@ -132,6 +144,10 @@ class StorageWrapper:
     @property
     def location(self) -> str:
         return self.inner.location
+
+    @property
+    def retention(self) -> Retention | None:
+        return self.inner.retention
 
     def create(self, name: str) -> ObjectWriter:
         return self.inner.create(name)

@@ -21,6 +21,7 @@ class TaskKind(StrEnum):
     BACKUP_DISK = "backup-disk"
     RESTORE_DISK_TO_VM = "restore-disk-to-vm"
     RESTORE_DISK_TO_FILE = "restore-disk-to-file"
+    COPY_DISK = "copy-disk"
 
 
 class CompressionLevel(StrEnum):
@@ -77,7 +78,24 @@ class RepositoryRef:
     repository_id: str
     """Id inside the repository: the mover refuses another repository found at the same place."""
     location: str
-    """Path of the directory, as the proxies see it."""
+    """What `pipeline.storage.open_storage` takes: the path of a directory, as the proxies see it, or the
+    URL of a bucket."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CopyDiskOrder:
+    """Copy one disk of a restore point from another repository into the task's own."""
+
+    source: RepositoryRef
+    map_root: str
+    """Map of the disk in the source."""
+    capacity_bytes: int
+    base_map_root: str
+    """Map, in the source, of the point that was copied last; empty: none was."""
+    base_capacity_bytes: int
+    copied_map_root: str
+    """Map, in the task's repository, that the copy of `base_map_root` has; empty: none was."""
+    compression: CompressionLevel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +116,7 @@ class TaskRequest:
     repository: RepositoryRef
     backup: BackupDiskOrder | None = None
     restore: RestoreDiskOrder | None = None
+    copy: CopyDiskOrder | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +137,12 @@ class TaskSecrets:
     task_id: TaskId
     attempt: Attempt
     repository_key: str = field(repr=False)
-    """The repository's master key, hexadecimal."""
+    """What opens the repository: `Repository.key_material`."""
+    storage_secrets: str = field(default="", repr=False)
+    """What opens its storage, as a JSON object of texts; empty: nothing is needed."""
+    source_repository_key: str = field(default="", repr=False)
+    """The same two of a copy's source."""
+    source_storage_secrets: str = field(default="", repr=False)
     vsphere: VsphereAccess | None = None
 
 

@@ -390,7 +390,7 @@ def test_wrong_password_and_wrong_repository(scene: Scene) -> None:
     clock = scene.bench.clock
     with pytest.raises(WrongPasswordError, match="wrong password"):
         Repository.open_with_password(scene.storage, "open sesam", clock=clock)
-    key = scene.bench.repository.master_key_hex
+    key = scene.bench.repository.key_material
     with pytest.raises(WrongRepositoryError, match="holds repository"):
         Repository.open_with_key(scene.storage, key, expected_id="other", clock=clock)
     with pytest.raises(WrongRepositoryError, match="does not belong"):

@@ -68,7 +68,7 @@ def test_killed_and_killed_again_it_ends_right(tmp_path: Path) -> None:
     )
     bench = Workbench(storage, time.time, repository=repository)
     command = [
-        sys.executable, "-c", WRITER, str(place), str(image), repository.master_key_hex,
+        sys.executable, "-c", WRITER, str(place), str(image), repository.key_material,
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     killed = 0

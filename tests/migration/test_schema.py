@@ -165,3 +165,46 @@ def test_database_that_does_not_answer() -> None:
     with pytest.raises(UnavailableError) as caught:
         open_database("postgresql://user:hunter2@127.0.0.1:1/db")
     assert "hunter2" not in str(caught.value)
+
+
+def test_rows_of_the_first_release_survive(database_url: str) -> None:
+    """SQLite writes changed tables anew; what refers to their rows must not go with the old ones."""
+    engine = create_engine(database_url)
+    upgrade(engine, "0001")
+    when = "2026-11-23 02:00:00.000000"
+    with engine.begin() as connection:
+        for statement in (
+            f"INSERT INTO credentials VALUES ('c1', 'vcenter', '', '{when}')",
+            (
+                "INSERT INTO vcenters (id, name, host, port, username, credential_id, thumbprint_sha256,"
+                f" instance_uuid, about, created_at) VALUES ('v1', 'v', 'h', 443, 'u', 'c1', '', '', '{{}}', '{when}')"
+            ),
+            (
+                "INSERT INTO repositories (id, name, repository_id, location, credential_id, block_size_bytes,"
+                f" max_tasks, created_at) VALUES ('r1', 'main', 'x', '/backup', 'c1', 1048576, 4, '{when}')"
+            ),
+            (
+                "INSERT INTO jobs (id, name, description, enabled, vcenter_id, repository_id, selection,"
+                " retention, options, created_at, updated_at) VALUES"
+                f" ('j1', 'nightly', '', true, 'v1', 'r1', '{{}}', '{{}}', '{{}}', '{when}', '{when}')"
+            ),
+            f"INSERT INTO job_runs VALUES ('j1', '{when}', 'started', 's1')",
+            (
+                "INSERT INTO sessions (id, kind, job_id, job_name, repository_id, state, reason, options,"
+                " cancel_requested, attempt, created_at, report) VALUES"
+                f" ('s1', 'backup', 'j1', 'nightly', 'r1', 'finished', '', '{{}}', false, 1, '{when}', '{{}}')"
+            ),
+        ):
+            connection.execute(sa.text(statement))
+    upgrade(engine)
+    with engine.connect() as connection:
+        job = connection.execute(
+            sa.text("SELECT kind, vcenter_id, source_repository_id FROM jobs")
+        ).one()
+        assert tuple(job) == ("backup", "v1", None)
+        assert connection.scalar(sa.text("SELECT job_id FROM sessions")) == "j1"
+        assert connection.scalar(sa.text("SELECT count(*) FROM job_runs")) == 1
+        assert connection.scalar(sa.text("SELECT location FROM repositories")) == "/backup"
+        if engine.dialect.name == "sqlite":
+            assert connection.exec_driver_sql("PRAGMA foreign_keys").scalar() == 1
+    engine.dispose()

@@ -93,7 +93,7 @@ class Stage:
         self.secrets = TaskSecrets(
             task_id=TaskId("t1"),
             attempt=Attempt(1),
-            repository_key=self.repository.master_key_hex,
+            repository_key=self.repository.key_material,
         )
         self.progress: list[ProgressReport] = []
 

@@ -129,7 +129,7 @@ class Bench:
         secrets = TaskSecrets(
             task_id=request.task_id,
             attempt=request.attempt,
-            repository_key=self.repository.master_key_hex,
+            repository_key=self.repository.key_material,
             vsphere=access,
         )
         tools = Tools(

@@ -70,16 +70,16 @@ def packs(storage: MemoryStorage) -> set[str]:
 def test_create_and_open(storage: MemoryStorage, clock: ManualClock) -> None:
     made = Repository.create(storage, PASSWORD, clock=clock, block_size_bytes=8192, kdf_cost=CHEAP_KDF)
     opened = Repository.open_with_password(storage, PASSWORD, clock=clock)
-    assert (opened.id, opened.master_key_hex, opened.block_size_bytes) == (
+    assert (opened.id, opened.key_material, opened.block_size_bytes) == (
         made.id,
-        made.master_key_hex,
+        made.key_material,
         8192,
     )
-    again = Repository.open_with_key(storage, made.master_key_hex, expected_id=made.id, clock=clock)
+    again = Repository.open_with_key(storage, made.key_material, expected_id=made.id, clock=clock)
     assert again.id == made.id
     with pytest.raises(RepositoryExistsError, match="already"):
         Repository.create(storage, PASSWORD, clock=clock, kdf_cost=CHEAP_KDF)
-    assert made.master_key_hex not in repr(made.keyring)
+    assert made.key_material not in repr(made.keyring)
 
 
 @pytest.mark.parametrize("size", [0, 2048, 5000, 32 << 20])
