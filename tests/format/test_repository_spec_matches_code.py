@@ -69,7 +69,7 @@ def test_magics_and_numbers_are_in_the_text() -> None:
 
 def test_key_contexts_are_in_the_text() -> None:
     contexts = [value for name, value in vars(keyring).items() if name.startswith("CONTEXT_")]
-    assert len(contexts) == 5
+    assert len(contexts) == 6
     for context in contexts:
         assert f"`{context}`" in TEXT
 
