@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -20,27 +19,31 @@ from backup_server.services.repository_agent import (
     create_repository,
     open_repository,
 )
-from backup_server.services.shapes import Fields, by_ref, when
+from backup_server.services.repository_fields import (
+    DEFAULT_BLOCK_BYTES,
+    check_block,
+    check_location,
+    is_inside,
+)
+from backup_server.services.repository_shapes import point_counts, repository_shape
+from backup_server.services.shapes import Fields, by_ref
 from transports.vsphere.model import Secret
 
-DEFAULT_BLOCK_BYTES: Final = 1 << 20
-MIN_BLOCK_BYTES: Final = 1 << 16
-MAX_BLOCK_BYTES: Final = 1 << 24
 MAX_TASKS: Final = 10_000
 MIN_PASSWORD_CHARS: Final = 8
 
 
 def list_all(ctx: Context) -> list[dict[str, Any]]:
     with ctx.db.read() as s:
-        counts = _point_counts(s)
+        counts = point_counts(s)
         rows = s.scalars(sa.select(Repository).order_by(Repository.name))
-        return [_shape(row, counts.get(row.id, 0)) for row in rows]
+        return [repository_shape(row, counts.get(row.id, 0)) for row in rows]
 
 
 def get(ctx: Context, ref: str) -> dict[str, Any]:
     with ctx.db.read() as s:
         row = by_ref(s, Repository, ref)
-        return _shape(row, _point_counts(s).get(row.id, 0))
+        return repository_shape(row, point_counts(s).get(row.id, 0))
 
 
 def add(
@@ -64,14 +67,14 @@ def add(
     )
     name = given.path_name()
     location = given.text("location")
-    given.checked("location", _check_location)
-    if _inside(location, ctx.settings.data_dir):
+    given.checked("location", check_location)
+    if is_inside(location, ctx.settings.data_dir):
         given.wrong(
             "location",
             f"lies in the server's data directory {ctx.settings.data_dir}; a loss of that must not cost "
             "the restore points too, choose another directory",
         )
-    block = given.checked("block_size_bytes", _check_block)
+    block = given.checked("block_size_bytes", check_block)
     tasks = given.number("max_tasks", low=1, high=MAX_TASKS)
     if not import_existing and len(password.reveal()) < MIN_PASSWORD_CHARS:
         given.wrong("password", f"must have at least {MIN_PASSWORD_CHARS} characters")
@@ -227,49 +230,3 @@ def refresh_space(ctx: Context, repository_id: str) -> None:
             .where(Repository.id == repository_id)
             .values(total_bytes=space.total_bytes, free_bytes=space.free_bytes, space_at=ctx.clock())
         )
-
-
-def _check_location(value: Any) -> str:
-    if not isinstance(value, str) or not value.startswith("/"):
-        raise ValueError("must be an absolute path of a directory, as server and proxies see it")
-    return value
-
-
-def _inside(location: str, directory: Path) -> bool:
-    return Path(location).resolve().is_relative_to(directory.resolve())
-
-
-def _check_block(value: Any) -> int:
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int)
-        or not MIN_BLOCK_BYTES <= value <= MAX_BLOCK_BYTES
-        or value & (value - 1)
-    ):
-        raise ValueError(f"must be a power of two from {MIN_BLOCK_BYTES} to {MAX_BLOCK_BYTES}")
-    return value
-
-
-def _point_counts(s: Any) -> dict[str, int]:
-    rows = s.execute(
-        sa.select(RestorePointRow.repository_id, sa.func.count())
-        .where(RestorePointRow.deleting.is_(False))
-        .group_by(RestorePointRow.repository_id)
-    )
-    return {repository_id: int(count) for repository_id, count in rows}
-
-
-def _shape(row: Repository, points: int) -> dict[str, Any]:
-    return {
-        "id": row.id,
-        "name": row.name,
-        "repository_id": row.repository_id,
-        "location": row.location,
-        "block_size_bytes": row.block_size_bytes,
-        "max_tasks": row.max_tasks,
-        "total_bytes": row.total_bytes,
-        "free_bytes": row.free_bytes,
-        "space_at": when(row.space_at),
-        "restore_points": points,
-        "created_at": when(row.created_at),
-    }

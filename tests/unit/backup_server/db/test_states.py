@@ -66,13 +66,15 @@ def test_times_without_a_zone_are_refused(db: DbSession) -> None:
 
 def test_one_open_session_for_a_job(db: DbSession) -> None:
     # The invariant that everything which starts a session rests on.
-    for name, kind, state, fits in (
-        ("a", "backup", "running", True),
-        ("b", "backup", "queued", False),
-        ("c", "restore", "running", True),
-        ("d", "backup", "finished", True),
+    for name, kind, state, job_id, fits in (
+        ("a", "backup", "running", "j", True),
+        ("b", "backup", "queued", "j", False),
+        ("c", "copy", "running", "j", False),
+        ("d", "backup", "finished", "j", True),
+        ("e", "restore", "running", None, True),
+        ("f", "restore", "running", None, True),
     ):
-        row = Session(id=name, kind=kind, state=state, job_id="j", created_at=NOW)
+        row = Session(id=name, kind=kind, state=state, job_id=job_id, created_at=NOW)
         try:
             with db.begin_nested():
                 db.add(row)
