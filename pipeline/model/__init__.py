@@ -3,6 +3,7 @@
 from pipeline.model.ids import BlobId, RepositoryId, RestorePointId
 from pipeline.model.restore_point import (
     Consistency,
+    CopiedFrom,
     DiskPoint,
     PointKind,
     RestorePoint,
@@ -15,6 +16,7 @@ __all__ = [
     "BlockCounts",
     "Bottleneck",
     "Consistency",
+    "CopiedFrom",
     "DiskPoint",
     "DiskStats",
     "PointKind",

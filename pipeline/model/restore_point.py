@@ -56,6 +56,17 @@ class DiskPoint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CopiedFrom:
+    """Of a copy: which restore point it is a copy of."""
+
+    repository_id: str
+    """Id of the repository that it was copied from."""
+    point_id: RestorePointId
+    job_name: str
+    """The job that made the original."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RestorePoint:
     """A restore point that is committed: all its disks can be restored from the repository alone."""
 
@@ -74,3 +85,5 @@ class RestorePoint:
     vm_config: bytes
     """VM configuration as JSON (transports.vsphere writes and reads it)."""
     nvram: bytes = b""
+    copied_from: CopiedFrom | None = None
+    """None for a point that was made by a backup into this repository."""

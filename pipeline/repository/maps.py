@@ -136,6 +136,31 @@ def blocks(load_node: LoadNode, root: bytes, block_count: int) -> Iterator[tuple
             yield entry.first_block, entry.blob_id
 
 
+def differing_blocks(
+    load_node: LoadNode, old: bytes, new: bytes, level: int, first_block: int = 0
+) -> Iterator[tuple[int, bytes]]:
+    """Number and new id (the zero id too) of every block that differs between two maps of one height,
+    ascending. Subtrees with the same id are the same and are not loaded.
+    """
+    if old == new:
+        return
+    if level < 0:
+        yield first_block, new
+        return
+    before, after = (
+        decode_node(load_node(node), level) if node != ZERO_ID else b"" for node in (old, new)
+    )
+    for position in range(max(len(before), len(after)) // BLOB_ID_BYTES):
+        at = position * BLOB_ID_BYTES
+        yield from differing_blocks(
+            load_node,
+            before[at : at + BLOB_ID_BYTES] or ZERO_ID,
+            after[at : at + BLOB_ID_BYTES] or ZERO_ID,
+            level - 1,
+            first_block + (position << (NODE_ENTRIES_BITS * level)),
+        )
+
+
 @dataclass(slots=True)
 class _OpenNode:
     """A node on the path from the root to where the builder is."""

@@ -15,6 +15,7 @@ from pipeline.errors import IntegrityError
 from pipeline.model import (
     BlobId,
     Consistency,
+    CopiedFrom,
     DiskPoint,
     PointKind,
     RestorePoint,
@@ -112,7 +113,7 @@ def signed_message(keyring: Keyring, predecessor_hash: bytes, manifest: bytes) -
 
 def point_fields(point: RestorePoint) -> dict[str, Any]:
     """The point as JSON values. Times are normalised to UTC."""
-    return {
+    fields: dict[str, Any] = {
         "id": point.id,
         "vm": {
             "instance_uuid": point.vm.instance_uuid,
@@ -131,6 +132,14 @@ def point_fields(point: RestorePoint) -> dict[str, Any]:
         "vm_config": base64.b64encode(point.vm_config).decode(),
         "nvram": base64.b64encode(point.nvram).decode(),
     }
+    copied = point.copied_from
+    if copied is not None:  # a field that older readers pass over
+        fields["copied_from"] = {
+            "repository_id": copied.repository_id,
+            "point_id": copied.point_id,
+            "job_name": copied.job_name,
+        }
+    return fields
 
 
 def disk_fields(disk: DiskPoint) -> dict[str, Any]:
@@ -164,6 +173,7 @@ def point_of_fields(fields: dict[str, Any]) -> RestorePoint:
         skipped_disks=tuple(fields["skipped_disks"]),
         vm_config=base64.b64decode(fields["vm_config"], validate=True),
         nvram=base64.b64decode(fields["nvram"], validate=True),
+        copied_from=CopiedFrom(**fields["copied_from"]) if "copied_from" in fields else None,
     )
 
 

@@ -34,6 +34,7 @@ from typing import Any
 from pipeline.model import (
     BlobId,
     Consistency,
+    CopiedFrom,
     DiskPoint,
     PointKind,
     RestorePoint,
@@ -44,6 +45,7 @@ from pipeline.model import (
 
 def encode_restore_point(point: RestorePoint) -> dict[str, Any]:
     """JSON form of a restore point, for the agent's lines."""
+    copied = point.copied_from
     return {
         "id": point.id,
         "vm": {
@@ -75,6 +77,12 @@ def encode_restore_point(point: RestorePoint) -> dict[str, Any]:
         "skipped_disks": list(point.skipped_disks),
         "vm_config": base64.b64encode(point.vm_config).decode(),
         "nvram": base64.b64encode(point.nvram).decode(),
+        "copied_from": copied
+        and {
+            "repository_id": copied.repository_id,
+            "point_id": copied.point_id,
+            "job_name": copied.job_name,
+        },
     }
 
 
@@ -94,4 +102,5 @@ def decode_restore_point(data: dict[str, Any]) -> RestorePoint:
         skipped_disks=tuple(data["skipped_disks"]),
         vm_config=base64.b64decode(data["vm_config"], validate=True),
         nvram=base64.b64decode(data["nvram"], validate=True),
+        copied_from=CopiedFrom(**copied) if (copied := data.get("copied_from")) else None,
     )
