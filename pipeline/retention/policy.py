@@ -5,12 +5,15 @@ Every restore point can be restored on its own, so any of a chain may go, in any
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
+from pipeline.retention.gfs import GfsRule, marks
+
 KEPT_ONLY_GOOD: Final = "the newest good restore point always stays"
+KEPT_NO_NEWER_GOOD: Final = "no newer good restore point"
 KEPT_IN_USE: Final = "in use by a running session"
 
 
@@ -25,6 +28,8 @@ class RetentionCandidate:
     """False: it is known that it cannot be restored. Such a point counts for nothing, but is not
     removed before its time either: a part of it may be all there is.
     """
+    immutable_until: datetime | None = None
+    """Aware. Until then the storage refuses to remove it, whatever a rule says."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,13 +56,20 @@ class KeepDays:
             )
 
 
-RetentionRule = KeepLast | KeepDays
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetentionRule:
+    """What is kept: what `base` says, and on top of it the points that stand for weeks, months, years."""
+
+    base: KeepLast | KeepDays
+    gfs: GfsRule = field(default_factory=GfsRule)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetentionDecision:
     id: str
     reason: str
+    marks: tuple[str, ...] = ()
+    """What the point stands for, as in ("weekly 2026-W48", "monthly 2026-11")."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,35 +82,69 @@ class RetentionPlan:
 
 def plan_retention(
     points: Iterable[RetentionCandidate],
-    rule: RetentionRule,
+    rule: RetentionRule | KeepLast | KeepDays,
     *,
     now: datetime,
     in_use: Collection[str] = (),
 ) -> RetentionPlan:
-    """Decide for the points of one VM. `in_use` are never removed."""
+    """Decide for the points of one VM.
+
+    `in_use` are never removed; when it maps an id to a text, that is what the reason says of the user.
+    Neither are points that the storage still keeps immutable, nor the newest good one.
+    """
+    whole = rule if isinstance(rule, RetentionRule) else RetentionRule(base=rule)
     newest_first = sorted(points, key=lambda point: (point.created_at, point.id), reverse=True)
+    stand_for = marks(
+        [(point.id, point.created_at) for point in newest_first if point.is_good], whole.gfs
+    )
     keep: list[RetentionDecision] = []
     remove: list[RetentionDecision] = []
     good_before = 0
     for point in newest_first:
-        stays, reason = _decide(point, rule, now, good_before)
-        if not stays and point.id in in_use:
-            stays, reason = True, KEPT_IN_USE
-        (keep if stays else remove).append(RetentionDecision(id=point.id, reason=reason))
+        meant = tuple(stand_for.get(point.id, ()))
+        stays, reason = _by_rule(point, whole.base, meant, now, good_before)
+        if not stays:
+            held = _held(point, now, in_use)
+            stays, reason = bool(held), held or reason
+        decision = RetentionDecision(id=point.id, reason=reason, marks=meant)
+        (keep if stays else remove).append(decision)
         good_before += point.is_good
     return RetentionPlan(keep=tuple(keep), remove=tuple(remove))
 
 
-def _decide(
-    point: RetentionCandidate, rule: RetentionRule, now: datetime, good_before: int
+def _by_rule(
+    point: RetentionCandidate,
+    base: KeepLast | KeepDays,
+    meant: tuple[str, ...],
+    now: datetime,
+    good_before: int,
 ) -> tuple[bool, str]:
-    """Whether it stays, and why. `good_before`: good points that are newer."""
+    """Whether the rule keeps it, and why. `good_before`: good points that are newer."""
+    stays, reason = _by_base(point, base, now, good_before)
+    if not meant:
+        return stays, reason
+    return True, "; ".join([reason, *meant] if stays else meant)
+
+
+def _by_base(
+    point: RetentionCandidate, base: KeepLast | KeepDays, now: datetime, good_before: int
+) -> tuple[bool, str]:
     if good_before == 0:
-        return True, KEPT_ONLY_GOOD if point.is_good else "no newer good restore point"
-    if isinstance(rule, KeepLast):
-        if good_before < rule.count:
-            return True, f"one of the last {rule.count}"
-        return False, f"older than the last {rule.count}"
-    if point.created_at >= now - timedelta(days=rule.days):
-        return True, f"younger than {rule.days} days"
-    return False, f"older than {rule.days} days"
+        return True, KEPT_ONLY_GOOD if point.is_good else KEPT_NO_NEWER_GOOD
+    if isinstance(base, KeepLast):
+        if good_before < base.count:
+            return True, f"one of the last {base.count}"
+        return False, f"older than the last {base.count}"
+    if point.created_at >= now - timedelta(days=base.days):
+        return True, f"younger than {base.days} days"
+    return False, f"older than {base.days} days"
+
+
+def _held(point: RetentionCandidate, now: datetime, in_use: Collection[str]) -> str:
+    """What keeps a point that the rule lets go; empty when nothing does."""
+    if point.id in in_use:
+        user = in_use[point.id] if isinstance(in_use, Mapping) else ""
+        return f"in use by {user}" if user else KEPT_IN_USE
+    if point.immutable_until is not None and point.immutable_until > now:
+        return f"immutable until {point.immutable_until.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+    return ""
