@@ -2,6 +2,7 @@
 keeps objects in one kind of place. The contract is `Storage` in `base`; drivers are listed here.
 """
 
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -10,6 +11,8 @@ from typing import Final
 from pipeline.errors import StorageMissingError
 from pipeline.storage.base import Buffer, ObjectWriter, Retention, Space, Storage, StoredObject
 from pipeline.storage.local import LocalStorage
+from pipeline.storage.mounts import is_network_mount
+from pipeline.storage.retry import RetryingStorage, wait_for
 
 __all__ = ["Buffer", "ObjectWriter", "Retention", "Space", "Storage", "StoredObject", "open_storage"]
 
@@ -17,10 +20,15 @@ _NO_SECRETS: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 def open_storage(
-    location: str, *, secrets: Mapping[str, str] = _NO_SECRETS, create: bool = False
+    location: str,
+    *,
+    secrets: Mapping[str, str] = _NO_SECRETS,
+    create: bool = False,
+    cancel: threading.Event | None = None,
 ) -> Storage:
-    """The driver for a location. A location is the absolute path of a directory; `create` makes its
-    last part. `secrets`: what opens the storage, where it asks for something.
+    """The driver for a location, and around it what a storage behind a network needs. A location is the
+    absolute path of a directory; `create` makes its last part. `secrets`: what opens the storage, where it
+    asks for something. `cancel` ends waiting for a storage that does not answer.
 
     Raises StorageMissingError, StoragePermissionError.
     """
@@ -29,4 +37,7 @@ def open_storage(
         raise StorageMissingError(
             f"repository location {location!r} is not an absolute path; give the full path of a directory"
         )
-    return LocalStorage(location, create=create)
+    storage = LocalStorage(location, create=create)
+    if is_network_mount(location):
+        return RetryingStorage(storage, wait=wait_for(cancel, storage.location))
+    return storage

@@ -74,7 +74,7 @@ def translate(error: OSError, doing: str, where: str) -> PipelineError:
             return ObjectNotFoundError(f"{what}; the object is missing from the storage")
         case errno.EEXIST:
             return ObjectExistsError(f"{what}; objects are never replaced")
-        case errno.ENOTCONN | errno.ESTALE | errno.ENODEV:
+        case errno.ENOTCONN | errno.ENODEV:
             return StorageMissingError(f"{what}; is the file system still mounted?")
         case _:
             return StorageUnavailableError(f"{what}; look at the disk or the mount, then run again")

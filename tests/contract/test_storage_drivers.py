@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -11,8 +12,16 @@ from pipeline.errors import ObjectNotFoundError
 from pipeline.storage import open_storage
 from pipeline.storage.base import Buffer, ObjectWriter, Storage, StoredObject
 from pipeline.storage.local import LocalStorage
+from pipeline.storage.retry import RetryingStorage
 from pipeline.testing.contract import StorageContract
-from pipeline.testing.storage import CrashingStorage, FullStorage, MemoryStorage
+from pipeline.testing.storage import (
+    CrashingStorage,
+    Fault,
+    FullStorage,
+    MemoryStorage,
+    ScriptedStorage,
+    at_random,
+)
 
 
 class TestLocalStorage(StorageContract):
@@ -54,6 +63,27 @@ class TestWrappersAreStorage(StorageContract):
     @pytest.fixture
     def storage(self) -> Storage:
         return CrashingStorage(FullStorage(MemoryStorage(), room_bytes=1 << 30))
+
+
+class TestRetriesAreStorage(StorageContract):
+    """A storage of which every fourth call fails, before or after its effect, behind the wrapper."""
+
+    @pytest.fixture
+    def storage(self) -> Storage:
+        seed = random.SystemRandom().randrange(1 << 32)
+        print(f"seed {seed}")
+        script = at_random(
+            random.Random(seed),
+            0.25,
+            Fault.LOST,
+            Fault.ANSWER_LOST,
+            Fault.SHORT,
+            Fault.REPEATS,
+            sparing="read ",  # a whole object that comes short is for whoever knows its content
+        )
+        return RetryingStorage(
+            ScriptedStorage(MemoryStorage(), script), wait=lambda _pause_s: None, patience_s=1e9
+        )
 
 
 # ---- drivers that must be caught -------------------------------------------------------------------
