@@ -32,7 +32,7 @@ def is_network_mount(path: str | os.PathLike[str], mounts: Path = MOUNTS) -> boo
     that cannot be told. File systems of user space (sshfs, s3fs) count as such.
     """
     try:
-        device = os.stat(path).st_dev
+        device = Path(path).stat().st_dev
         lines = mounts.read_text(errors="replace").splitlines()
     except OSError:
         return False
