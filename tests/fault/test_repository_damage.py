@@ -510,7 +510,7 @@ def test_a_directory_that_is_gone_or_closed_to_us(tmp_path: Path) -> None:
         (28, PermanentPipelineError),
         (122, PermanentPipelineError),
         (30, StoragePermissionError),
-        (116, StorageMissingError),
+        (116, StorageUnavailableError),
         (5, StorageUnavailableError),
     ],
 )
