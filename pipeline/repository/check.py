@@ -23,6 +23,7 @@ from pipeline.model import DiskPoint
 from pipeline.repository import layout
 from pipeline.repository.blobs import BlobCodec
 from pipeline.repository.catalogue import Catalogue, chain_problems, describe
+from pipeline.repository.damage import Damage, DamagedBlob, DamagedPack
 from pipeline.repository.format import NODE_ENTRIES_BITS, PACK_HEADER, PACK_TRAILER, BlobKind
 from pipeline.repository.index import BlobEntry, Index, PackSegment, read_index_object
 from pipeline.repository.maps import MapEntry, block_count_of, decode_node, ids_of, level_for
@@ -50,6 +51,12 @@ class CheckReport:
     blobs: int
     read_bytes: int
     """Of pack data that was decrypted and compared."""
+    damage: tuple[Damage, ...] = ()
+    """What restore points have lost, by guest extent."""
+    damaged_blobs: tuple[DamagedBlob, ...] = ()
+    damaged_packs: tuple[DamagedPack, ...] = ()
+    confidence: str = ""
+    """What a check of a sample would have found, and how surely; empty when nothing was read."""
 
 
 @dataclass(slots=True)

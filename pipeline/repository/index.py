@@ -4,114 +4,116 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from struct import Struct
 from typing import Final
 
 from pipeline.crypto.aead import Aead
 from pipeline.crypto.keyring import Keyring
 from pipeline.errors import IntegrityError, ObjectNotFoundError
 from pipeline.repository import layout
-from pipeline.repository.format import (
-    BLOB_ENTRY,
-    BLOB_HEADER,
-    BLOB_ID_BYTES,
-    INDEX_SEGMENT,
-    MAX_PACK_BYTES,
-    Encoding,
-    SealedKind,
+from pipeline.repository.entries import (
+    BlobEntry,
+    Location,
+    PackSegment,
+    format_entries,
+    format_segments,
+    parse_entries,
+    parse_segments,
 )
+from pipeline.repository.format import SealedKind
+from pipeline.repository.index_recent import RecentIndex, edition_of_segment
 from pipeline.repository.sealed import seal, unseal
-from pipeline.repository.table import CompactTable
 from pipeline.storage.base import Storage
 
-_VALUE: Final = Struct("<III")  # number of the pack in this process, offset, length
+__all__ = [
+    "BlobEntry",
+    "Index",
+    "IndexLoader",
+    "Location",
+    "PackSegment",
+    "format_entries",
+    "format_segments",
+    "parse_entries",
+    "parse_segments",
+    "read_index_object",
+    "write_index_object",
+]
+
 MAX_LISTINGS: Final = 20
-_ENCODING_AT: Final = BLOB_ENTRY.size - 3  # encoding 1, reserved 2
-_PATCH: Final = bytes([Encoding.PATCH])
-
-
-@dataclass(frozen=True, slots=True)
-class BlobEntry:
-    """One blob in a pack, as footers and index segments tell it."""
-
-    blob_id: bytes
-    offset: int
-    length: int
-    raw_length: int
-    kind: int
-    encoding: int
-    base_id: bytes = b""
-    """The blob that a patch is a patch of; empty for every other encoding."""
-
-
-@dataclass(frozen=True, slots=True)
-class PackSegment:
-    """What the index knows of one pack."""
-
-    pack_id: bytes
-    pack_size: int
-    entries: tuple[BlobEntry, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Location:
-    """Where a blob is."""
-
-    pack_id: bytes
-    offset: int
-    length: int
 
 
 class Index:
-    """All blobs that can be found. May be used by several threads.
-
-    The next form of this class will keep most of it outside of memory; its users rely on `find`,
-    `__contains__`, `add` and `pack_sizes` only.
+    """All blobs that can be found. May be used by several threads; stays the same object while it is
+    brought up to date.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._table = CompactTable(_VALUE.size)
-        self._packs: list[bytes] = []
-        self._numbers: dict[bytes, int] = {}
-        self._sizes: dict[bytes, int] = {}
+        self._recent = RecentIndex()
 
     def __contains__(self, blob_id: bytes) -> bool:
         with self._lock:
-            return blob_id in self._table
+            return self._recent.has(blob_id)
 
     def __len__(self) -> int:
+        """Number of places; slow, for figures only."""
         with self._lock:
-            return len(self._table)
+            return len(self._recent)
 
     def find(self, blob_id: bytes) -> Location | None:
+        """A place of the blob; where it has several, one that holds all of its content before a patch."""
+        found = self.find_all(blob_id)
+        return found[0] if found else None
+
+    def find_all(self, blob_id: bytes) -> list[Location]:
+        """Every place of the blob, patches last. A reader that finds one damaged takes the next."""
         with self._lock:
-            value = self._table.get(blob_id)
-            if value is None:
-                return None
-            number, offset, length = _VALUE.unpack(value)
-            return Location(self._packs[number], offset, length)
+            found = self._recent.find_all(blob_id)
+        if len(found) > 1:
+            found.sort(key=lambda location: location.is_patch)
+        return found
 
     def add(self, segment: PackSegment) -> None:
-        """Take over what a segment says."""
-        with self._lock:
-            number = self._numbers.setdefault(segment.pack_id, len(self._packs))
-            if number == len(self._packs):
-                self._packs.append(segment.pack_id)
-            self._sizes[segment.pack_id] = segment.pack_size
-            for entry in segment.entries:
-                self._table.put(entry.blob_id, _VALUE.pack(number, entry.offset, entry.length))
+        """Take over what this process itself made durable in a pack."""
+        self._add(segment, None)
 
     def settle(self) -> None:
         """Bring it to its smallest form after much was added."""
         with self._lock:
-            self._table.settle()
+            self._recent.settle()
 
     def pack_sizes(self) -> dict[bytes, int]:
         """Every pack that the index names, with the size it should have."""
         with self._lock:
-            return dict(self._sizes)
+            return self._recent.sizes()
+
+    def pack_size_of(self, pack_id: bytes) -> int | None:
+        """The size that a pack should have; None when the index does not name it."""
+        return self.pack_sizes().get(pack_id)
+
+    # ---- for the loader ------------------------------------------------------------------------
+
+    def take(self, name: str, segments: Iterable[PackSegment]) -> None:
+        """Take over what the index object `name` says."""
+        for segment in segments:
+            self._add(segment, layout.index_id_of(name))
+
+    def drop(self, listed: Iterable[str]) -> None:
+        """Only these index objects are still there: what no other named is not in the index any more."""
+        ids = {layout.index_id_of(name) for name in listed}
+        with self._lock:
+            recent = self._recent
+            recent.named = {key: named for key, named in recent.named.items() if key in ids}
+            recent.keep_alive({edition for named in recent.named.values() for edition in named})
+
+    def _add(self, segment: PackSegment, object_id: bytes | None) -> None:
+        edition = edition_of_segment(segment)
+        with self._lock:
+            self._recent.add(segment, edition)
+            if object_id is None:
+                self._recent.pin(edition)
+            else:
+                self._recent.name(object_id, edition)
+                self._recent.dead.discard(self._recent.number_of(edition))
 
 
 class IndexLoader:
@@ -124,22 +126,22 @@ class IndexLoader:
         self.index = Index()
 
     def refresh(self) -> Index:
-        """The index as it is now. Only what is new is read; when an object that was read is gone
-        (prune merged it), everything is read again, because its packs may be gone too.
+        """The index as it is now: only what is new is read. Packs that no index object names any more
+        (prune took them out) are not found any more.
         """
         for _ in range(MAX_LISTINGS):
             listed = [entry.name for entry in self._storage.list(layout.INDEX)]
-            if not self._seen.issubset(listed):
-                self.index = Index()
-                self._seen = set()
             try:
                 for name in listed:
                     if name not in self._seen:
-                        for segment in read_index_object(self._storage, self._keyring, name):
-                            self.index.add(segment)
+                        segments = read_index_object(self._storage, self._keyring, name)
+                        self.index.take(name, segments)
                         self._seen.add(name)
             except ObjectNotFoundError:
                 continue  # prune replaced it between the listing and now; list again
+            if not self._seen.issubset(listed):
+                self.index.drop(listed)
+                self._seen.intersection_update(listed)
             self.index.settle()
             return self.index
         raise IntegrityError(
@@ -147,8 +149,11 @@ class IndexLoader:
             "is another prune running all the time?"
         )
 
-    def written(self, name: str) -> None:
-        """An index object that this process wrote, and whose segments it added itself."""
+    def written(self, name: str, segments: Sequence[PackSegment] = ()) -> None:
+        """An index object that this process wrote. With its `segments` they are added as well; without,
+        who wrote it adds them, and they count as there as long as this process lives.
+        """
+        self.index.take(name, segments)
         self._seen.add(name)
 
 
@@ -163,74 +168,3 @@ def write_index_object(
     name = layout.index_name(layout.new_object_id())
     storage.put(name, seal(keyring, algorithm, SealedKind.INDEX, name, format_segments(segments)))
     return name
-
-
-def format_segments(segments: Iterable[PackSegment]) -> bytes:
-    parts = []
-    for segment in segments:
-        parts.append(INDEX_SEGMENT.pack(segment.pack_id, segment.pack_size, len(segment.entries)))
-        parts.append(format_entries(segment.entries))
-    return b"".join(parts)
-
-
-def parse_segments(payload: bytes, what: str) -> list[PackSegment]:
-    """Raises IntegrityError where the payload is none of segments."""
-    segments = []
-    at = 0
-    while at < len(payload):
-        if at + INDEX_SEGMENT.size > len(payload):
-            raise IntegrityError(f"{what} is damaged: it ends in the middle of a segment")
-        pack_id, pack_size, count = INDEX_SEGMENT.unpack_from(payload, at)
-        at += INDEX_SEGMENT.size
-        if at + count * BLOB_ENTRY.size > len(payload) or pack_size > MAX_PACK_BYTES:
-            raise IntegrityError(f"{what} is damaged: a segment that cannot be")
-        entries, at = _parse_entries(payload, at, count, pack_size, what)
-        segments.append(PackSegment(pack_id, pack_size, entries))
-    return segments
-
-
-def format_entries(entries: Sequence[BlobEntry]) -> bytes:
-    """All entries, then the base ids of those that are patches, in the same order."""
-    parts = [
-        BLOB_ENTRY.pack(
-            entry.blob_id, entry.offset, entry.length, entry.raw_length, entry.kind, entry.encoding, 0
-        )
-        for entry in entries
-    ]
-    parts.extend(entry.base_id for entry in entries if entry.encoding == Encoding.PATCH)
-    return b"".join(parts)
-
-
-def parse_entries(payload: bytes, pack_size: int, what: str) -> tuple[BlobEntry, ...]:
-    """Entries of a footer, which does not say how many there are: as many as fill it together with their
-    base ids. Raises IntegrityError for those outside of the pack.
-    """
-    count = patches = 0
-    while count * BLOB_ENTRY.size + patches * BLOB_ID_BYTES < len(payload):
-        at = count * BLOB_ENTRY.size + _ENCODING_AT
-        patches += payload[at : at + 1] == _PATCH
-        count += 1
-    if count * BLOB_ENTRY.size + patches * BLOB_ID_BYTES != len(payload):
-        raise IntegrityError(f"{what} is damaged: it ends in the middle of an entry")
-    return _parse_entries(payload, 0, count, pack_size, what)[0]
-
-
-def _parse_entries(
-    payload: bytes, at: int, count: int, pack_size: int, what: str
-) -> tuple[tuple[BlobEntry, ...], int]:
-    """`count` entries from `at` on, and where they end with their base ids."""
-    end = at + count * BLOB_ENTRY.size
-    base_at = end
-    entries = []
-    for fields in BLOB_ENTRY.iter_unpack(memoryview(payload)[at:end]):
-        blob_id, offset, length, raw, kind, encoding, reserved = fields
-        if reserved or length < BLOB_HEADER.size or offset + length > pack_size:
-            raise IntegrityError(f"{what} is damaged: an entry that cannot be")
-        base_id = b""
-        if encoding == Encoding.PATCH:
-            base_id = payload[base_at : base_at + BLOB_ID_BYTES]
-            base_at += BLOB_ID_BYTES
-        entries.append(BlobEntry(blob_id, offset, length, raw, kind, encoding, base_id))
-    if base_at > len(payload):
-        raise IntegrityError(f"{what} is damaged: it ends before its base ids")
-    return tuple(entries), base_at

@@ -47,6 +47,15 @@ def index_name(index_id: bytes) -> str:
     return INDEX + index_id.hex()
 
 
+def index_id_of(name: str) -> bytes:
+    """The id in an index object's name; of a name that is none of ours, its first bytes."""
+    digits = name.removeprefix(INDEX)
+    try:
+        return bytes.fromhex(digits)
+    except ValueError:
+        return digits.encode()[:OBJECT_ID_BYTES]
+
+
 def doomed_name(doom_id: bytes) -> str:
     return DOOMED + doom_id.hex()
 

@@ -89,7 +89,9 @@ def test_find_and_sizes() -> None:
     index.add(other)
     for each in (one, other):
         for entry in each.entries:
-            assert index.find(entry.blob_id) == Location(each.pack_id, entry.offset, entry.length)
+            assert index.find(entry.blob_id) == Location(
+                each.pack_id, entry.offset, entry.length, entry.encoding
+            )
     assert index.find(bytes(32)) is None
     assert index.pack_sizes() == {each.pack_id: each.pack_size for each in (one, other)}
     assert len(index) == 6

@@ -1,0 +1,139 @@
+"""The part of an index that is in memory: what was read or written since the cache was made, or
+everything where there is none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from blake3 import blake3
+
+from pipeline.repository.entries import Location, PackSegment, format_entries
+from pipeline.repository.format import Encoding
+from pipeline.repository.index_record import (
+    FIELD_BITS,
+    FIELD_MASK,
+    KEY_BYTES,
+    VALUE,
+    pack_value,
+)
+from pipeline.repository.table import CompactTable
+
+
+def edition_of(pack_id: bytes, entries: bytes | memoryview) -> int:
+    """What a pack is said to hold, as a number: index objects that tell the same of it have the same.
+
+    A repair takes a damaged place out of the index by telling less of a pack than before. Two editions
+    that meet by accident (one in 10 million repositories of a million packs) would keep places alive that are
+    not: a commit looks whether packs are there, a reader compares what it reads.
+    """
+    return int.from_bytes(blake3(pack_id + entries).digest(8), "little")
+
+
+@dataclass(frozen=True, slots=True)
+class RecentPack:
+    pack_id: bytes
+    size: int
+    entry_count: int
+    edition: int
+
+
+class RecentIndex:
+    """Blobs, packs, and which index object names which. Who shares it brings a lock."""
+
+    def __init__(self) -> None:
+        self.table = CompactTable(VALUE.size)
+        self.further: dict[bytes, list[bytes]] = {}
+        """Second and later places of a key."""
+        self.packs: list[RecentPack] = []
+        self._numbers: dict[int, int] = {}
+        """Of packs, by edition."""
+        self.named: dict[bytes, list[int]] = {}
+        """Editions by the id of the index object that names them, whether the pack is here or cached."""
+        self.pinned: set[int] = set()
+        """Editions that this process added without an index object's name."""
+        self.dead: set[int] = set()
+        """Numbers of packs that no index object names any more."""
+        self.bases = bytearray()
+        """Ids of patches' bases, back to back."""
+
+    def __len__(self) -> int:
+        """Places, without those in dead packs."""
+        return sum(p.entry_count for number, p in enumerate(self.packs) if number not in self.dead)
+
+    def add(self, segment: PackSegment, edition: int, *, is_cached: bool = False) -> None:
+        """`is_cached`: a cache file has its blobs; only remember the name."""
+        if is_cached or edition in self._numbers:
+            return
+        number = len(self.packs)
+        self._numbers[edition] = number
+        self.packs.append(RecentPack(segment.pack_id, segment.pack_size, len(segment.entries), edition))
+        for entry in segment.entries:
+            base = 0
+            if entry.encoding == Encoding.PATCH:
+                self.bases += entry.base_id
+                base = len(self.bases) // len(entry.base_id)
+            value = pack_value(number, entry.offset, entry.kind, entry.length, entry.encoding, base)
+            self._put(entry.blob_id, value)
+
+    def name(self, object_id: bytes, edition: int) -> None:
+        """An index object names a pack."""
+        self.named.setdefault(object_id, []).append(edition)
+
+    def number_of(self, edition: int) -> int:
+        """-1 where a cache file has it."""
+        return self._numbers.get(edition, -1)
+
+    def pin(self, edition: int) -> None:
+        self.pinned.add(edition)
+
+    def keep_alive(self, editions: Collection[int]) -> None:
+        """All packs but these, and the pinned ones, are dead."""
+        self.dead = {
+            number
+            for edition, number in self._numbers.items()
+            if edition not in editions and edition not in self.pinned
+        }
+
+    def has(self, blob_id: bytes) -> bool:
+        if self.dead:
+            return bool(self.find_all(blob_id))
+        return blob_id in self.table
+
+    def find_all(self, blob_id: bytes) -> list[Location]:
+        value = self.table.get(blob_id)
+        if value is None:
+            return []
+        values = [value, *self.further.get(blob_id[:KEY_BYTES], ())]
+        return [place for each in values if (place := self._place(each)) is not None]
+
+    def settle(self) -> None:
+        """Bring it to its smallest form."""
+        self.table.settle()
+
+    def sizes(self) -> dict[bytes, int]:
+        return {p.pack_id: p.size for number, p in enumerate(self.packs) if number not in self.dead}
+
+    def _put(self, blob_id: bytes, value: bytes) -> None:
+        if self.table.get(blob_id) is None:
+            self.table.put(blob_id, value)
+        else:
+            self.further.setdefault(blob_id[:KEY_BYTES], []).append(value)
+
+    def _place(self, value: bytes) -> Location | None:
+        number, offset, length, base = VALUE.unpack(value)
+        if number in self.dead:
+            return None
+        base_id = bytes(self.bases[(base - 1) * 32 : base * 32]) if base else b""
+        return Location(
+            self.packs[number].pack_id,
+            offset & FIELD_MASK,
+            length & FIELD_MASK,
+            length >> FIELD_BITS,
+            base_id,
+        )
+
+
+def edition_of_segment(segment: PackSegment) -> int:
+    return edition_of(segment.pack_id, format_entries(segment.entries))
