@@ -54,11 +54,17 @@ class CatalogueLoader:
             self._points = {}
             self._forgotten = {}
         catalogue = Catalogue()
-        # points/ is listed first: a point that is forgotten in between then has its record listed.
-        names = [entry.name for entry in self._storage.list(layout.POINTS)]
-        self._load_forgotten(catalogue)
-        self._load_points(catalogue, names)
-        self._points = {name: stored for name, stored in self._points.items() if name in set(names)}
+        for _ in range(MAX_LISTINGS):
+            catalogue = Catalogue()
+            # points/ is listed first: a point that is forgotten in between then has its record listed.
+            names = [entry.name for entry in self._storage.list(layout.POINTS)]
+            self._load_forgotten(catalogue)
+            is_whole = self._load_points(catalogue, names)
+            self._points = {name: stored for name, stored in self._points.items() if name in set(names)}
+            if is_whole:
+                break
+            # A point was forgotten after its record could have been listed: look again, or whoever
+            # follows it would seem to follow nothing.
         return catalogue
 
     def _load_forgotten(self, catalogue: Catalogue) -> None:
@@ -74,7 +80,9 @@ class CatalogueLoader:
             except IntegrityError as error:
                 catalogue.damaged[entry.name] = str(error)
 
-    def _load_points(self, catalogue: Catalogue, names: Iterable[str]) -> None:
+    def _load_points(self, catalogue: Catalogue, names: Iterable[str]) -> bool:
+        """False when one that was listed is gone."""
+        is_whole = True
         for name in names:
             point_id = name.removeprefix(layout.POINTS)
             if point_id in catalogue.forgotten:
@@ -88,9 +96,10 @@ class CatalogueLoader:
                     )
                 catalogue.points[point_id] = self._points[name]
             except ObjectNotFoundError:
-                continue
+                is_whole = False
             except IntegrityError as error:
                 catalogue.damaged[name] = str(error)
+        return is_whole
 
 
 def chain_problems(catalogue: Catalogue) -> list[str]:

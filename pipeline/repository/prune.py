@@ -6,7 +6,7 @@ Memory: the ids that are live, 16 bytes each, and the index segment that is bein
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -15,7 +15,7 @@ from pipeline.crypto.keyring import Keyring
 from pipeline.errors import IntegrityError, ObjectNotFoundError
 from pipeline.repository import layout
 from pipeline.repository.catalogue import Catalogue
-from pipeline.repository.doomed import arm_doomed, read_doomed, write_doomed
+from pipeline.repository.doomed import DoomedRecord, arm_doomed, read_doomed, write_doomed
 from pipeline.repository.index import (
     Index,
     IndexLoader,
@@ -195,9 +195,12 @@ class Pruner:
         for segment in self._each_pack_once(index_names):
             needed = [e for e in segment.entries if e.blob_id in live and e.blob_id not in plan.placed]
             needed_bytes = sum(entry.length for entry in needed)
+            # Of the blobs, not of the pack: header and footer of a small pack outweigh a small blob, and
+            # rewriting that would make the same pack again, in every prune.
+            blob_bytes = sum(entry.length for entry in segment.entries)
             # A young pack may be one whose blobs its writer has not put into a work record yet.
             is_young = self._is_young(written_at_s.get(layout.pack_name(segment.pack_id), 0.0))
-            if is_young or needed_bytes >= segment.pack_size * REWRITE_BELOW_SHARE:
+            if is_young or (needed and needed_bytes >= blob_bytes * REWRITE_BELOW_SHARE):
                 for entry in needed:
                     plan.placed.add(entry.blob_id)
                 plan.staying_entries += len(segment.entries)
@@ -284,7 +287,9 @@ class Pruner:
         oldest_writer_s = min((record.begun_at_s for record in works), default=float("inf"))
         index = IndexLoader(self._storage, self._keyring).refresh()
         indexed = index.pack_sizes()
-        for record in read_doomed(self._storage, self._keyring):
+        records = read_doomed(self._storage, self._keyring)
+        last_doomed_s = _last_doomed(records)
+        for record in records:
             doomed_at_s = record.doomed_at_s
             if doomed_at_s is None or self._is_young(doomed_at_s) or doomed_at_s >= oldest_writer_s:
                 continue
@@ -295,7 +300,9 @@ class Pruner:
                 self._write_index(needed)
             spared = {segment.pack_id for segment in needed} | indexed.keys()
             for segment in record.segments:
-                if segment.pack_id not in spared:
+                # A pack may have come back and been doomed again: what was written meanwhile counts on it.
+                was_doomed_again = last_doomed_s[segment.pack_id] > doomed_at_s
+                if segment.pack_id not in spared and not was_doomed_again:
                     self._delete_pack(segment.pack_id, segment.pack_size)
             self._storage.delete(record.name)
 
@@ -316,6 +323,16 @@ class Pruner:
 
     def _is_young(self, time_s: float) -> bool:
         return time_s > self._now_s - self._min_age_s
+
+
+def _last_doomed(records: Iterable[DoomedRecord]) -> dict[bytes, float]:
+    """When each pack was doomed for the last time; infinity where that record is not armed."""
+    last_doomed_s: dict[bytes, float] = {}
+    for record in records:
+        doomed_at_s = float("inf") if record.doomed_at_s is None else record.doomed_at_s
+        for segment in record.segments:
+            last_doomed_s[segment.pack_id] = max(doomed_at_s, last_doomed_s.get(segment.pack_id, 0.0))
+    return last_doomed_s
 
 
 def _is_needed(segment: PackSegment, live: IdSet, index: Index) -> bool:
