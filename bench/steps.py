@@ -66,6 +66,7 @@ def backup(args: argparse.Namespace) -> dict[str, Any]:
     """`--changed` names a file with [offset, length] pairs; without it the backup is a full."""
     state = State.load(args.state)
     repository = state.open()
+    repository.makes_patches = args.patches
     reader = RawFileReader(args.image)
     changed = None
     if args.changed is not None:
@@ -154,6 +155,7 @@ def main() -> int:
     parser.add_argument("--target", type=Path)
     parser.add_argument("--store", type=Path)
     parser.add_argument("--compression", default="fast")
+    parser.add_argument("--patches", type=int, default=1)
     parser.add_argument("--workers", type=int, default=0)
     args = parser.parse_args()
     answer = STEPS[args.step](args)

@@ -13,13 +13,15 @@ from typing import Final
 
 from pipeline.errors import CancelledError, IntegrityError, RestorePointRefusedError
 from pipeline.model import BlobId, BlockCounts, DiskStats, ReadMode, StageTimes
-from pipeline.planning import BackupPlan, BlockRanges
+from pipeline.planning import ZERO_ROOT, BackupPlan, BlockRanges
 from pipeline.progress import MoverProgress
 from pipeline.repository.blobs import COMPRESSION_LEVELS, BlobCodec
 from pipeline.repository.index import Index, IndexLoader
 from pipeline.repository.maps import open_node_ids
+from pipeline.repository.reader import BlobReader
 from pipeline.repository.repository import Repository
 from pipeline.repository.work import WorkRecord, WorkState, read_work, write_work
+from pipeline.stages.bases import Bases
 from pipeline.stages.encode import Claims, EncodedBlock, EncodeStage
 from pipeline.stages.flow import Channel, Clock, Flow, Meter, share
 from pipeline.stages.pack import PackStage
@@ -168,6 +170,10 @@ class _Run:
         to_encode: Channel[ReadBlock | None] = Channel(flow, buffers + self._workers)
         to_store: Channel[EncodedBlock | None] = Channel(flow, RESULTS_WAITING)
         claims = Claims(loader.index)
+        reader = BlobReader(repository.storage, repository.keyring, loader.index)
+        bases = None
+        if repository.makes_patches and plan.base_root != ZERO_ROOT:
+            bases = Bases(reader=reader, index=loader.index, plan=plan)
         packs = PackStage(
             flow=flow,
             storage=repository.storage,
@@ -219,6 +225,7 @@ class _Run:
                 keyring=repository.keyring,
                 codec=BlobCodec(repository.keyring, repository.aead, self._compression),
                 claims=claims,
+                bases=bases,
                 block_size_bytes=plan.block_size_bytes if planned else 0,
                 verify_every=self._options.verify_every,
                 source=to_encode,
@@ -291,5 +298,11 @@ class _Run:
 
 
 def _is_backed(record: WorkRecord, index: Index) -> bool:
-    """Everything the record's open nodes name is in the index: nobody pruned it meanwhile."""
-    return all(blob_id in index for _, blob_id in open_node_ids(record.nodes))
+    """Everything the record's open nodes name is in the index, and what patches among it are made of:
+    nobody pruned it meanwhile.
+    """
+    for _, blob_id in open_node_ids(record.nodes):
+        location = index.find(blob_id)
+        if location is None or (location.base_id and location.base_id not in index):
+            return False
+    return True

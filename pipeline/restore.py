@@ -18,7 +18,7 @@ from pipeline.errors import CancelledError, IntegrityError, PermanentPipelineErr
 from pipeline.model import StageTimes
 from pipeline.progress import MoverProgress
 from pipeline.repository.maps import block_count_of, blocks
-from pipeline.repository.reader import BlobReader, ReadRun, Wanted, plan_reads
+from pipeline.repository.reader import Batch, BlobReader
 from pipeline.repository.repository import Repository
 from pipeline.stages.flow import Channel, Clock, Flow, Meter, share
 from pipeline.storage.base import Buffer
@@ -47,7 +47,7 @@ class RestoreStats:
 
 @dataclass(frozen=True, slots=True)
 class _Fetch:
-    run: ReadRun
+    batch: Batch
     places: dict[bytes, list[int]]
     """Blocks of the disk by id; a content may be in several places."""
 
@@ -154,10 +154,9 @@ class _Restore:
                 next_block = block + 1
                 places.setdefault(blob_id, []).append(block)
             self._blocks += len(window)
-            wanted = [Wanted(blob_id, self._reader.locate(blob_id)) for blob_id in places]
-            for run in plan_reads(wanted):
+            for batch in self._reader.plan(places):
                 self._stop_if_cancelled()
-                self._runs.put(_Fetch(run, places))
+                self._runs.put(_Fetch(batch, places))
         self._zeros(next_block, count)
         for _ in range(self._workers):
             self._runs.put(None)
@@ -168,13 +167,13 @@ class _Restore:
                 self._write_zeros(item)
                 continue
             with self._fetching.timed():
-                data = self._reader.fetch_run(item.run)
+                fetched = self._reader.fetch(item.batch)
             with self._lock:
-                self._read_bytes += item.run.length
-            for wanted in item.run.wanted:
+                self._read_bytes += item.batch.read_bytes
+            for wanted in item.batch.wanted:
                 self._stop_if_cancelled()
                 with self._decoding.timed():
-                    content = self._reader.decode_from(item.run, data, wanted)
+                    content = self._reader.decode(fetched, wanted)
                 for block in item.places[wanted.blob_id]:
                     self._write_block(block, content)
         with self._lock:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,8 +17,17 @@ from pipeline.repository.format import (
     BLOB_HEADER,
     BLOB_MAGIC,
     MAX_BLOB_RAW_BYTES,
+    PATCH_HEAD,
     BlobKind,
     Encoding,
+)
+from pipeline.repository.patches import (
+    CLEARLY_SMALLER_SHARE,
+    difference,
+    pack_head,
+    parse_head,
+    patched,
+    payload_limit,
 )
 from pipeline.repository.sealed import checked_aead
 from pipeline.storage.base import Buffer
@@ -26,6 +36,10 @@ COMPRESSION_LEVELS: Final = {"none": None, "fast": 1, "balanced": 3, "high": 9}
 """zstandard's levels; measured ratio and speed are in docs/explanation/data-mover.md."""
 WORTH_IT_SHARE: Final = 0.97
 """A block that compresses to more than this is stored as it is: reading it back is then cheaper."""
+
+
+LoadBase = Callable[[bytes], Buffer]
+"""Content of the block that a patch is a patch of, by its id; raises IntegrityError."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +102,45 @@ class BlobCodec:
             packed = self._compressor.compress(content)
             if len(packed) <= len(content) * WORTH_IT_SHARE:
                 encoding, body = Encoding.ZSTD, packed
+        return self._sealed(kind, blob_id, encoding, len(content), body)
+
+    def encode_patch(
+        self,
+        blob_id: bytes,
+        content: bytes | bytearray,
+        base_id: bytes,
+        base: Buffer,
+        base_stored_length: int,
+    ) -> EncodedBlob | None:
+        """A block as a patch of the block `base`; None where that is not clearly smaller.
+
+        What the whole block would take is estimated, not tried: what did not change takes its share of
+        `base_stored_length`, the rest what it takes here.
+        """
+        found = difference(base, content)
+        if found is None:
+            return None
+        payload, share = found
+        encoding = Encoding.RAW
+        if self._compressor is not None:
+            packed = self._compressor.compress(payload)
+            if len(packed) < len(payload):
+                encoding, payload = Encoding.ZSTD, packed
+        length = PATCH_HEAD.size + len(payload)
+        if length > CLEARLY_SMALLER_SHARE * (base_stored_length * (1 - share) + len(payload)):
+            return None
+        body = pack_head(base_id, encoding, len(content)) + payload
+        return self._sealed(BlobKind.BLOCK, blob_id, Encoding.PATCH, len(content), body, base_id)
+
+    def _sealed(
+        self,
+        kind: BlobKind,
+        blob_id: bytes,
+        encoding: Encoding,
+        raw_length: int,
+        body: Buffer,
+        base_id: bytes = b"",
+    ) -> EncodedBlob:
         nonce = os.urandom(NONCE_BYTES[self._algorithm])
         header = BLOB_HEADER.pack(
             BLOB_MAGIC,
@@ -97,7 +150,7 @@ class BlobCodec:
             0,
             self._keyring.epoch,
             len(body) + TAG_BYTES[self._algorithm],
-            len(content),
+            raw_length,
             blob_id,
             nonce,
         )
@@ -108,23 +161,33 @@ class BlobCodec:
             blob_id=blob_id,
             kind=kind,
             encoding=encoding,
-            raw_length=len(content),
+            raw_length=raw_length,
             header=header,
             body=sealed,
+            base_id=base_id,
         )
 
-    def verify(self, blob: EncodedBlob, content: Buffer) -> None:
+    def verify(self, blob: EncodedBlob, content: Buffer, load_base: LoadBase | None = None) -> None:
         """Decode what was just encoded and compare. Raises IntegrityError: this machine's memory or
         processor is not to be trusted.
         """
         stored = b"".join((blob.header, blob.body))
-        if self.decode(blob.kind, blob.blob_id, stored) != content:
+        if self.decode(blob.kind, blob.blob_id, stored, load_base) != content:
             raise IntegrityError(
                 f"blob {blob.blob_id.hex()} did not decode to what was encoded; test this machine's memory"
             )
 
-    def decode(self, kind: BlobKind, blob_id: bytes, stored: Buffer) -> Buffer:
-        """The content of a whole stored blob, verified against its id. Raises IntegrityError."""
+    def decode(
+        self,
+        kind: BlobKind,
+        blob_id: bytes,
+        stored: Buffer,
+        load_base: LoadBase | None = None,
+    ) -> Buffer:
+        """The content of a whole stored blob, verified against its id. Raises IntegrityError.
+
+        `load_base` is asked when the blob is a patch; without it a patch is an error.
+        """
         what = f"blob {blob_id.hex()}"
         view = memoryview(stored)
         facts = parse_blob_header(view[: BLOB_HEADER.size], what)
@@ -143,17 +206,27 @@ class BlobCodec:
             )
         except IntegrityError as error:
             raise IntegrityError(f"{what} is damaged: {error}") from error
-        content = self._decompressed(facts, body, what)
+        content = self._decoded(facts, body, what, load_base)
         name = block_id if kind is BlobKind.BLOCK else node_id
         if len(content) != facts.raw_length or name(self._keyring, content) != blob_id:
             raise IntegrityError(f"{what} is damaged: its content has another id")
         return content
 
-    def _decompressed(self, facts: BlobFacts, body: Buffer, what: str) -> Buffer:
-        if facts.encoding is Encoding.RAW:
+    def _decoded(self, facts: BlobFacts, body: Buffer, what: str, load_base: LoadBase | None) -> Buffer:
+        if facts.encoding is not Encoding.PATCH:
+            return self._decompressed(facts.encoding, body, facts.raw_length, what)
+        head = parse_head(body, what)
+        if load_base is None or facts.kind is not BlobKind.BLOCK or head.base_id == facts.blob_id:
+            raise IntegrityError(f"{what} is damaged: a patch where none can be")
+        limit = payload_limit(facts.raw_length, head.piece_bytes)
+        payload = self._decompressed(head.encoding, memoryview(body)[PATCH_HEAD.size :], limit, what)
+        return patched(load_base(head.base_id), payload, facts.raw_length, head.piece_bytes, what)
+
+    def _decompressed(self, encoding: Encoding, body: Buffer, length_max: int, what: str) -> Buffer:
+        if encoding is Encoding.RAW:
             return body
         try:
-            return self._decompressor.decompress(body, max_output_size=facts.raw_length)
+            return self._decompressor.decompress(body, max_output_size=length_max)
         except zstandard.ZstdError as error:
             raise IntegrityError(f"{what} is damaged: {error}") from error
 
@@ -167,7 +240,7 @@ def parse_blob_header(header: Buffer, what: str) -> BlobFacts:
     )
     if magic != BLOB_MAGIC or reserved or raw > MAX_BLOB_RAW_BYTES or kind not in {1, 2}:
         raise IntegrityError(f"{what} is damaged: its header is none of a blob")
-    if encoding not in {Encoding.RAW, Encoding.ZSTD}:
+    if encoding not in {Encoding.RAW, Encoding.ZSTD, Encoding.PATCH}:
         raise IntegrityError(f"{what} has encoding {encoding}: damaged, or written by a newer vmhaul")
     algorithm = checked_aead(aead, nonce, what)
     return BlobFacts(

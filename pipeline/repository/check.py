@@ -21,7 +21,7 @@ from pipeline.errors import (
 )
 from pipeline.model import DiskPoint
 from pipeline.repository import layout
-from pipeline.repository.blobs import BlobCodec
+from pipeline.repository.blobs import BlobCodec, LoadBase
 from pipeline.repository.catalogue import Catalogue, chain_problems, describe
 from pipeline.repository.damage import Damage, DamagedBlob, DamagedPack
 from pipeline.repository.format import NODE_ENTRIES_BITS, PACK_HEADER, PACK_TRAILER, BlobKind
@@ -36,7 +36,7 @@ from pipeline.repository.packs import (
 )
 from pipeline.repository.reader import BlobReader
 from pipeline.repository.table import IdSet
-from pipeline.storage.base import Storage
+from pipeline.storage.base import Buffer, Storage
 
 READ_WINDOW_BYTES: Final = 8 << 20
 MAX_EXTENTS_NAMED: Final = 10
@@ -194,7 +194,7 @@ class Checker:
         self, codec: BlobCodec, entry: BlobEntry, stored: bytes | bytearray | memoryview, name: str
     ) -> None:
         try:
-            content = codec.decode(BlobKind(entry.kind), entry.blob_id, stored)
+            content = codec.decode(BlobKind(entry.kind), entry.blob_id, stored, self._base_of(entry))
             if len(content) != entry.raw_length:
                 raise IntegrityError(
                     f"blob {entry.blob_id.hex()} has another length than the index says"
@@ -202,6 +202,16 @@ class Checker:
         except (IntegrityError, ValueError) as error:
             self._found.problems.append(f"{name}: {error}")
             self._found.bad_blobs.add(entry.blob_id)
+
+    def _base_of(self, entry: BlobEntry) -> LoadBase:
+        def load_base(base_id: bytes) -> Buffer:
+            if base_id != entry.base_id:
+                raise IntegrityError(
+                    f"blob {entry.blob_id.hex()} is a patch of another block than the index says"
+                )
+            return self._reader.load_base(base_id)
+
+        return load_base
 
     # ---- disk maps -----------------------------------------------------------------------------
 

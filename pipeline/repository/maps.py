@@ -7,6 +7,7 @@ holds more of a map in memory than one path from the root to a block.
 from __future__ import annotations
 
 import base64
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
@@ -159,6 +160,44 @@ def differing_blocks(
             level - 1,
             first_block + (position << (NODE_ENTRIES_BITS * level)),
         )
+
+
+class MapLookup:
+    """Single blocks of a map. May be used by several threads; quick for blocks that come in some order."""
+
+    def __init__(self, load_node: LoadNode, root: bytes, block_count: int) -> None:
+        self._load_node = load_node
+        self._root = root
+        self._top_level = level_for(block_count)
+        self._lock = threading.Lock()
+        self._leaf_number = -1
+        self._leaf = b""
+
+    def find(self, block: int) -> bytes:
+        """Id of a block; the zero id for zeros. Raises IntegrityError."""
+        number = _node_number(block, 0)
+        with self._lock:
+            if number != self._leaf_number:
+                self._leaf = self._load_leaf(block)
+                self._leaf_number = number
+            return _entry_of(self._leaf, block)
+
+    def _load_leaf(self, block: int) -> bytes:
+        node_id = self._root
+        for level in range(self._top_level, -1, -1):
+            if node_id == ZERO_ID:
+                return b""
+            entries = decode_node(self._load_node(node_id), level)
+            if level == 0:
+                return entries
+            node_id = _entry_of(entries, _node_number(block, level - 1))
+        return b""
+
+
+def _entry_of(entries: bytes, number: int) -> bytes:
+    """The entry of a block or node in the node above it."""
+    at = (number % NODE_ENTRIES) * BLOB_ID_BYTES
+    return entries[at : at + BLOB_ID_BYTES] or ZERO_ID
 
 
 @dataclass(slots=True)

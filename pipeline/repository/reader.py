@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import OrderedDict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -12,7 +14,7 @@ from pipeline.crypto.keyring import Keyring
 from pipeline.errors import IntegrityError, ObjectNotFoundError
 from pipeline.repository import layout
 from pipeline.repository.blobs import BlobCodec
-from pipeline.repository.format import BlobKind
+from pipeline.repository.format import MAX_PATCH_DEPTH, BlobKind
 from pipeline.repository.index import Index, Location
 from pipeline.storage.base import Buffer, Storage
 
@@ -20,6 +22,8 @@ NODE_CACHE_ENTRIES: Final = 64  # 64 * 32 KiB = 2 MiB
 COALESCE_GAP_BYTES: Final = 256 << 10
 """Reading so much for nothing is cheaper than another request."""
 COALESCED_READ_BYTES: Final = 4 << 20
+BASE_CACHE_BYTES: Final = 8 << 20
+"""Of decoded blocks that patches were made of, for blocks that are loaded one at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +44,29 @@ class ReadRun:
     wanted: tuple[Wanted, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Blocks that are fetched and decoded together: those of one read; or patches and their bases."""
+
+    wanted: tuple[Wanted, ...]
+    """In the order in which they are best decoded."""
+    runs: tuple[ReadRun, ...]
+
+    @property
+    def read_bytes(self) -> int:
+        return sum(run.length for run in self.runs)
+
+
+@dataclass(slots=True)
+class Fetched:
+    """The stored bytes of a batch. Used by one thread."""
+
+    stored: dict[bytes, memoryview]
+    base_id: bytes = b""
+    base: Buffer = b""
+    """Of the last patch: the next one often has the same."""
+
+
 class BlobReader:
     """Fetches and verifies blobs. May be used by several threads."""
 
@@ -50,6 +77,8 @@ class BlobReader:
         self._codecs = threading.local()
         self._cache_lock = threading.Lock()
         self._nodes: OrderedDict[bytes, bytes] = OrderedDict()
+        self._bases: OrderedDict[bytes, Buffer] = OrderedDict()
+        self._bases_bytes = 0
 
     def locate(self, blob_id: bytes) -> Location:
         """Raises IntegrityError when the index does not know the blob."""
@@ -85,12 +114,86 @@ class BlobReader:
         """Content of one block of a run that was fetched. Raises IntegrityError when it is damaged."""
         start = wanted.location.offset - run.offset
         stored = data[start : start + wanted.location.length]
-        return self._codec().decode(BlobKind.BLOCK, wanted.blob_id, stored)
+        return self._decoded(BlobKind.BLOCK, wanted.blob_id, stored, 0)
 
-    def _load(self, kind: BlobKind, blob_id: bytes) -> Buffer:
+    def plan(self, blob_ids: Iterable[bytes], max_bytes: int = COALESCED_READ_BYTES) -> list[Batch]:
+        """How blocks are best fetched: in few large reads, patches together with their bases. A batch
+        takes some `max_bytes` of memory. Raises IntegrityError for what the index does not know.
+        """
+        whole: list[Wanted] = []
+        patches: list[tuple[Wanted, Wanted]] = []
+        for blob_id in blob_ids:
+            wanted = Wanted(blob_id, self.locate(blob_id))
+            base_id = wanted.location.base_id
+            if base_id:
+                with naming_base(blob_id):
+                    patches.append((Wanted(base_id, self.locate(base_id)), wanted))
+            else:
+                whole.append(wanted)
+        batches = [Batch(run.wanted, (run,)) for run in plan_reads(whole, max_bytes)]
+        batches.extend(_plan_patches(patches, max_bytes))
+        return batches
+
+    def fetch(self, batch: Batch) -> Fetched:
+        """The stored bytes of a batch."""
+        stored = {}
+        for run in batch.runs:
+            data = self.fetch_run(run)
+            for wanted in run.wanted:
+                start = wanted.location.offset - run.offset
+                stored[wanted.blob_id] = data[start : start + wanted.location.length]
+        return Fetched(stored)
+
+    def decode(self, fetched: Fetched, wanted: Wanted) -> Buffer:
+        """Content of one block of a batch that was fetched. Raises IntegrityError."""
+
+        def load_base(base_id: bytes) -> Buffer:
+            if base_id != fetched.base_id:
+                stored = fetched.stored.get(base_id)
+                with naming_base(wanted.blob_id):
+                    if stored is None:
+                        return self._load_base(base_id, 1)
+                    fetched.base = self._decoded(BlobKind.BLOCK, base_id, stored, 1)
+                fetched.base_id = base_id
+            return fetched.base
+
+        stored = fetched.stored[wanted.blob_id]
+        return self._codec().decode(BlobKind.BLOCK, wanted.blob_id, stored, load_base)
+
+    def load_base(self, base_id: bytes) -> Buffer:
+        """Content of a block that a patch is a patch of; those used last come from memory."""
+        return self._load_base(base_id, 1)
+
+    def _load(self, kind: BlobKind, blob_id: bytes, depth: int = 0) -> Buffer:
         location = self.locate(blob_id)
         stored = self._read(location.pack_id, location.offset, location.length)
-        return self._codec().decode(kind, blob_id, stored)
+        return self._decoded(kind, blob_id, stored, depth)
+
+    def _decoded(self, kind: BlobKind, blob_id: bytes, stored: Buffer, depth: int) -> Buffer:
+        """`depth`: how many patches lie between this blob and the one that was asked for."""
+
+        def load_base(base_id: bytes) -> Buffer:
+            with naming_base(blob_id):
+                return self._load_base(base_id, depth + 1)
+
+        return self._codec().decode(kind, blob_id, stored, load_base)
+
+    def _load_base(self, base_id: bytes, depth: int) -> Buffer:
+        if depth > MAX_PATCH_DEPTH:
+            raise IntegrityError(f"more than {MAX_PATCH_DEPTH} patches build on one another")
+        with self._cache_lock:
+            known = self._bases.get(base_id)
+            if known is not None:
+                self._bases.move_to_end(base_id)
+                return known
+        content = self._load(BlobKind.BLOCK, base_id, depth)
+        with self._cache_lock:
+            if base_id not in self._bases:
+                self._bases[base_id] = content
+                self._bases_bytes += len(content)
+            while self._bases_bytes > BASE_CACHE_BYTES:
+                self._bases_bytes -= len(self._bases.popitem(last=False)[1])
+        return content
 
     def _read(self, pack_id: bytes, offset: int, length: int) -> bytes:
         name = layout.pack_name(pack_id)
@@ -107,6 +210,40 @@ class BlobReader:
             # The algorithm is for writing only; what is read says itself what it uses.
             codec = self._codecs.codec = BlobCodec(self._keyring, Aead.XCHACHA20_POLY1305)
         return codec
+
+
+@contextlib.contextmanager
+def naming_base(blob_id: bytes) -> Iterator[None]:
+    """An error with the base of a patch names the patch too."""
+    try:
+        yield
+    except IntegrityError as error:
+        raise IntegrityError(
+            f"blob {blob_id.hex()} is a patch of a block that cannot be read: {error}"
+        ) from error
+
+
+def _plan_patches(patches: list[tuple[Wanted, Wanted]], max_bytes: int) -> Iterator[Batch]:
+    """Bases lie in the order of the disk, and so do the patches of one backup: sorted by the places of
+    their bases, both are read in few pieces.
+    """
+    group: list[tuple[Wanted, Wanted]] = []
+    size = 0
+    for pair in sorted(patches, key=lambda pair: (pair[0].location.pack_id, pair[0].location.offset)):
+        pair_bytes = sum(wanted.location.length for wanted in pair)
+        if group and size + pair_bytes > max_bytes:
+            yield _patches_together(group, max_bytes)
+            group, size = [], 0
+        group.append(pair)
+        size += pair_bytes
+    if group:
+        yield _patches_together(group, max_bytes)
+
+
+def _patches_together(group: list[tuple[Wanted, Wanted]], max_bytes: int) -> Batch:
+    different = {wanted.blob_id: wanted for pair in group for wanted in pair}
+    runs = plan_reads(list(different.values()), max_bytes)
+    return Batch(tuple(patch for _, patch in group), tuple(runs))
 
 
 def plan_reads(wanted: list[Wanted], max_bytes: int = COALESCED_READ_BYTES) -> list[ReadRun]:

@@ -73,6 +73,8 @@ class Repository:
         self._catalogue = CatalogueLoader(storage, keyring)
         self.pack_target_bytes = PACK_TARGET_BYTES
         """When a pack is closed. Smaller only where many small packs are wanted, as in tests."""
+        self.makes_patches = False
+        """Whether a changed block may be stored as a patch of the one before it."""
 
     # ---- creating and opening ------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from pipeline.crypto.keyring import Keyring
 from pipeline.repository.blobs import BlobCodec, EncodedBlob, block_id
 from pipeline.repository.format import ZERO_ID, BlobKind
 from pipeline.repository.index import Index
+from pipeline.stages.bases import Bases
 from pipeline.stages.flow import Channel, Meter
 from pipeline.stages.read import ReadBlock
 
@@ -70,6 +71,7 @@ class EncodeStage:
         keyring: Keyring,
         codec: BlobCodec,
         claims: Claims,
+        bases: Bases | None,
         block_size_bytes: int,
         verify_every: int,
         source: Channel[ReadBlock | None],
@@ -78,9 +80,11 @@ class EncodeStage:
         output: Channel[EncodedBlock | None],
         busy: Meter,
     ) -> None:
+        """`bases` None: blocks are never stored as patches."""
         self._keyring = keyring
         self._codec = codec
         self._claims = claims
+        self._bases = bases
         self._zeros = bytes(block_size_bytes)
         self._verify_every = verify_every
         self._source = source
@@ -112,12 +116,19 @@ class EncodeStage:
             return EncodedBlock(read.sequence, read.block, read.length, Outcome.ZERO, ZERO_ID), None
         blob_id = block_id(self._keyring, content)
         outcome = self._claims.claim(blob_id)
-        blob = self._stored(blob_id, content) if outcome is Outcome.NEW else None
+        blob = self._stored(read.block, blob_id, content) if outcome is Outcome.NEW else None
         return EncodedBlock(read.sequence, read.block, read.length, outcome, blob_id), blob
 
-    def _stored(self, blob_id: bytes, content: bytearray | bytes) -> EncodedBlob:
-        blob = self._codec.encode(BlobKind.BLOCK, blob_id, content)
+    def _stored(self, block: int, blob_id: bytes, content: bytearray | bytes) -> EncodedBlob:
+        base = None if self._bases is None else self._bases.load(block)
+        blob = None
+        if base is not None:
+            blob = self._codec.encode_patch(
+                blob_id, content, base.blob_id, base.content, base.stored_length
+            )
+        if blob is None:
+            blob = self._codec.encode(BlobKind.BLOCK, blob_id, content)
         self._encoded += 1
         if self._verify_every and self._encoded % self._verify_every == 0:
-            self._codec.verify(blob, content)
+            self._codec.verify(blob, content, lambda _: b"" if base is None else base.content)
         return blob
