@@ -66,6 +66,10 @@ class WrongPasswordError(PermanentPipelineError):
     """No key of the repository opens with this password."""
 
 
+class KeyRefusedError(PermanentPipelineError):
+    """A key operation that would lock somebody out, or that this repository cannot do yet."""
+
+
 class WrongRepositoryError(PermanentPipelineError):
     """Another repository than the expected one, or a key of another one."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,6 +15,10 @@ SALT_BYTES: Final = 16
 MAX_OPS: Final = 64
 MIN_MEMORY_KIB: Final = 8
 MAX_MEMORY_KIB: Final = 1 << 20
+_SHARE_OF_MEMORY: Final = 8
+_SMALLEST_KIB: Final = (
+    16 * 1024
+)  # 32 passes then; RFC 9106 has nothing below, OWASP's least is 19 MiB and 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +27,21 @@ class KdfCost:
 
     ops: int = 4
     memory_kib: int = 128 * 1024
+
+
+def cost_for_memory(memory_bytes: int) -> KdfCost:
+    """The default cost, on a machine of so much memory: an eighth of it at most, with more passes instead, so
+    that a guess costs about the same.
+    """
+    cost = KdfCost()
+    memory_kib = cost.memory_kib
+    while memory_kib * 1024 * _SHARE_OF_MEMORY > memory_bytes and memory_kib > _SMALLEST_KIB:
+        memory_kib //= 2
+    return KdfCost(ops=cost.ops * (cost.memory_kib // memory_kib), memory_kib=memory_kib)
+
+
+def cost_of_this_machine() -> KdfCost:
+    return cost_for_memory(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
 
 
 def password_key(password: str, salt: bytes, cost: KdfCost) -> bytes:

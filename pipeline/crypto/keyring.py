@@ -22,6 +22,12 @@ CONTEXT_ENCRYPTION: Final = "vmhaul repository v1: encryption, epoch 1"
 CONTEXT_EPOCH: Final = "vmhaul repository v1: encryption, later epochs"
 CONTEXT_CONFIGURATION: Final = "vmhaul repository v1: configuration"
 CONTEXT_SIGNING: Final = "vmhaul repository v1: signing"
+CONTEXT_KEY_FILE: Final = "vmhaul repository v1: wrapping by a key file"
+CONTEXT_RECOVERY_KEY: Final = "vmhaul repository v1: wrapping by a recovery key"
+CONTEXT_DESCRIPTION: Final = "vmhaul repository v1: description of a key"
+CONTEXT_EPOCH_PROOF: Final = "vmhaul repository v1: proof of a key epoch"
+MAX_EPOCH: Final = 4096
+"""Bounds what a key object can hold; a rotation a day lasts eleven years."""
 
 
 class Keyring:
@@ -84,6 +90,18 @@ class Keyring:
                 "the data key was changed; open the repository again"
             )
         return key
+
+    def secret_of(self, epoch: int) -> bytes:
+        """What the keys of an epoch come from: the master key for epoch 1. Raises KeyError."""
+        return self.master_key if epoch == FIRST_EPOCH else self._epoch_secrets[epoch]
+
+    def with_epoch(self, epoch: int, secret: bytes) -> Keyring:
+        """This keyring and one more epoch."""
+        return Keyring(self.master_key, self.repository_id, {**self._epoch_secrets, epoch: secret})
+
+    def description_key(self, epoch: int) -> bytes:
+        """Seals descriptions of key objects that were made in that epoch. Raises KeyError."""
+        return derive(self.secret_of(epoch), CONTEXT_DESCRIPTION)
 
     def material(self) -> str:
         """Everything needed to make this keyring again, as text: a secret."""

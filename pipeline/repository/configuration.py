@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -37,6 +38,8 @@ class Configuration:
     signing_key: bytes
     """Public."""
     mac: bytes
+    features: tuple[str, ...] = ()
+    """Ascending."""
 
     @property
     def id_bytes(self) -> bytes:
@@ -56,13 +59,19 @@ def checked_block_size(block_size_bytes: int) -> int:
     return block_size_bytes
 
 
-def make_configuration(keyring: Keyring, block_size_bytes: int, aead: Aead, created_at_s: int) -> bytes:
+def make_configuration(
+    keyring: Keyring,
+    block_size_bytes: int,
+    aead: Aead,
+    created_at_s: int,
+    features: Collection[str] = (),
+) -> bytes:
     """The object's bytes."""
     fields: dict[str, Any] = {
         "aead": AEAD_NAMES[aead],
         "block_size_bytes": checked_block_size(block_size_bytes),
         "created_at": created_at_s,
-        "features": [],
+        "features": sorted(features),
         "format": FORMAT_NAME,
         "id": str(UUID(bytes=keyring.repository_id)),
         "signing_key": keyring.public_key.hex(),
@@ -115,6 +124,7 @@ def _parsed(fields: dict[str, Any]) -> Configuration:
         created_at_s=fields["created_at"],
         signing_key=bytes.fromhex(fields["signing_key"]),
         mac=bytes.fromhex(fields["mac"]),
+        features=tuple(fields["features"]),
     )
 
 
@@ -123,7 +133,11 @@ def verify_configuration(storage: Storage, configuration: Configuration, keyring
     key is of another repository or somebody changed the configuration.
     """
     expected = make_configuration(
-        keyring, configuration.block_size_bytes, configuration.aead, configuration.created_at_s
+        keyring,
+        configuration.block_size_bytes,
+        configuration.aead,
+        configuration.created_at_s,
+        configuration.features,
     )
     if expected != storage.read(layout.CONFIGURATION):
         raise WrongRepositoryError(

@@ -15,7 +15,15 @@ FEATURE_EPOCHS: Final = "key-epochs"
 FEATURE_PATCHES: Final = "patches"
 KNOWN_FEATURES: Final[frozenset[str]] = frozenset({FEATURE_EPOCHS, FEATURE_PATCHES})
 
+KEY_VERSION: Final = 2
+"""Of key objects, which have versions of their own."""
+
 KEY_FILE: Final = Struct("<8sHBBII16s24s48s16s")
+KEY_HEAD: Final = Struct("<8sHBBII16s24s32s24sI")
+KEY_PAYLOAD: Final = Struct("<32s32s")
+KEY_DESCRIPTION: Final = Struct("<QB63s")
+EPOCH_HEAD: Final = Struct("<8sHHIIQ32s64s")
+EPOCH_BOX: Final = Struct("<16s32s80s")
 SEALED_HEADER: Final = Struct("<8sHBBB3sII32s")
 PACK_HEADER: Final = Struct("<8sHHI16s16s")
 BLOB_HEADER: Final = Struct("<4sBBBBIII32s32s")
@@ -28,6 +36,7 @@ POINT_HEAD: Final = Struct("<32s64s")
 DOOMED_HEAD: Final = Struct("<Q")
 
 KEY_MAGIC: Final = b"VMHLPKEY"
+EPOCH_MAGIC: Final = b"VMHLEPOC"
 SEALED_MAGIC: Final = b"VMHLSEAL"
 PACK_MAGIC: Final = b"VMHLPACK"
 PACK_END_MAGIC: Final = b"VMHLPEND"

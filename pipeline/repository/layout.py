@@ -9,6 +9,7 @@ from uuid import UUID
 
 CONFIGURATION: Final = "vmhaul-repository.json"
 KEYS: Final = "keys/"
+EPOCHS: Final = "epochs/"
 PACKS: Final = "packs/"
 INDEX: Final = "index/"
 POINTS: Final = "points/"
@@ -26,6 +27,27 @@ def new_object_id() -> bytes:
 
 def key_name(key_id: bytes) -> str:
     return KEYS + key_id.hex()
+
+
+def key_id_of(name: str) -> bytes | None:
+    """The id in a key object's name; None for anything else that lies there."""
+    try:
+        key_id = bytes.fromhex(name.removeprefix(KEYS))
+    except ValueError:
+        return None
+    return key_id if len(key_id) == OBJECT_ID_BYTES and key_name(key_id) == name else None
+
+
+def epoch_name(epoch: int) -> str:
+    return f"{EPOCHS}{epoch}"
+
+
+def epoch_of(name: str) -> int | None:
+    """The number in the name of an epoch; None for anything else that lies there."""
+    digits = name.removeprefix(EPOCHS)
+    if not (digits.isascii() and digits.isdigit()):
+        return None
+    return int(digits) if epoch_name(int(digits)) == name else None
 
 
 def pack_name(pack_id: bytes) -> str:

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Iterable
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Final
 from uuid import uuid4
 
 from pipeline.crypto.aead import Aead, fastest_algorithm
-from pipeline.crypto.kdf import KdfCost
+from pipeline.crypto.kdf import KdfCost, cost_of_this_machine
 from pipeline.crypto.keyring import Keyring, new_master_key
+from pipeline.crypto.unlock import Unlock, by_password
 from pipeline.errors import (
     IntegrityError,
+    KeyRefusedError,
     ObjectExistsError,
     ObjectNotFoundError,
     RepositoryExistsError,
     RestorePointNotFoundError,
     RestorePointRefusedError,
-    WrongPasswordError,
     WrongRepositoryError,
 )
 from pipeline.model import DiskPoint, RepositoryId, RestorePoint
@@ -33,9 +35,16 @@ from pipeline.repository.configuration import (
     verify_configuration,
 )
 from pipeline.repository.doomed import bring_back, is_whole
-from pipeline.repository.format import DEFAULT_BLOCK_SIZE_BYTES, PACK_TARGET_BYTES
+from pipeline.repository.epochs import epoch_problems
+from pipeline.repository.format import (
+    DEFAULT_BLOCK_SIZE_BYTES,
+    FEATURE_EPOCHS,
+    KNOWN_FEATURES,
+    PACK_TARGET_BYTES,
+)
 from pipeline.repository.index import IndexLoader, PackSegment
-from pipeline.repository.keys import unwrap_master_key, wrap_master_key
+from pipeline.repository.key_store import KeyInfo, KeyStore, open_by, refuse_older_epochs
+from pipeline.repository.keys import wrap_keyring, wrap_master_key
 from pipeline.repository.maps import block_count_of
 from pipeline.repository.points import (
     UNKNOWN_HASH,
@@ -65,7 +74,10 @@ class Repository:
     ) -> None:
         """Use create() or one of the open functions."""
         self.storage: Final = storage
-        self.keyring: Final = keyring
+        self.keyring = keyring
+        """Replaced by rotate_data_key() alone."""
+        self.opened_key_id = ""
+        """The key object that it was opened with; empty when it was opened with key material."""
         self._configuration = configuration
         self._clock = clock
         self._lock = threading.RLock()
@@ -88,8 +100,10 @@ class Repository:
         block_size_bytes: int = DEFAULT_BLOCK_SIZE_BYTES,
         kdf_cost: KdfCost | None = None,
         aead: Aead | None = None,
+        features: Collection[str] = KNOWN_FEATURES,
     ) -> Repository:
-        """Make a repository in a storage that has none. `aead` None: the fastest of this machine.
+        """Make a repository in a storage that has none. `aead` None: the fastest of this machine. Without
+        `features` it is one that vmhaul 0.1.0 reads.
 
         Raises RepositoryExistsError, ValueError for a block size that the format does not have or an
         empty password, and storage errors.
@@ -99,12 +113,19 @@ class Repository:
             raise ValueError("a repository needs a password that is not empty")
         repository_id = uuid4().bytes
         keyring = Keyring(new_master_key(), repository_id)
-        wrapped = wrap_master_key(keyring.master_key, password, repository_id, kdf_cost or KdfCost())
+        cost = kdf_cost or cost_of_this_machine()
+        key_id = layout.new_object_id()
+        if FEATURE_EPOCHS in features:
+            wrapped = wrap_keyring(
+                keyring, by_password(password), key_id, label="", created_at_s=int(clock()), cost=cost
+            )
+        else:
+            wrapped = wrap_master_key(keyring.master_key, password, repository_id, cost)
         configuration = make_configuration(
-            keyring, block_size_bytes, aead or fastest_algorithm(), int(clock())
+            keyring, block_size_bytes, aead or fastest_algorithm(), int(clock()), features
         )
         _refuse_existing(storage)
-        key_name = layout.key_name(layout.new_object_id())
+        key_name = layout.key_name(key_id)
         storage.put(key_name, wrapped)
         try:
             # The last write: from here on there is a repository.
@@ -117,21 +138,18 @@ class Repository:
     @classmethod
     def open_with_password(cls, storage: Storage, password: str, *, clock: Clock) -> Repository:
         """Raises RepositoryNotFoundError, WrongPasswordError, UnsupportedFormatError, IntegrityError."""
+        return cls.open_by(storage, by_password(password), clock=clock)
+
+    @classmethod
+    def open_by(cls, storage: Storage, unlock: Unlock, *, clock: Clock) -> Repository:
+        """Open with a password, key file or recovery key. Raises like open_with_password()."""
         configuration = read_configuration(storage)
-        damaged = ""
-        for entry in storage.list(layout.KEYS):
-            try:
-                master_key = unwrap_master_key(
-                    storage.read(entry.name), password, configuration.id_bytes
-                )
-            except IntegrityError as error:
-                damaged = f"{entry.name}: {error}"
-                continue
-            if master_key is not None:
-                return cls.open_with_key(storage, master_key.hex(), expected_id=None, clock=clock)
-        if damaged:
-            raise IntegrityError(f"no key of {storage.location} opens, and one is damaged: {damaged}")
-        raise WrongPasswordError(f"wrong password for the repository in {storage.location}")
+        opened = open_by(storage, configuration.id_bytes, unlock)
+        repository = cls.open_with_key(
+            storage, opened.keyring.material(), expected_id=None, clock=clock
+        )
+        repository.opened_key_id = opened.key_id.hex()
+        return repository
 
     @classmethod
     def open_with_key(
@@ -149,6 +167,7 @@ class Repository:
             )
         keyring = Keyring.from_material(key_material, configuration.id_bytes)
         verify_configuration(storage, configuration, keyring)
+        refuse_older_epochs(storage, keyring)
         return cls(storage=storage, keyring=keyring, configuration=configuration, clock=clock)
 
     # ---- facts -----------------------------------------------------------------------------------
@@ -167,6 +186,15 @@ class Repository:
         return self._configuration.aead
 
     @property
+    def features(self) -> tuple[str, ...]:
+        return self._configuration.features
+
+    @property
+    def key_epoch(self) -> int:
+        """Of new data."""
+        return self.keyring.epoch
+
+    @property
     def key_material(self) -> str:
         """A secret: opens everything. What open_with_key() takes."""
         return self.keyring.material()
@@ -182,6 +210,87 @@ class Repository:
         """Reads blobs by the index as it is now."""
         with self._lock:
             return BlobReader(self.storage, self.keyring, self._loader.refresh())
+
+    # ---- keys --------------------------------------------------------------------------------------
+    # Each takes one second for each password that is tried or made, and writes a few small objects.
+
+    def keys(self) -> tuple[KeyInfo, ...]:
+        """Every key object, oldest first."""
+        return self._key_store().keys()
+
+    def add_key(self, unlock: Unlock, label: str = "", *, kdf_cost: KdfCost | None = None) -> str:
+        """One more way to open the repository; the id of its key object. Raises KeyRefusedError for a
+        repository without key epochs, ValueError for an empty password or a label that cannot be.
+        """
+        with self._lock:
+            return self._changing_keys(kdf_cost).add(unlock, label, int(self._clock())).hex()
+
+    def change_key(self, old: Unlock, new: Unlock, *, kdf_cost: KdfCost | None = None) -> str:
+        """`new` opens what `old` opened, and `old` nothing any more; the id of the new key object.
+        Raises WrongPasswordError, KeyRefusedError, ValueError.
+        """
+        with self._lock:
+            return self._changing_keys(kdf_cost).change(old, new, int(self._clock())).hex()
+
+    def modernise_key(self, unlock: Unlock, *, kdf_cost: KdfCost | None = None) -> None:
+        """Bring key objects of version 1 that `unlock` opens to version 2. Does nothing when there is
+        none, or in a repository without key epochs.
+        """
+        if FEATURE_EPOCHS in self.features:
+            with self._lock:
+                self._key_store(kdf_cost).modernise(unlock, int(self._clock()))
+
+    def revoke_key(self, key_id: str) -> None:
+        """Delete a key object. What it opened stays known to who opened it; rotate_data_key() keeps new
+        data from them. Raises KeyRefusedError for the last one that opens, and when there is none such.
+        """
+        with self._lock:
+            self._key_store().revoke(key_id)
+
+    def rotate_data_key(self) -> int:
+        """Encrypt new data with a new key; the number of the new key epoch. Old data stays as it is.
+        Raises KeyRefusedError naming the key objects that could not be given the new key.
+        """
+        with self._lock:
+            number, secret = self._changing_keys(None).rotate(int(self._clock()))
+            self.keyring = self.keyring.with_epoch(number, secret)
+            self._loader = self.index_loader()
+            self._catalogue = CatalogueLoader(self.storage, self.keyring)
+            return number
+
+    def upgrade_features(self) -> tuple[str, ...]:
+        """Give the repository every feature of this release; those that are new to it. Older vmhauls
+        refuse it from then on.
+        """
+        with self._lock:
+            configuration = read_configuration(self.storage)
+            verify_configuration(self.storage, configuration, self.keyring)
+            added = tuple(sorted(KNOWN_FEATURES - set(configuration.features)))
+            if added:
+                features = KNOWN_FEATURES | set(configuration.features)
+                self.storage.replace(
+                    layout.CONFIGURATION,
+                    make_configuration(
+                        self.keyring,
+                        configuration.block_size_bytes,
+                        configuration.aead,
+                        configuration.created_at_s,
+                        features,
+                    ),
+                )
+            self._configuration = read_configuration(self.storage)
+            return added
+
+    def _changing_keys(self, cost: KdfCost | None) -> KeyStore:
+        if FEATURE_EPOCHS not in self.features:
+            raise KeyRefusedError(
+                f"the repository in {self.storage.location} was made by vmhaul 0.1.0, whose keys cannot be "
+                "changed; run `vmhaul repository upgrade` first"
+            )
+        return self._key_store(cost)
+
+    def _key_store(self, cost: KdfCost | None = None) -> KeyStore:
+        return KeyStore(self.storage, self.keyring, cost or cost_of_this_machine())
 
     # ---- restore points ----------------------------------------------------------------------------
 
@@ -308,7 +417,7 @@ class Repository:
                 f"a sample of {sample_share} of the packs; give a share above 0 and up to 1"
             )
         catalogue = CatalogueLoader(self.storage, self.keyring).load()
-        return Checker(
+        report = Checker(
             storage=self.storage,
             keyring=self.keyring,
             catalogue=catalogue,
@@ -317,8 +426,15 @@ class Repository:
             sample_share=sample_share,
             cancel=cancel,
         ).run()
+        problems = self._key_problems()
+        return replace(report, problems=(*problems, *report.problems)) if problems else report
 
     # ---- inside ------------------------------------------------------------------------------------
+
+    def _key_problems(self) -> tuple[str, ...]:
+        """Of key objects and epochs; an old version is none."""
+        damaged = (info.problem for info in self.keys() if info.kind is None)
+        return (*epoch_problems(self.storage, self.keyring), *damaged)
 
     def _whole_point(self, point_id: str) -> RestorePoint | None:
         name = layout.point_name(point_id)
