@@ -19,7 +19,6 @@ from pipeline.crypto.keyring import (
     CONTEXT_EPOCH_PROOF,
     FIRST_EPOCH,
     MASTER_KEY_BYTES,
-    MAX_EPOCH,
     Keyring,
     derive,
     verify_signature,
@@ -159,14 +158,11 @@ def verify_proof(keyring: Keyring, epoch: Epoch, secret: bytes) -> None:
 
 
 def epoch_numbers(storage: Storage) -> list[int]:
-    """Numbers of all epoch objects, ascending. Raises IntegrityError for a gap or a foreign object."""
-    numbers = []
-    for entry in storage.list(layout.EPOCHS):
-        number = layout.epoch_of(entry.name)
-        if number is None or not FIRST_EPOCH < number <= MAX_EPOCH:
-            raise IntegrityError(f"{entry.name} in {storage.location} is not a key epoch; remove it")
-        numbers.append(number)
-    numbers.sort()
+    """Numbers of all epoch objects, ascending. Raises IntegrityError for a gap. What has another name than
+    an epoch is none: an editor's copy, say.
+    """
+    found = (layout.epoch_of(entry.name) for entry in storage.list(layout.EPOCHS))
+    numbers = sorted(number for number in found if number is not None and number > FIRST_EPOCH)
     for expected, number in enumerate(numbers, start=FIRST_EPOCH + 1):
         if number != expected:
             raise IntegrityError(

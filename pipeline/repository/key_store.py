@@ -180,7 +180,7 @@ class KeyStore:
         self._keyring = keyring
         self._cost = cost
 
-    def keys(self) -> tuple[KeyInfo, ...]:
+    def list_keys(self) -> tuple[KeyInfo, ...]:
         """Every key object, also those that rotation would leave behind, with the reason. By age."""
         found = [self._info(key) for key in _key_objects(self._storage)]
         return tuple(sorted(found, key=lambda info: (info.created_at_s, info.id)))
@@ -280,7 +280,7 @@ class KeyStore:
 
     def revoke(self, key_id: str) -> None:
         """Delete a key object. Raises KeyRefusedError for the last good one, and for one that is not there."""
-        keys = self.keys()
+        keys = self.list_keys()
         named = [info for info in keys if info.id == key_id]
         if not named:
             raise KeyRefusedError(f"the repository in {self._storage.location} has no key {key_id}")

@@ -214,9 +214,9 @@ class Repository:
     # ---- keys --------------------------------------------------------------------------------------
     # Each takes one second for each password that is tried or made, and writes a few small objects.
 
-    def keys(self) -> tuple[KeyInfo, ...]:
+    def list_keys(self) -> tuple[KeyInfo, ...]:
         """Every key object, oldest first."""
-        return self._key_store().keys()
+        return self._key_store().list_keys()
 
     def add_key(self, unlock: Unlock, label: str = "", *, kdf_cost: KdfCost | None = None) -> str:
         """One more way to open the repository; the id of its key object. Raises KeyRefusedError for a
@@ -433,7 +433,7 @@ class Repository:
 
     def _key_problems(self) -> tuple[str, ...]:
         """Of key objects and epochs; an old version is none."""
-        damaged = (info.problem for info in self.keys() if info.kind is None)
+        damaged = (info.problem for info in self.list_keys() if info.kind is None)
         return (*epoch_problems(self.storage, self.keyring), *damaged)
 
     def _whole_point(self, point_id: str) -> RestorePoint | None:

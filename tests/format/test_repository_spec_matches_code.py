@@ -10,7 +10,10 @@ import pytest
 
 from pipeline.crypto import keyring
 from pipeline.crypto.aead import AEAD_NAMES, NONCE_BYTES, TAG_BYTES
+from pipeline.crypto.keyring import MAX_EPOCH
+from pipeline.crypto.unlock import _ALPHABET, _KEY_FILE_WORD, KEY_KIND_NAMES
 from pipeline.repository import format as fmt
+from pipeline.repository.epochs import PROVEN_BYTES, SIGNED_BYTES
 from pipeline.repository.keys import AUTHENTICATED_BYTES
 
 SPEC = Path(__file__).parents[2] / "docs/reference/repository-format.md"
@@ -64,12 +67,21 @@ def test_magics_and_numbers_are_in_the_text() -> None:
     for kind in fmt.SealedKind:
         word = words.get(kind.name, kind.name.lower().replace("_", " "))
         assert re.search(rf"[| ,]{kind.value} {word}[ ,]", TEXT), kind
+    for key_kind, name in KEY_KIND_NAMES.items():
+        assert re.search(rf"[| ,]{key_kind.value} {name}[ ,]", TEXT), key_kind
+    for feature in fmt.KNOWN_FEATURES:
+        assert f"feature `{feature}`" in TEXT
     assert f"the first {AUTHENTICATED_BYTES} bytes" in TEXT
+    assert f"the first {PROVEN_BYTES} bytes" in TEXT
+    assert f"the first {SIGNED_BYTES} bytes" in TEXT
+    assert f"`{_ALPHABET}`" in TEXT
+    assert f"`{_KEY_FILE_WORD}`" in TEXT
+    assert str(MAX_EPOCH) in TEXT
 
 
 def test_key_contexts_are_in_the_text() -> None:
     contexts = [value for name, value in vars(keyring).items() if name.startswith("CONTEXT_")]
-    assert len(contexts) == 6
+    assert len(contexts) == 10
     for context in contexts:
         assert f"`{context}`" in TEXT
 
