@@ -9,6 +9,7 @@ import pytest
 
 from backup_server.db.engine import create_engine
 from backup_server.db.migrate import upgrade
+from tests.support.object_servers import ObjectServer, RgwCluster, start_moto
 from tests.support.postgres import create_database, drop_database, postgres_server
 
 DATABASES = ["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)]
@@ -66,3 +67,29 @@ def migrated_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     # Not dropped: the whole server goes at the end of the run.
     template = request.getfixturevalue("postgres_template")
     return create_database(server, f"t{uuid4().hex}", template=template)
+
+
+@pytest.fixture(scope="session")
+def moto_server() -> Iterator[ObjectServer]:
+    """An S3 server for the whole run; make a bucket of your own in it."""
+    server = start_moto()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def ceph_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RgwCluster]:
+    """Ceph's S3 gateway for the whole run, the one server here that keeps object lock. It takes some
+    20 seconds to start: tests that use it belong to xdist_group("ceph").
+    """
+    cluster = RgwCluster(tmp_path_factory.mktemp("ceph") / "cluster")
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+@pytest.fixture(scope="session")
+def ceph(ceph_cluster: RgwCluster) -> ObjectServer:
+    return ceph_cluster.server

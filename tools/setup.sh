@@ -9,14 +9,19 @@ cd "$(dirname "$0")/.."
 stage="${1:-demo}"
 
 demo_packages=(golang-go golang-github-vmware-govmomi-dev e2fsprogs xfsprogs lvm2 gdisk mount util-linux)
-test_packages=("${demo_packages[@]}" redis-server postgresql qemu-utils chromium fonts-dejavu-core zstd)
+test_packages=("${demo_packages[@]}" redis-server postgresql qemu-utils chromium fonts-dejavu-core zstd
+  ceph-mon ceph-osd ceph-mgr radosgw)
 bench_packages=("${test_packages[@]}" restic borgbackup)
+azurite="azurite@3.35.0"
 case "$stage" in
   demo) packages=("${demo_packages[@]}") ;;
   test) packages=("${test_packages[@]}") ;;
   bench) packages=("${bench_packages[@]}") ;;
   *) echo "usage: tools/setup.sh demo|test|bench" >&2; exit 2 ;;
 esac
+
+# Debian's Node.js comes without npm; other builds of it have npm inside.
+[ "$stage" = demo ] || command -v npm >/dev/null || packages+=(npm)
 
 say() { printf '\033[1m==>\033[0m %s\n' "$*" >&2; }
 
@@ -59,4 +64,11 @@ if [ ! -x .venv/bin/python ] || [ "$(cat .venv/.made-from 2>/dev/null)" != "$sta
   [ -x .venv/bin/python ] || "$python" -m venv .venv
   .venv/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' -e ./lab >&2
   echo "$stamp" > .venv/.made-from
+fi
+
+if [ "$stage" != demo ] && [ "$(cat .venv/azurite/.made-from 2>/dev/null)" != "$azurite" ]; then
+  say "installing $azurite, the emulator of Azure Blob Storage"
+  command -v npm >/dev/null || { echo "setup: npm is missing; install Node.js with npm" >&2; exit 1; }
+  npm install --silent --no-audit --no-fund --no-save --prefix .venv/azurite "$azurite" >&2
+  echo "$azurite" > .venv/azurite/.made-from
 fi

@@ -11,6 +11,7 @@ from typing import Final
 from pipeline.errors import StorageMissingError
 from pipeline.storage.base import Buffer, ObjectWriter, Retention, Space, Storage, StoredObject
 from pipeline.storage.local import LocalStorage
+from pipeline.storage.location import is_object_location, parse_object_location
 from pipeline.storage.mounts import is_network_mount
 from pipeline.storage.retry import RetryingStorage, wait_for
 
@@ -27,12 +28,19 @@ def open_storage(
     cancel: threading.Event | None = None,
 ) -> Storage:
     """The driver for a location, and around it what a storage behind a network needs. A location is the
-    absolute path of a directory; `create` makes its last part. `secrets`: what opens the storage, where it
-    asks for something. `cancel` ends waiting for a storage that does not answer.
+    absolute path of a directory, whose last part `create` makes, or the URL of a bucket (see `location`).
+    `secrets`: what opens the storage, where it asks for something. `cancel` ends waiting for a storage
+    that does not answer.
 
-    Raises StorageMissingError, StoragePermissionError.
+    Raises StorageMissingError, StoragePermissionError, StorageUnavailableError, and
+    PermanentPipelineError for a location that cannot be used.
     """
-    del secrets  # a directory asks for none
+    if is_object_location(location):
+        # Loaded when it is needed: its libraries are large, and most repositories are directories.
+        from pipeline.storage.object_store import ObjectStorage, RetryingObjectStorage
+
+        bucket = ObjectStorage(parse_object_location(location), secrets=secrets, create=create)
+        return RetryingObjectStorage(bucket, wait=wait_for(cancel, location))
     if not Path(location).is_absolute():
         raise StorageMissingError(
             f"repository location {location!r} is not an absolute path; give the full path of a directory"
