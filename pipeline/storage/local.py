@@ -95,6 +95,8 @@ class LocalStorage:
                 translated_missing(self._path, "its parent directory does not exist"),
             ):
                 self._path.mkdir(mode=DIRECTORY_MODE)
+            with translated_missing(self._path, "its parent directory does not exist"):
+                _sync_path(self._path.parent)
         with translated_missing(self._path, "create the directory or mount it"):
             self._root = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._lock = threading.Lock()
@@ -302,16 +304,14 @@ class LocalStorage:
         self._make_directory(parent)
         with contextlib.suppress(FileExistsError):
             os.mkdir(directory, DIRECTORY_MODE, dir_fd=self._root)
-            self._sync_directory(parent)
+        # Also when it was there: who made it may have died, or not have come so far, before its sync.
+        self._sync_directory(parent)
         self._known_directories.add(directory)
 
     def _sync_directory(self, directory: str) -> None:
         fd = os.open(directory or ".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=self._root)
         try:
-            os.fsync(fd)
-        except OSError as error:
-            if error.errno not in {errno.EINVAL, errno.EBADF}:  # file systems that cannot sync one
-                raise
+            sync_directory(fd)
         finally:
             os.close(fd)
 
@@ -363,6 +363,25 @@ class LocalObjectWriter:
         if fd >= 0:
             with contextlib.suppress(OSError):
                 os.close(fd)
+
+
+def _sync_path(path: Path) -> None:
+    """Make the names in a directory durable, where this user may and the file system can."""
+    with contextlib.suppress(PermissionError):
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            sync_directory(fd)
+        finally:
+            os.close(fd)
+
+
+def sync_directory(fd: int) -> None:
+    """Make the names in an open directory durable."""
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if error.errno not in {errno.EINVAL, errno.EBADF}:  # file systems that cannot sync one
+            raise
 
 
 def parent_of(name: str) -> str:
