@@ -199,6 +199,37 @@ class RestorePoint(Answer):
     size_bytes: int
 
 
+class RetentionPoint(Answer):
+    id: str
+    created_at: str
+    action: Literal["keep", "remove"]
+    reason: str
+    marks: list[str]
+
+
+class RetentionVm(Answer):
+    vm: str
+    instance_uuid: str
+    repository: str | None
+    in_job: bool | None
+    points: list[RetentionPoint]
+
+
+class RetentionPreview(Answer):
+    job: str
+    retention: dict[str, Any]
+    at: str
+    vms: list[RetentionVm]
+    keep: int
+    remove: int
+    remove_bytes: int
+
+
+class RetentionDone(Answer):
+    removed: int
+    vms: int
+
+
 class Check(Answer):
     name: str
     level: Literal["ok", "warning", "error"]

@@ -112,12 +112,23 @@ class Schedule(Body):
     missed: Literal["run-once", "skip"] = "run-once"
 
 
-class KeepLast(Body):
-    keep: int = Field(ge=1)
+class Retention(Body):
+    """`keep` or `days`, and on top of either what stands for weeks, months and years."""
+
+    keep: int | None = Field(default=None, ge=1)
+    days: int | None = Field(default=None, ge=1)
+    weekly: int = Field(default=0, ge=0)
+    monthly: int = Field(default=0, ge=0)
+    yearly: int = Field(default=0, ge=0)
+    week_start: Literal[
+        "monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday"
+    ] = "monday"
+    gone_days: int | None = Field(default=None, ge=1)
 
 
-class KeepDays(Body):
-    days: int = Field(ge=1)
+class RetentionPreviewBody(Body):
+    retention: Retention | None = None
+    vm: str | None = None
 
 
 class Retries(Body):
@@ -135,7 +146,7 @@ class JobChanges(Body):
     repository: str | None = None
     selection: Selection | None = None
     schedule: Schedule | None = None
-    retention: KeepLast | KeepDays | None = None
+    retention: Retention | None = None
     quiesce: Literal["off", "try", "require"] | None = None
     compression: Literal["none", "fast", "balanced", "high"] | None = None
     change_tracking: bool | None = None
@@ -143,6 +154,12 @@ class JobChanges(Body):
     retries: Retries | None = None
     proxies: list[str] | None = None
     modes: list[str] | None = None
+
+
+class JobEdit(JobChanges):
+    confirm_removal: bool = Field(
+        default=False, description="The new retention may remove restore points that the old one keeps."
+    )
 
 
 class JobBody(JobChanges):

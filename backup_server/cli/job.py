@@ -8,7 +8,7 @@ import typer
 
 from backup_server import formats
 from backup_server.cli import job_options as options
-from backup_server.cli import output, secrets_in
+from backup_server.cli import job_retention, output, secrets_in
 from backup_server.cli.client import ApiError, part
 from backup_server.cli.door import Door, noun, with_door
 from backup_server.cli.exits import CliError, Exit
@@ -49,6 +49,11 @@ def create(
     missed: options.MissedOption = None,
     keep: options.KeepOption = None,
     keep_days: options.KeepDaysOption = None,
+    weekly: options.WeeklyOption = None,
+    monthly: options.MonthlyOption = None,
+    yearly: options.YearlyOption = None,
+    week_start: options.WeekStartOption = None,
+    gone_days: options.GoneDaysOption = None,
     full_every_days: options.FullEveryOption = None,
     quiesce: options.QuiesceOption = None,
     compression: options.CompressionOption = None,
@@ -74,7 +79,17 @@ def create(
     }
     body |= _settings(
         description=description,
-        retention=options.retention(keep, keep_days),
+        retention=options.retention(
+            options.Kept(
+                keep=keep,
+                keep_days=keep_days,
+                weekly=weekly,
+                monthly=monthly,
+                yearly=yearly,
+                week_start=week_start,
+                gone_days=gone_days,
+            )
+        ),
         full_every_days=full_every_days,
         quiesce=quiesce,
         compression=compression,
@@ -203,6 +218,7 @@ def _show(door: Door, job: dict[str, Any]) -> None:
             ("missed runs", (job["schedule"] or {}).get("missed")),
             ("next run", formats.moment(job.get("next_run_at"))),
             ("keeps", options.describe_retention(job["retention"])),
+            ("VMs not in it", describe_gone(job["retention"])),
             ("quiesce", job.get("quiesce")),
             ("compression", job.get("compression")),
             ("change tracking", job.get("change_tracking")),
@@ -215,6 +231,11 @@ def _show(door: Door, job: dict[str, Any]) -> None:
             ("reason", last.get("reason")),
         ]
     )
+
+
+def describe_gone(retention: dict[str, Any]) -> str:
+    days = retention.get("gone_days")
+    return f"points removed {days} days after the newest" if days else "points stay"
 
 
 @app.command("show")
@@ -257,6 +278,11 @@ def edit(
     missed: options.MissedOption = None,
     keep: options.KeepOption = None,
     keep_days: options.KeepDaysOption = None,
+    weekly: options.WeeklyOption = None,
+    monthly: options.MonthlyOption = None,
+    yearly: options.YearlyOption = None,
+    week_start: options.WeekStartOption = None,
+    gone_days: options.GoneDaysOption = None,
     full_every_days: options.FullEveryOption = None,
     quiesce: options.QuiesceOption = None,
     compression: options.CompressionOption = None,
@@ -273,8 +299,17 @@ def edit(
         typer.Option("--any-mode", help="Any transport mode may be used.", rich_help_panel=options.HOW),
     ] = False,
     change_tracking: options.TrackingOption = None,
+    yes: Annotated[
+        bool,
+        typer.Option(
+            "--yes", help="Remove restore points that a new retention keeps no more, without asking."
+        ),
+    ] = False,
 ) -> None:
-    """Change a job: what is not named stays. Selectors replace those before, exclusions too."""
+    """Change a job: what is not named stays. Selectors replace those before, exclusions too.
+
+    `vmhaul job retention` shows what another retention would remove.
+    """
     path = f"/jobs/{part(job)}"
     old = door.api.get(path)
     before = dict(old["selection"])
@@ -284,7 +319,18 @@ def edit(
         name=name,
         repository=repository,
         description=description,
-        retention=options.retention(keep, keep_days),
+        retention=options.retention(
+            options.Kept(
+                keep=keep,
+                keep_days=keep_days,
+                weekly=weekly,
+                monthly=monthly,
+                yearly=yearly,
+                week_start=week_start,
+                gone_days=gone_days,
+            ),
+            old["retention"],
+        ),
         full_every_days=full_every_days,
         quiesce=quiesce,
         compression=compression,
@@ -310,7 +356,24 @@ def edit(
         changes["retries"] = _retries(retries, retry_wait, old["retries"])
     if not changes:
         raise CliError("nothing to change: name at least one option with a new value", Exit.USAGE)
-    _show(door, door.api.patch(path, changes))
+    _show(door, _edited(door, path, changes, yes=yes))
+
+
+def _edited(door: Door, path: str, changes: dict[str, Any], *, yes: bool) -> dict[str, Any]:
+    """The changed job; asks first when restore points would go."""
+    if yes:
+        changes = {**changes, "confirm_removal": True}
+    try:
+        job: dict[str, Any] = door.api.patch(path, changes)
+    except ApiError as error:
+        if error.details.get("confirm") != "confirm_removal":
+            raise
+        points = formats.plural(int(error.details["points"]), "restore point")
+        vms = formats.plural(int(error.details["vms"]), "VM")
+        question = f"The new retention removes {points} of {vms}. Change it?"
+        secrets_in.confirm(question, assume_yes=False, option="--yes")
+        job = door.api.patch(path, {**changes, "confirm_removal": True})
+    return job
 
 
 @app.command("enable")
@@ -389,3 +452,6 @@ def run(
     else:
         hint = door.hint(f"session follow {session['id'][:8]}")
         output.say(f"Session {session['id']} started. Follow it with `{hint}`.")
+
+
+job_retention.register(app)

@@ -35,6 +35,16 @@ class Mode(StrEnum):
     NBD = "nbd"
 
 
+class Weekday(StrEnum):
+    MONDAY = "monday"
+    TUESDAY = "tuesday"
+    WEDNESDAY = "wednesday"
+    THURSDAY = "thursday"
+    FRIDAY = "friday"
+    SATURDAY = "saturday"
+    SUNDAY = "sunday"
+
+
 VMS: Final = "Which VMs"
 WHEN: Final = "When, and what is kept"
 HOW: Final = "How"
@@ -124,6 +134,41 @@ KeepDaysOption = Annotated[
         rich_help_panel=WHEN,
     ),
 ]
+
+
+def _periods(option: str, noun: str) -> Any:
+    return typer.Option(
+        option,
+        min=0,
+        metavar="N",
+        help=f"Besides, the newest restore point of each of N {noun}; 0: none.",
+        rich_help_panel=WHEN,
+    )
+
+
+WeeklyOption = Annotated[int | None, _periods("--weekly", "weeks")]
+MonthlyOption = Annotated[int | None, _periods("--monthly", "months")]
+YearlyOption = Annotated[int | None, _periods("--yearly", "years")]
+WeekStartOption = Annotated[
+    Weekday | None,
+    typer.Option(
+        "--week-start",
+        metavar="DAY",
+        help="The day on which a week begins; monday by default.",
+        rich_help_panel=WHEN,
+    ),
+]
+GoneDaysOption = Annotated[
+    int | None,
+    typer.Option(
+        "--remove-gone-days",
+        min=0,
+        metavar="N",
+        help="Remove all restore points of a VM that the job takes no more, N days after its newest; "
+        "0: never.",
+        rich_help_panel=WHEN,
+    ),
+]
 FullEveryOption = Annotated[
     int | None,
     typer.Option(
@@ -185,6 +230,11 @@ TrackingOption = Annotated[
         rich_help_panel=HOW,
     ),
 ]
+
+
+_PERIODS: Final = ("weekly", "monthly", "yearly")
+DEFAULT_RETENTION: Final = {"keep": 14}
+"""What the server takes when a job says nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -256,12 +306,39 @@ def schedule(
     }
 
 
-def retention(keep: int | None, keep_days: int | None) -> dict[str, int] | None:
-    if keep is not None and keep_days is not None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """What the options say of retention; None: nothing."""
+
+    keep: int | None = None
+    keep_days: int | None = None
+    weekly: int | None = None
+    monthly: int | None = None
+    yearly: int | None = None
+    week_start: Weekday | None = None
+    gone_days: int | None = None
+
+
+def retention(given: Kept, old: dict[str, Any] | None = None) -> dict[str, Any] | None:
+    """The retention, changed where an option was given; None when none was."""
+    if given.keep is not None and given.keep_days is not None:
         raise CliError("--keep and --keep-days exclude each other", Exit.USAGE)
-    if keep is not None:
-        return {"keep": keep}
-    return {"days": keep_days} if keep_days is not None else None
+    if given == Kept():
+        return None
+    value = dict(old or DEFAULT_RETENTION)
+    for name, count in (("keep", given.keep), ("days", given.keep_days)):
+        if count is not None:
+            value.pop("keep", None)
+            value.pop("days", None)
+            value[name] = count
+    for name in _PERIODS:
+        if getattr(given, name) is not None:
+            value[name] = getattr(given, name)
+    if given.week_start is not None:
+        value["week_start"] = given.week_start.value
+    if given.gone_days is not None:
+        value["gone_days"] = given.gone_days or None
+    return value
 
 
 def describe_schedule(value: dict[str, Any] | None) -> str:
@@ -271,7 +348,9 @@ def describe_schedule(value: dict[str, Any] | None) -> str:
 def describe_retention(value: dict[str, Any] | None) -> str:
     if not value:
         return "-"
-    return f"{value['days']} days" if value.get("days") else f"last {value.get('keep')}"
+    parts = [f"{value['days']} days" if value.get("days") else f"last {value.get('keep')}"]
+    parts += [f"{value[name]} {name}" for name in _PERIODS if value.get(name)]
+    return ", ".join(parts)
 
 
 def describe_selectors(selectors: Sequence[dict[str, Any]]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -29,15 +29,27 @@ def list_(
     repository: Annotated[
         str | None, typer.Option("--repository", help="Only those in this one.")
     ] = None,
+    orphaned: Annotated[
+        bool, typer.Option("--orphaned", help="Only those of VMs that no job takes any more.")
+    ] = False,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="How many, newest first.")] = None,
 ) -> None:
     """List restore points, newest first."""
-    items = list(door.api.items("/restore-points", vm=vm, job=job, repository=repository, limit=limit))
+    items = list(
+        door.api.items(
+            "/restore-points",
+            vm=vm,
+            job=job,
+            repository=repository,
+            orphaned=True if orphaned else None,
+            limit=limit,
+        )
+    )
     if door.json:
         output.print_json({"items": items, "next": None})
         return
     output.table(
-        ("id", "VM", "created", "kind", "consistency", "disks", "size", "job", "repository"),
+        ("id", "VM", "created", "kind", "consistency", "disks", "size", "job", "repository", "state"),
         [
             (
                 item["id"][:8],
@@ -49,12 +61,33 @@ def list_(
                 formats.size(item.get("size_bytes")),
                 item.get("job"),
                 item["repository"],
+                state(item),
             )
             for item in items
         ],
         right=("disks", "size"),
         empty="No restore points.",
     )
+
+
+def state(point: dict[str, Any]) -> str:
+    """What is lost of a restore point, and until when nobody can remove it."""
+    parts = [f"damaged: {line}" for line in damage_lines(point)]
+    if point.get("immutable_until"):
+        parts.append(f"immutable until {formats.moment(point['immutable_until'])}")
+    return "; ".join(parts)
+
+
+def damage_lines(point: dict[str, Any]) -> list[str]:
+    """One line for each disk of which a part is lost."""
+    lines = []
+    for disk in point["disks"]:
+        found = disk.get("damage")
+        if found:
+            shown = ", ".join(f"{start}-{end}" for start, end in found["extents"][:3])
+            more = ", ..." if len(found["extents"]) > 3 else ""  # noqa: PLR2004 - as shown
+            lines.append(f"{disk['label']}, {formats.size(found['bytes'])} at {shown}{more}")
+    return lines
 
 
 @app.command("show")
@@ -65,6 +98,7 @@ def show(door: Door, point: PointArgument) -> None:
     if door.json:
         output.print_json(found)
         return
+    until = found.get("immutable_until")
     output.facts(
         [
             ("restore point", found["id"]),
@@ -76,6 +110,8 @@ def show(door: Door, point: PointArgument) -> None:
             ("made from", found.get("previous")),
             ("job", found.get("job")),
             ("repository", found["repository"]),
+            ("immutable", f"until {formats.moment(until)}" if until else "no"),
+            ("state", "damaged" if found.get("damaged") else "good, as far as is known"),
         ]
     )
     output.table(
@@ -93,6 +129,8 @@ def show(door: Door, point: PointArgument) -> None:
         ],
         right=("number", "key", "capacity", "read", "stored"),
     )
+    for line in damage_lines(found):
+        output.say(f"damaged: {line}; these bytes cannot be restored")
 
 
 @app.command("delete")

@@ -22,7 +22,7 @@ from sqlalchemy.orm import Session as DbSession
 from backup_server.db.states import IntentKind, IntentState
 from backup_server.db.tables import Intent, RestorePointRow, SessionVm, Vcenter
 from backup_server.errors import VmhaulError
-from backup_server.services import events, restore_flow, restore_points, vm_snapshots
+from backup_server.services import events, restore_flow, restore_points, retention, vm_snapshots
 from backup_server.services.context import Context
 from backup_server.services.marks import (
     Mark,
@@ -71,11 +71,14 @@ class Janitor:
             self._stop.wait(self._ctx.settings.janitor_interval_s)
 
     def run_once(self) -> None:
-        """One visit: open intents that are due, unfinished deletions, now and then every snapshot."""
+        """One visit: open intents that are due, once a day what the jobs keep no more, unfinished
+        deletions, now and then every snapshot.
+        """
         for intent_id in self._due():
             if self._stop.is_set():
                 return
             self._clean(intent_id)
+        retention.daily(self._ctx)
         self._finish_deletions()
         if self._visits % _SWEEP_EVERY == 0:
             self.sweep()

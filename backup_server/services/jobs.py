@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -12,9 +13,10 @@ from sqlalchemy.orm import Session as DbSession
 from backup_server.db.states import SessionState
 from backup_server.db.tables import Job, Proxy, Repository, Session, Vcenter, new_id
 from backup_server.errors import ConflictError, NotFoundError
-from backup_server.services import job_plan, sessions
+from backup_server.services import job_plan, retention, sessions
 from backup_server.services.context import Context
 from backup_server.services.proxies import check_modes
+from backup_server.services.retention_rules import DEFAULT_RETENTION, MAX_KEEP, check_retention
 from backup_server.services.schedule import check_schedule, next_run
 from backup_server.services.selection import check_selection
 from backup_server.services.shapes import Fields, by_ref, when
@@ -24,10 +26,8 @@ from transports.errors import TransportError
 
 QUIESCE: Final = ("off", "try", "require")
 COMPRESSION: Final = tuple(level.value for level in CompressionLevel)
-MAX_KEEP: Final = 10_000
 MAX_RETRIES: Final = 20
 MAX_RETRY_WAIT_S: Final = 86_400
-DEFAULT_RETENTION: Final = {"keep": 14}
 DEFAULT_RETRIES: Final = {"count": 3, "wait_s": 600}
 _READ_ONLY: Final = ("id", "next_run_at", "last_session", "created_at", "updated_at")
 
@@ -61,14 +61,23 @@ def create(ctx: Context, data: Mapping[str, Any]) -> dict[str, Any]:
     return get(ctx, row.id)
 
 
-def edit(ctx: Context, ref: str, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Change any fields. A running session goes on with what it began with."""
+def edit(
+    ctx: Context, ref: str, changes: Mapping[str, Any], *, confirm_removal: bool = False
+) -> dict[str, Any]:
+    """Change any fields. A running session goes on with what it began with.
+
+    A retention that would remove restore points which the one before keeps needs `confirm_removal`;
+    without it ConflictError tells how many.
+    """
     now = ctx.clock()
     try:
         with ctx.db() as s:
             row = by_ref(s, Job, ref)
             timing = (row.schedule, row.enabled)
-            for name, value in _values(s, changes, _shape(s, row)).items():
+            new = _values(s, changes, _shape(s, row))
+            if new["retention"] != row.retention and not confirm_removal:
+                _refuse_removal(s, row, new["retention"], now)
+            for name, value in new.items():
                 setattr(row, name, value)
             row.updated_at = now
             if (row.schedule, row.enabled) != timing:
@@ -77,6 +86,17 @@ def edit(ctx: Context, ref: str, changes: Mapping[str, Any]) -> dict[str, Any]:
     except DuplicateError:
         raise _taken(changes) from None
     return get(ctx, row.id)
+
+
+def _refuse_removal(s: DbSession, job: Job, wanted: Mapping[str, Any], now: datetime) -> None:
+    points, vms = retention.newly_removed(s, job, wanted, now=now)
+    if points:
+        raise ConflictError(
+            f"with this retention job {job.name!r} keeps {points} restore points of {vms} VMs no more; "
+            f"`vmhaul job retention {job.name}` with the same options shows them, confirm their removal "
+            "with --yes (API: confirm_removal)",
+            details={"confirm": "confirm_removal", "points": points, "vms": vms},
+        )
 
 
 def set_enabled(ctx: Context, ref: str, enabled: bool) -> dict[str, Any]:
@@ -164,20 +184,6 @@ def _proxy_ids(s: DbSession, value: Any) -> list[str]:
         return [by_ref(s, Proxy, ref).id for ref in value]
     except NotFoundError as error:
         raise ValueError(str(error)) from error
-
-
-def check_retention(value: Any) -> dict[str, int]:
-    """{"keep": n} or {"days": n}; ValueError with the reason."""
-    if isinstance(value, Mapping) and len(value) == 1:
-        [(kind, number)] = value.items()
-        if (
-            kind in ("keep", "days")
-            and isinstance(number, int)
-            and not isinstance(number, bool)
-            and 1 <= number <= MAX_KEEP
-        ):
-            return {str(kind): number}
-    raise ValueError(f"must be {{keep: n}} or {{days: n}} with n from 1 to {MAX_KEEP}")
 
 
 def check_retries(value: Any) -> dict[str, int]:

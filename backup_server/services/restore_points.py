@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session as DbSession
 from backup_server.db.states import VmState
 from backup_server.db.tables import Job, Repository, RestorePointRow, SessionVm
 from backup_server.errors import ConflictError, NotFoundError
+from backup_server.services import damage, protection
 from backup_server.services.context import Context
 from backup_server.services.paging import page
 from backup_server.services.shapes import by_ref, page_limit, when
@@ -24,10 +25,13 @@ def list_all(
     vm: str | None = None,
     repository: str | None = None,
     job: str | None = None,
+    orphaned: bool = False,
     limit: int = 100,
     after: str | None = None,
 ) -> dict[str, Any]:
-    """{"items": newest first, "next": cursor or None}. `vm` is a name or an instance uuid."""
+    """{"items": newest first, "next": cursor or None}. `vm` is a name or an instance uuid; `orphaned`:
+    only of VMs that no job takes any more.
+    """
     with ctx.db.read() as s:
         query = _good()
         if vm is not None:
@@ -39,6 +43,8 @@ def list_all(
             query = query.where(
                 sa.or_(RestorePointRow.job_id == (known or job), RestorePointRow.job_name == job)
             )
+        if orphaned:
+            query = query.where(RestorePointRow.instance_uuid.in_(protection.orphaned_vms(s)))
         rows, cursor = page(s, query, RestorePointRow, limit=page_limit(limit), after=after)
         names = _repository_names(s)
         return {"items": [_shape(row, names) for row in rows], "next": cursor}
@@ -109,6 +115,12 @@ def remove(ctx: Context, ref: str) -> None:
             raise ConflictError(
                 f"restore point {row.id} of {row.vm_name} is needed by session {user}; wait for it or cancel it",
                 details={"session": user},
+            )
+        if row.immutable_until is not None and row.immutable_until > ctx.clock():
+            raise ConflictError(
+                f"restore point {row.id} of {row.vm_name} is immutable until "
+                f"{row.immutable_until:%Y-%m-%d %H:%M} UTC; delete it after that",
+                details={"immutable_until": when(row.immutable_until)},
             )
         # Committed before the repository is told: whoever finds the mark finishes the work.
         s.execute(sa.update(RestorePointRow).where(RestorePointRow.id == row.id).values(deleting=True))
@@ -184,9 +196,12 @@ def _shape(row: RestorePointRow, repositories: dict[str, str]) -> dict[str, Any]
                 "read_bytes": disk.get("read_bytes"),
                 "stored_bytes": disk.get("stored_bytes"),
                 "sha256": disk.get("sha256") or None,
+                "damage": disk.get("damage"),
             }
             for disk in row.disks
         ],
         "previous": row.previous_id,
         "size_bytes": row.size_bytes,
+        "immutable_until": when(row.immutable_until),
+        "damaged": damage.is_damaged(row),
     }

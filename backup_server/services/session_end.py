@@ -123,26 +123,36 @@ def _prune_after(ctx: Context, s: DbSession, session: Session, vms: Sequence[Ses
         return
     if not any(vm.details.get("forgotten") for vm in vms):
         return
-    others = s.scalar(
+    running = s.scalar(
         sa.select(sa.func.count())
         .select_from(Session)
         .where(
             Session.repository_id == session.repository_id,
             Session.id != session.id,
-            sa.or_(
-                Session.state == SessionState.RUNNING.value,
-                sa.and_(
-                    Session.state == SessionState.QUEUED.value,
-                    Session.kind == SessionKind.PRUNE.value,
-                ),
-            ),
+            Session.state == SessionState.RUNNING.value,
         )
     )
-    if not others:
+    if not running:
+        options = {"trigger": "session", "session": session.id}
+        queue_prune(ctx, s, session.repository_id, options)
+
+
+def queue_prune(ctx: Context, s: DbSession, repository_id: str, options: dict[str, Any]) -> None:
+    """Queue a prune, unless one waits already or settings forbid it. It begins when the repository's
+    other sessions let it.
+    """
+    if not ctx.settings.prune_after_session:
+        return
+    waiting = s.scalar(
+        sa.select(Session.id)
+        .where(
+            Session.repository_id == repository_id,
+            Session.kind == SessionKind.PRUNE.value,
+            Session.state == SessionState.QUEUED.value,
+        )
+        .limit(1)
+    )
+    if waiting is None:
         sessions.insert(
-            s,
-            SessionKind.PRUNE,
-            now=ctx.clock(),
-            repository_id=session.repository_id,
-            options={"trigger": "session", "session": session.id},
+            s, SessionKind.PRUNE, now=ctx.clock(), repository_id=repository_id, options=options
         )

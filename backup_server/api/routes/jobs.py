@@ -8,8 +8,8 @@ from fastapi import APIRouter
 
 from backup_server.api import answers
 from backup_server.api.deps import DEFAULT_LIMIT, Ctx, Cursor, Limit, page
-from backup_server.api.schemas import JobBody, JobChanges, RunBody
-from backup_server.services import jobs
+from backup_server.api.schemas import JobBody, JobEdit, NothingBody, RetentionPreviewBody, RunBody
+from backup_server.services import jobs, retention
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
@@ -30,8 +30,11 @@ def get_job(ctx: Ctx, ref: str) -> Any:
 
 
 @router.patch("/{ref}", responses=answers.ok(answers.Job, 404, 409, 422))
-def edit_job(ctx: Ctx, ref: str, body: JobChanges) -> Any:
-    return jobs.edit(ctx, ref, body.given())
+def edit_job(ctx: Ctx, ref: str, body: JobEdit) -> Any:
+    """409 with `details.points` when a new retention needs `confirm_removal`."""
+    changes = body.given()
+    changes.pop("confirm_removal", None)
+    return jobs.edit(ctx, ref, changes, confirm_removal=body.confirm_removal)
 
 
 @router.delete("/{ref}", status_code=204, responses={404: {"model": answers.ErrorAnswer}})
@@ -51,3 +54,23 @@ def run_job(ctx: Ctx, ref: str, body: RunBody | None = None) -> Any:
 def plan_job(ctx: Ctx, ref: str) -> Any:
     """Which VMs and disks the next run takes, what is left out, and why."""
     return jobs.plan(ctx, ref)
+
+
+@router.get("/{ref}/retention", responses=answers.ok(answers.RetentionPreview, 404))
+def show_retention(ctx: Ctx, ref: str, vm: str | None = None) -> Any:
+    """Which restore points stay, which go, and why, by the rule as it is."""
+    return retention.preview(ctx, ref, vm=vm)
+
+
+@router.post("/{ref}/retention/preview", responses=answers.ok(answers.RetentionPreview, 404, 422))
+def preview_retention(ctx: Ctx, ref: str, body: RetentionPreviewBody) -> Any:
+    """The same by another rule; changes nothing."""
+    wanted = None if body.retention is None else body.retention.given()
+    return retention.preview(ctx, ref, wanted, vm=body.vm)
+
+
+@router.post("/{ref}/retention/apply", responses=answers.ok(answers.RetentionDone, 404, 503))
+def apply_retention(ctx: Ctx, ref: str, body: NothingBody | None = None) -> Any:
+    """Remove now what the rule keeps no more, for all VMs of the job."""
+    del body
+    return retention.apply_job(ctx, ref)

@@ -20,12 +20,19 @@ def list_restore_points(
     vm: str | None = None,
     repository: str | None = None,
     job: str | None = None,
+    orphaned: bool = False,
     limit: Limit = DEFAULT_LIMIT,
     cursor: Cursor = None,
 ) -> Any:
-    """Newest first."""
+    """Newest first. `orphaned`: only of VMs that no job takes any more."""
     return restore_points.list_all(
-        ctx, vm=vm, repository=repository, job=job, limit=limit, after=cursor
+        ctx,
+        vm=vm,
+        repository=repository,
+        job=job,
+        orphaned=orphaned,
+        limit=limit,
+        after=cursor,
     )
 
 

@@ -93,11 +93,28 @@ def test_schedules() -> None:
 
 
 def test_retention_is_one_or_the_other() -> None:
-    assert job_options.retention(7, None) == {"keep": 7}
-    assert job_options.retention(None, 30) == {"days": 30}
-    assert job_options.retention(None, None) is None
+    kept = job_options.Kept
+    assert job_options.retention(kept(keep=7)) == {"keep": 7}
+    assert job_options.retention(kept(keep_days=30)) == {"days": 30}
+    assert job_options.retention(kept()) is None
     with pytest.raises(CliError, match="exclude each other"):
-        job_options.retention(7, 30)
+        job_options.retention(kept(keep=7, keep_days=30))
+
+
+def test_retention_keeps_what_no_option_names() -> None:
+    kept = job_options.Kept
+    old = {"keep": 7, "weekly": 4, "gone_days": 90}
+    assert job_options.retention(kept(monthly=12), old) == {**old, "monthly": 12}
+    assert job_options.retention(kept(keep_days=30), old) == {"days": 30, "weekly": 4, "gone_days": 90}
+    assert job_options.retention(kept(gone_days=0), old) == {"keep": 7, "weekly": 4, "gone_days": None}
+    assert job_options.retention(kept(yearly=2)) == {"keep": 14, "yearly": 2}
+    sunday = kept(weekly=1, week_start=job_options.Weekday.SUNDAY)
+    assert job_options.retention(sunday) == {"keep": 14, "weekly": 1, "week_start": "sunday"}
+
+
+def test_retention_in_words() -> None:
+    assert job_options.describe_retention({"days": 30, "monthly": 12}) == "30 days, 12 monthly"
+    assert job_options.describe_retention({"keep": 7}) == "last 7"
 
 
 def test_every_exit_code_has_a_meaning() -> None:

@@ -1,0 +1,235 @@
+"""Retention: shown, confirmed, carried out; what it must never take."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from backup_server.db.tables import Event, RestorePointRow, Session
+from backup_server.errors import ConflictError, InvalidError
+from backup_server.services import damage, jobs, restore_points, retention, vcenters
+from tests.fakes.server import Rig
+
+DAY_S = 86_400
+
+
+def nights(rig: Rig, count: int, job: str = "job1") -> None:
+    """A backup each night."""
+    for _ in range(count):
+        assert rig.run(job)["result"] == "success"
+        rig.clock.advance(DAY_S)
+
+
+def ids(shown: dict[str, Any], action: str) -> list[str]:
+    return [p["id"] for vm in shown["vms"] for p in vm["points"] if p["action"] == action]
+
+
+def edit_row(rig: Rig, point_id: str, **values: Any) -> None:
+    with rig.ctx.db() as s:
+        s.execute(sa.update(RestorePointRow).where(RestorePointRow.id == point_id).values(**values))
+
+
+def test_preview_says_what_stays_and_why_and_changes_nothing(rig: Rig) -> None:
+    rig.vcenter.add_vm("db01", disks=1)
+    rig.job(retention={"keep": 30})
+    nights(rig, 9)
+    points = [row.id for row in rig.points()]
+    as_it_is = retention.preview(rig.ctx, "job1")
+    assert (as_it_is["keep"], as_it_is["remove"]) == (9, 0)
+
+    shown = retention.preview(rig.ctx, "job1", {"keep": 2, "weekly": 2, "monthly": 1})
+    assert shown["retention"] == {"keep": 2, "weekly": 2, "monthly": 1}
+    [vm] = shown["vms"]
+    assert (vm["vm"], vm["repository"], vm["in_job"]) == ("db01", "r1", True)
+    # From Monday the 2nd to Tuesday the 10th: Sunday the 8th stands for the first week.
+    assert ids(shown, "keep") == [points[8], points[7], points[6]]
+    assert [p["reason"] for p in vm["points"]][:4] == [
+        "the newest good restore point always stays; weekly 2026-W11; monthly 2026-03",
+        "one of the last 2",
+        "weekly 2026-W10",
+        "older than the last 2",
+    ]
+    assert shown["remove_bytes"] == 6 * 300
+    assert [row.id for row in rig.points()] == points
+    with pytest.raises(InvalidError, match="keep: n"):
+        retention.preview(rig.ctx, "job1", {"weekly": 2})
+
+
+def test_a_rule_that_removes_points_must_be_confirmed(rig: Rig) -> None:
+    rig.vcenter.add_vm("db01", disks=1)
+    rig.vcenter.add_vm("db02", disks=1)
+    rig.job(retention={"keep": 5})
+    nights(rig, 5)
+    with pytest.raises(ConflictError, match="6 restore points of 2 VMs") as caught:
+        jobs.edit(rig.ctx, "job1", {"retention": {"keep": 2}})
+    assert caught.value.details == {"confirm": "confirm_removal", "points": 6, "vms": 2}
+    assert jobs.get(rig.ctx, "job1")["retention"] == {"keep": 5}
+    # What keeps as much needs no confirmation, nor does a change of something else.
+    assert jobs.edit(rig.ctx, "job1", {"retention": {"days": 30, "keep": None}})
+    jobs.edit(rig.ctx, "job1", {"retention": {"keep": 5}})
+    jobs.edit(rig.ctx, "job1", {"description": "x"})
+    changed = jobs.edit(rig.ctx, "job1", {"retention": {"keep": 2}}, confirm_removal=True)
+    assert changed["retention"] == {"keep": 2}
+    assert len(rig.points()) == 10  # nothing goes by the edit itself
+
+
+def test_days_pass_for_a_vm_that_is_not_backed_up(rig: Rig) -> None:
+    rig.vcenter.add_vm("db01", disks=1)
+    rig.job(retention={"days": 3})
+    nights(rig, 3)
+    rig.clock.advance(30 * DAY_S)
+    rig.janitor.run_once()
+    [left] = rig.points()
+    assert list(rig.repository.points) == [left.id]
+    [prune] = rig.rows(Session, kind="prune", state="queued")
+    assert rig.drive(prune.id)["result"] == "success"
+    texts = [event.text for event in rig.rows(Event, name="retention.forget")]
+    assert len(texts) == 2
+    assert all("db01" in text and "older than 3 days" in text for text in texts)
+
+
+def test_the_daily_pass_comes_once_a_day_and_leaves_disabled_jobs_alone(rig: Rig) -> None:
+    rig.vcenter.add_vm("db01", disks=1)
+    rig.job(retention={"keep": 9})
+    nights(rig, 3)
+    jobs.edit(rig.ctx, "job1", {"retention": {"keep": 1}, "enabled": False}, confirm_removal=True)
+    assert retention.daily(rig.ctx)
+    assert len(rig.points()) == 3
+    jobs.edit(rig.ctx, "job1", {"enabled": True})
+    assert not retention.daily(rig.ctx)
+    assert len(rig.points()) == 3
+    rig.clock.advance(DAY_S)
+    assert retention.daily(rig.ctx)
+    assert len(rig.points()) == 1
+
+
+def test_a_repository_that_is_away_keeps_no_other_job_from_its_rule(rig: Rig) -> None:
+    rig.vcenter.add_vm("db01", disks=1)
+    for name in ("a", "b"):
+        rig.job(name, retention={"keep": 9})
+        nights(rig, 2, name)
+        jobs.edit(rig.ctx, name, {"retention": {"keep": 1}}, confirm_removal=True)
+    rig.repositories.fail("forget", "transient", "the share is away")
+    assert retention.daily(rig.ctx)
+    # The second job's call forgot what the first one had marked as well.
+    assert sorted(row.job_name for row in rig.points()) == ["a", "b"]
+    assert len(rig.repository.points) == 2
+
+
+def test_points_in_use_and_immutable_ones_stay_and_say_why(rig: Rig) -> None:
+    rig.vcenter.add_vm("db01", disks=1)
+    rig.job(retention={"keep": 9})
+    nights(rig, 4)
+    first, second, third, _ = (row.id for row in rig.points())
+    edit_row(rig, first, immutable_until=rig.clock.now + timedelta(days=5))
+    edit_row(rig, third, immutable_until=rig.clock.now - timedelta(days=5))
+    from backup_server.services import restores
+
+    request = {"restore_point": second, "disk": 1, "path": "/restore/x.raw"}
+    session = restores.restore_disk(rig.ctx, request)
+    jobs.edit(rig.ctx, "job1", {"retention": {"keep": 1}}, confirm_removal=True)
+    shown = retention.preview(rig.ctx, "job1")
+    reasons = {p["id"]: p["reason"] for p in shown["vms"][0]["points"]}
+    assert reasons[first].startswith("immutable until 2026-03-")
+    assert reasons[second] == f"in use by session {session['id'][:8]}"
+    assert retention.apply_job(rig.ctx, "job1") == {"removed": 1, "vms": 1}
+    assert third not in {row.id for row in rig.points()}
+    with pytest.raises(ConflictError, match="immutable until"):
+        restore_points.remove(rig.ctx, first)
+
+
+def test_a_damaged_point_does_not_count_as_the_newest_good_one(rig: Rig) -> None:
+    rig.vcenter.add_vm("db01", disks=1)
+    rig.job(retention={"keep": 9})
+    nights(rig, 3)
+    _, second, third = rig.points()
+    lost = [
+        {"point_id": third.id, "disk_key": 2000, "start_bytes": 0, "end_bytes": 4096, "reason": "gone"}
+    ]
+    with rig.ctx.db() as s:
+        marked = damage.record(s, third.repository_id, lost, is_complete=False, now=rig.clock.now)
+    assert marked == [third.id]
+    jobs.edit(rig.ctx, "job1", {"retention": {"keep": 1}}, confirm_removal=True)
+    retention.apply_job(rig.ctx, "job1")
+    assert [row.id for row in rig.points()] == [second.id, third.id]
+    shown = restore_points.get(rig.ctx, third.id)
+    assert shown["damaged"]
+    assert shown["disks"][0]["damage"]["extents"] == [[0, 4096]]
+
+
+def test_points_of_a_vm_that_is_no_longer_in_the_job(rig: Rig) -> None:
+    rig.vcenter.add_vm("db01", disks=1)
+    old = rig.vcenter.add_vm("old", disks=1)
+    rig.job(retention={"days": 2})
+    nights(rig, 2)
+    rig.vcenter.vms.pop(old.moref)
+    vcenters.inventory(rig.ctx, "vc1", refresh=True)
+    assert {p["vm"] for p in restore_points.list_all(rig.ctx, orphaned=True)["items"]} == {"old"}
+    rig.clock.advance(10 * DAY_S)
+    retention.apply_job(rig.ctx, "job1")
+    kept = sorted(row.vm_name for row in rig.points())
+    assert kept == ["db01", "old", "old"]
+    shown = retention.preview(rig.ctx, "job1", vm="old")
+    assert [vm["in_job"] for vm in shown["vms"]] == [False]
+
+    with pytest.raises(ConflictError, match="2 restore points of 1 VMs"):
+        jobs.edit(rig.ctx, "job1", {"retention": {"days": 2, "gone_days": 7}})
+    jobs.edit(rig.ctx, "job1", {"retention": {"days": 2, "gone_days": 30}})
+    assert retention.apply_job(rig.ctx, "job1")["removed"] == 0
+    rig.clock.advance(30 * DAY_S)
+    assert retention.apply_job(rig.ctx, "job1")["removed"] == 2
+    assert [row.vm_name for row in rig.points()] == ["db01"]
+
+
+def test_an_inventory_in_which_the_job_finds_nothing_makes_no_vm_a_gone_one(rig: Rig) -> None:
+    """A lost permission looks like the end of every VM."""
+    vm = rig.vcenter.add_vm("db01", disks=1)
+    rig.job(retention={"days": 2, "gone_days": 1})
+    nights(rig, 2)
+    rig.vcenter.vms.pop(vm.moref)
+    vcenters.inventory(rig.ctx, "vc1", refresh=True)
+    rig.clock.advance(100 * DAY_S)
+    retention.apply_job(rig.ctx, "job1")
+    assert [row.vm_name for row in rig.points()] == ["db01"]
+    assert restore_points.list_all(rig.ctx, orphaned=True)["items"] == []
+
+
+def test_points_of_a_deleted_job_stay_and_are_orphaned(rig: Rig) -> None:
+    rig.vcenter.add_vm("db01", disks=1)
+    rig.job(retention={"days": 2})
+    nights(rig, 2)
+    jobs.remove(rig.ctx, "job1")
+    rig.clock.advance(100 * DAY_S)
+    retention.daily(rig.ctx)
+    assert len(rig.points()) == 2
+    assert len(restore_points.list_all(rig.ctx, orphaned=True)["items"]) == 2
+
+
+def test_a_wider_rule_saves_points_from_a_session_that_began_before(rig: Rig) -> None:
+    rig.vcenter.add_vm("db01", disks=1)
+    rig.job(retention={"keep": 1})
+    rig.run()
+    session = jobs.run(rig.ctx, "job1")
+    rig.engine.run_once()
+    jobs.edit(rig.ctx, "job1", {"retention": {"keep": 3}})
+    rig.drive(session["id"])
+    assert len(rig.points()) == 2
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"keep": 1, "weekly": -1},
+        {"keep": 1, "week_start": "noon"},
+        {"keep": 1, "gone_days": 0},
+        {"keep": 1, "hourly": 3},
+        {"weekly": 3},
+        [],
+    ],
+)
+def test_retention_that_makes_no_sense_is_refused(rig: Rig, value: Any) -> None:
+    with pytest.raises(InvalidError, match="retention"):
+        rig.job(retention=value)
