@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import mmap
 import os
+import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
+from pipeline.directio import ALIGNMENT_BYTES, is_aligned, open_direct, preallocate
 from pipeline.errors import PermanentPipelineError
 from pipeline.storage.local import translated_os_errors
 from pipeline.storage.writeback import start_writeback
@@ -26,18 +29,30 @@ MAX_REQUEST_BYTES: Final = 16 << 20
 WRITEBACK_BYTES: Final = 256 << 10
 """Writes of this size are handed to the disk at once; small ones are left for the kernel to join."""
 FILE_MODE: Final = 0o600
+WRITING_THREADS: Final = 4
+BOUNCE_BYTES: Final = 1 << 20
+"""Memory for direct writes of what is not aligned, for each thread that does."""
 FILE_SYSTEM_MODE: Final = TransportMode.DIRECT_NFS
 """A reader must name a mode; this one reads a file through a mounted file system, as that mode does."""
 
 
 class RawFileWriter:
-    """A sparse raw file; a DiskWriter."""
+    """A sparse raw file; a DiskWriter.
+
+    Aligned data goes past the page cache (O_DIRECT) where the file system allows it: measured, a tenth of
+    the CPU, and no cache that is emptied of what others need. Everything else, as the end of a disk of odd
+    size, goes through it.
+    """
 
     def __init__(self, path: Path, fd: int, capacity_bytes: int) -> None:
         """Use create()."""
         self._path = path
         self._fd = fd
         self._capacity_bytes = capacity_bytes
+        self._direct_fd = open_direct(fd)
+        self._is_direct = self._direct_fd >= 0
+        self._preallocates = True
+        self._local = threading.local()
 
     @classmethod
     def create(
@@ -79,18 +94,62 @@ class RawFileWriter:
     @property
     def capabilities(self) -> WriterCapabilities:
         return WriterCapabilities(
-            mode=FILE_SYSTEM_MODE, max_request_bytes=MAX_REQUEST_BYTES, reads_as_zero_when_new=True
+            mode=FILE_SYSTEM_MODE,
+            max_request_bytes=MAX_REQUEST_BYTES,
+            reads_as_zero_when_new=True,
+            threads=WRITING_THREADS,
         )
+
+    def expect(self, offset: int, length: int) -> None:
+        """Make room for a range that will be written: one large piece is cheaper than many small ones,
+        and a full disk shows early. Ranges that nobody expects stay holes.
+        """
+        if not self._preallocates:
+            return
+        with translated_os_errors("making room", str(self._path)):
+            self._preallocates = preallocate(self._fd, offset, length)
 
     def write_from(self, offset: int, buffer: memoryview) -> None:
         if offset < 0 or offset + len(buffer) > self._capacity_bytes:
             raise ValueError(f"{self._path}: write past the end of the disk")
         with translated_os_errors("writing", str(self._path)):
-            done = 0
+            done = self._write_direct(offset, buffer)
+            began = done
             while done < len(buffer):
                 done += os.pwrite(self._fd, buffer[done:], offset + done)
-        if len(buffer) >= WRITEBACK_BYTES:
-            start_writeback(self._fd, offset, len(buffer))
+        if done - began >= WRITEBACK_BYTES:
+            start_writeback(self._fd, offset + began, done - began)
+
+    def _write_direct(self, offset: int, buffer: memoryview) -> int:
+        """Write what can go past the page cache; how many bytes that were, from the beginning."""
+        length = len(buffer) - len(buffer) % ALIGNMENT_BYTES
+        if not self._is_direct or not length or offset % ALIGNMENT_BYTES:
+            return 0
+        aligned = buffer if is_aligned(buffer) else None
+        done = 0
+        try:
+            while done < length:
+                part = (
+                    self._aligned_copy(buffer[done:length]) if aligned is None else aligned[done:length]
+                )
+                written = os.pwrite(self._direct_fd, part, offset + done)
+                done += written
+                if written % ALIGNMENT_BYTES:
+                    break  # a disk that ran full: the other way tells
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            self._is_direct = False  # this file system wants another alignment
+        return done
+
+    def _aligned_copy(self, data: memoryview) -> memoryview:
+        """As much of the data as fits, in memory that is aligned."""
+        bounce: memoryview | None = getattr(self._local, "bounce", None)
+        if bounce is None:
+            bounce = self._local.bounce = memoryview(mmap.mmap(-1, BOUNCE_BYTES))
+        part = bounce[: min(len(data), BOUNCE_BYTES)]
+        part[:] = data[: len(part)]
+        return part
 
     def flush(self) -> None:
         with translated_os_errors("syncing", str(self._path)):
@@ -102,10 +161,13 @@ class RawFileWriter:
                 os.close(directory)
 
     def close(self) -> None:
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            with contextlib.suppress(OSError):
-                os.close(fd)
+        fds = (self._fd, self._direct_fd)
+        self._fd = self._direct_fd = -1
+        self._is_direct = False
+        for fd in fds:
+            if fd >= 0:
+                with contextlib.suppress(OSError):
+                    os.close(fd)
 
 
 class RawFileReader:

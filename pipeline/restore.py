@@ -1,27 +1,28 @@
 """From a repository to a disk.
 
 The map is walked in windows; in each, blocks are fetched in the order of the packs, with few large reads.
-Who decoded a block writes it, while it is in the core's cache. Memory: a read of some MiB and a block for
-each thread, whatever the size of disk or repository (whose index is in memory besides).
+Who decoded a block writes it, out of a buffer that is used again for the next one. Memory: a read of some
+MiB and a block or two for each thread, whatever the size of disk or repository.
 """
 
 from __future__ import annotations
 
+import mmap
 import os
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Final
+from typing import Final, Protocol, runtime_checkable
 
 from pipeline.errors import CancelledError, IntegrityError, PermanentPipelineError
 from pipeline.model import StageTimes
+from pipeline.planning import BlockRanges
 from pipeline.progress import MoverProgress
 from pipeline.repository.maps import block_count_of, blocks
 from pipeline.repository.reader import Batch, BlobReader
 from pipeline.repository.repository import Repository
 from pipeline.stages.flow import Channel, Clock, Flow, Meter, share
-from pipeline.storage.base import Buffer
 from transports.base import DiskWriter
 
 WINDOW_BLOCKS: Final = 512
@@ -43,6 +44,14 @@ class RestoreStats:
     """Blocks that are not zeros."""
     duration_s: float
     stages: StageTimes
+
+
+@runtime_checkable
+class Expecting(Protocol):
+    """A DiskWriter that wants to know early what will be written, to make room for it in large pieces."""
+
+    def expect(self, offset: int, length: int) -> None:
+        """This range will be written whole, soon. From any thread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +82,8 @@ def restore_disk(
     """Write one disk of a restore point. Each block is compared with its id before it is written.
 
     `skip_zeros`: ranges of zeros are not written; right for a new disk that reads as zeros.
-    `workers` 0: one thread for each core and one more. The writer is used by other threads, one at a time,
-    flushed at the end, and not closed. Raises IntegrityError for damage (then the disk is incomplete),
+    `workers` 0: one thread for each core and one more. The writer is used by other threads, as many at a
+    time as it allows, flushed at the end, and not closed. Raises IntegrityError for damage (then the disk is incomplete),
     CancelledError, storage errors, and what the writer raises.
     """
     if writer.size_bytes < capacity_bytes:
@@ -113,7 +122,8 @@ class _Restore:
         self._reader: BlobReader = repository.reader()
         self._flow = Flow()
         self._runs: Channel[_Fetch | _Zeros | None] = Channel(self._flow, RUNS_WAITING)
-        self._may_write = threading.Lock()
+        self._may_write = threading.Semaphore(writer.capabilities.threads)
+        self._expect = writer.expect if isinstance(writer, Expecting) else None
         self._fetching, self._decoding, self._writing = (Meter(clock) for _ in range(3))
         self._lock = threading.Lock()
         self._working = self._workers
@@ -154,6 +164,7 @@ class _Restore:
                 next_block = block + 1
                 places.setdefault(blob_id, []).append(block)
             self._blocks += len(window)
+            self._announce([block for block, _ in window])
             for batch in self._reader.plan(places):
                 self._stop_if_cancelled()
                 self._runs.put(_Fetch(batch, places))
@@ -161,7 +172,19 @@ class _Restore:
         for _ in range(self._workers):
             self._runs.put(None)
 
+    def _announce(self, blocks_to_come: list[int]) -> None:
+        """Tell a writer that wants to know which ranges will be written."""
+        if self._expect is None:
+            return
+        for first, end in BlockRanges((block, block + 1) for block in blocks_to_come):
+            offset = first * self._block_size
+            length = min(end * self._block_size, self._capacity_bytes) - offset
+            if length > 0:
+                self._expect(offset, length)
+
     def _decode(self) -> None:
+        # Pages of its own: a writer that goes past the page cache needs memory that is aligned.
+        out = memoryview(mmap.mmap(-1, self._block_size))
         while (item := self._runs.get()) is not None:
             if isinstance(item, _Zeros):
                 self._write_zeros(item)
@@ -173,7 +196,7 @@ class _Restore:
             for wanted in item.batch.wanted:
                 self._stop_if_cancelled()
                 with self._decoding.timed():
-                    content = self._reader.decode(fetched, wanted)
+                    content = self._reader.decode(fetched, wanted, out)
                 for block in item.places[wanted.blob_id]:
                     self._write_block(block, content)
         with self._lock:
@@ -203,7 +226,7 @@ class _Restore:
             self._stop_if_cancelled()
             self._write_all(run.offset + at, chunk[: min(len(chunk), run.length - at)])
 
-    def _write_block(self, block: int, content: Buffer) -> None:
+    def _write_block(self, block: int, content: memoryview) -> None:
         offset = block * self._block_size
         expected = min(self._block_size, self._capacity_bytes - offset)
         if len(content) != expected:
@@ -211,7 +234,7 @@ class _Restore:
                 f"block {block} has {len(content)} bytes instead of {expected}; the disk's capacity or map "
                 "root is wrong: take them from the restore point"
             )
-        self._write_all(offset, memoryview(content))
+        self._write_all(offset, content)
 
     def _write_all(self, offset: int, data: memoryview) -> None:
         step = self._writer.capabilities.max_request_bytes

@@ -92,6 +92,8 @@ class WriterCapabilities:
     max_request_bytes: int
     reads_as_zero_when_new: bool
     """True when ranges never written read as zeros, so that zeros need not be written to a new disk."""
+    threads: int = 1
+    """How many threads may call write_from() at the same time, for ranges that do not overlap."""
 
 
 class DiskReader(Protocol):
@@ -137,7 +139,9 @@ class DiskReader(Protocol):
 
 
 class DiskWriter(Protocol):
-    """One open disk of a VM that is not running, for restore. Used by one thread at a time."""
+    """One open disk of a VM that is not running, for restore. Used by one thread at a time, except for what
+    its capabilities say of write_from().
+    """
 
     @property
     def size_bytes(self) -> int: ...

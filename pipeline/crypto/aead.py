@@ -46,6 +46,17 @@ class AeadEngine(Protocol):
     ) -> Buffer:
         """The plain text. MUST raise IntegrityError when anything was changed."""
 
+    def decrypt_into(
+        self,
+        algorithm: Aead,
+        key: bytes,
+        nonce: bytes,
+        associated: bytes,
+        sealed: Buffer,
+        out: bytearray | memoryview,
+    ) -> int:
+        """As decrypt(), into the beginning of `out`, which MUST have room; returns the length."""
+
 
 def _damaged() -> IntegrityError:
     return IntegrityError(
@@ -81,6 +92,20 @@ class BindingsEngine:
             return self._functions[algorithm][1](bytes(sealed), associated, nonce, key)
         except nacl.exceptions.CryptoError as error:
             raise _damaged() from error
+
+    def decrypt_into(
+        self,
+        algorithm: Aead,
+        key: bytes,
+        nonce: bytes,
+        associated: bytes,
+        sealed: Buffer,
+        out: bytearray | memoryview,
+    ) -> int:
+        plain = self.decrypt(algorithm, key, nonce, associated, sealed)
+        check_room(out, len(plain))
+        out[: len(plain)] = plain
+        return len(plain)
 
 
 class DirectEngine:
@@ -121,14 +146,28 @@ class DirectEngine:
     def decrypt(
         self, algorithm: Aead, key: bytes, nonce: bytes, associated: bytes, sealed: Buffer
     ) -> Buffer:
+        plain = bytearray(max(0, len(sealed) - TAG_BYTES[algorithm]))
+        self.decrypt_into(algorithm, key, nonce, associated, sealed, plain)
+        return plain
+
+    def decrypt_into(
+        self,
+        algorithm: Aead,
+        key: bytes,
+        nonce: bytes,
+        associated: bytes,
+        sealed: Buffer,
+        out: bytearray | memoryview,
+    ) -> int:
         ffi = self._ffi
         check_sizes(algorithm, key, nonce)
-        if len(sealed) < TAG_BYTES[algorithm]:
+        expected = len(sealed) - TAG_BYTES[algorithm]
+        if expected < 0:
             raise _damaged()
-        plain = bytearray(len(sealed) - TAG_BYTES[algorithm])
+        check_room(out, expected)
         length = ffi.new("unsigned long long *")
         failed = self._functions[algorithm][1](
-            ffi.from_buffer("unsigned char[]", plain),
+            ffi.from_buffer("unsigned char[]", out),
             length,
             ffi.NULL,
             ffi.from_buffer("unsigned char[]", sealed),
@@ -138,15 +177,21 @@ class DirectEngine:
             nonce,
             key,
         )
-        if failed or length[0] != len(plain):
+        if failed or length[0] != expected:
             raise _damaged()
-        return plain
+        return expected
 
 
 def check_sizes(algorithm: Aead, key: bytes, nonce: bytes) -> None:
     """libsodium trusts its caller with the sizes. Raises ValueError."""
     if len(key) != KEY_BYTES or len(nonce) != NONCE_BYTES[algorithm]:
         raise ValueError(f"key or nonce of a wrong size for {AEAD_NAMES[algorithm]}")
+
+
+def check_room(out: bytearray | memoryview, length: int) -> None:
+    """Raises ValueError."""
+    if len(out) < length:
+        raise ValueError(f"a buffer of {len(out)} bytes for {length}")
 
 
 def direct_engine() -> DirectEngine | None:

@@ -60,8 +60,13 @@ def difference(base: Buffer, content: bytes | bytearray) -> tuple[bytes, float] 
     return b"".join((_packed_bits(mask), *compress(new, mask))), share
 
 
-def patched(base: Buffer, payload: Buffer, raw_length: int, piece_bytes: int, what: str) -> bytearray:
-    """`base` with the pieces of a patch. Raises IntegrityError for a payload that cannot be."""
+def patch_into(
+    out: memoryview | bytearray, base: Buffer, payload: Buffer, piece_bytes: int, what: str
+) -> None:
+    """Fill `out` with `base` and the pieces of a patch. Raises IntegrityError for a payload that cannot
+    be.
+    """
+    raw_length = len(out)
     count = -(-raw_length // piece_bytes)
     bitmap_bytes = -(-count // 8)
     if len(base) != raw_length or len(payload) < bitmap_bytes:
@@ -69,7 +74,7 @@ def patched(base: Buffer, payload: Buffer, raw_length: int, piece_bytes: int, wh
     bits = int.from_bytes(payload[:bitmap_bytes], "little")
     if bits >> count:
         raise IntegrityError(f"{what} is damaged: a patch with pieces beyond its block")
-    content = bytearray(base)
+    out[:] = base
     pieces = memoryview(payload)[bitmap_bytes:]
     at = 0
     for run in _ONES.finditer(f"{bits:0{count}b}".encode()[::-1]):
@@ -77,11 +82,10 @@ def patched(base: Buffer, payload: Buffer, raw_length: int, piece_bytes: int, wh
         part = pieces[at : at + end - start]
         if len(part) != end - start:
             raise IntegrityError(f"{what} is damaged: a patch that ends before its pieces")
-        content[start:end] = part
+        out[start:end] = part
         at += end - start
     if at != len(pieces):
         raise IntegrityError(f"{what} is damaged: a patch that goes on after its pieces")
-    return content
 
 
 def piece_bytes_for(raw_length: int) -> int:

@@ -144,8 +144,10 @@ class BlobReader:
                 stored[wanted.blob_id] = data[start : start + wanted.location.length]
         return Fetched(stored)
 
-    def decode(self, fetched: Fetched, wanted: Wanted) -> Buffer:
-        """Content of one block of a batch that was fetched. Raises IntegrityError."""
+    def decode(self, fetched: Fetched, wanted: Wanted, out: memoryview) -> memoryview:
+        """Content of one block of a batch that was fetched, in the beginning of `out`. Raises
+        IntegrityError.
+        """
 
         def load_base(base_id: bytes) -> Buffer:
             if base_id != fetched.base_id:
@@ -158,7 +160,7 @@ class BlobReader:
             return fetched.base
 
         stored = fetched.stored[wanted.blob_id]
-        return self._codec().decode(BlobKind.BLOCK, wanted.blob_id, stored, load_base)
+        return self._codec().decode_into(BlobKind.BLOCK, wanted.blob_id, stored, out, load_base)
 
     def load_base(self, base_id: bytes) -> Buffer:
         """Content of a block that a patch is a patch of; those used last come from memory."""
