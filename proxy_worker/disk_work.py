@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from pipeline import mover, planning, restore, verify
+from pipeline import copy, mover, planning, restore, verify
 from pipeline.errors import CancelledError, IntegrityError, PermanentPipelineError
 from pipeline.model import BlockCounts, DiskStats
 from pipeline.planning import BackupPlan
@@ -23,7 +23,9 @@ from pipeline.storage import open_storage
 from proxy_worker.contracts.envelope import Clock
 from proxy_worker.contracts.messages import (
     BackupDiskOrder,
+    CopyDiskOrder,
     ProgressReport,
+    RepositoryRef,
     RestoreDiskOrder,
     ResultReport,
     TaskKind,
@@ -66,21 +68,26 @@ class Tools:
 def carry_out(request: TaskRequest, secrets: TaskSecrets, tools: Tools) -> ResultReport:
     """Do what the order says; the result of a success or a warning."""
     tools.progress(phase_report(request, "opening"))
-    repository = Repository.open_with_key(
-        open_storage(request.repository.location),
-        secrets.repository_key,
-        expected_id=request.repository.repository_id,
-        clock=tools.clock,
-    )
+    repository = _open(request.repository, secrets.repository_key, tools)
     if request.kind is TaskKind.BACKUP_DISK:
         if request.backup is None:
             raise PermanentPipelineError("the order names no disk to back up")
         return _backup(request, request.backup, repository, secrets, tools)
+    if request.kind is TaskKind.COPY_DISK:
+        if request.copy is None:
+            raise PermanentPipelineError("the order names no disk to copy")
+        return _copy(request, request.copy, repository, secrets, tools)
     if request.restore is None:
         raise PermanentPipelineError("the order names no disk to restore")
     if request.kind is TaskKind.RESTORE_DISK_TO_FILE:
         return _restore_to_file(request, request.restore, repository, tools)
     return _restore_to_vm(request, request.restore, repository, secrets, tools)
+
+
+def _open(ref: RepositoryRef, key: str, tools: Tools) -> Repository:
+    return Repository.open_with_key(
+        open_storage(ref.location), key, expected_id=ref.repository_id, clock=tools.clock
+    )
 
 
 # ---- backup ---------------------------------------------------------------------------------------
@@ -196,6 +203,50 @@ def _allocated(
 def _pause(cancel: threading.Event, pause_s: float) -> None:
     if cancel.wait(pause_s):
         raise CancelledError("cancelled while the connection to the host was lost")
+
+
+# ---- copy -----------------------------------------------------------------------------------------
+
+
+def _copy(
+    request: TaskRequest,
+    order: CopyDiskOrder,
+    target: Repository,
+    secrets: TaskSecrets,
+    tools: Tools,
+) -> ResultReport:
+    source = _open(order.source, secrets.source_repository_key, tools)
+    tools.progress(phase_report(request, "querying-changes"))
+    plan = copy.plan_copy(
+        source=source,
+        target_block_size_bytes=target.block_size_bytes,
+        map_root=order.map_root,
+        capacity_bytes=order.capacity_bytes,
+        base_map_root=order.base_map_root,
+        base_capacity_bytes=order.base_capacity_bytes,
+        copied_map_root=order.copied_map_root,
+    )
+    done = copy.copy_disk(
+        source=source,
+        target=target,
+        plan=plan,
+        map_root=order.map_root,
+        compression=order.compression.value,
+        work_id=request.task_id,
+        cancel=tools.cancel,
+        progress=ProgressMeter(request, "reading", tools.progress),
+        clock=tools.clock,
+    )
+    return ResultReport(
+        task_id=request.task_id,
+        attempt=request.attempt,
+        outcome=TaskOutcome.SUCCESS,
+        reason="",
+        read_mode=plan.read_mode,
+        read_mode_reason=plan.reason,
+        map_root=done.map_root,
+        stats=done.stats,
+    )
 
 
 # ---- restore --------------------------------------------------------------------------------------

@@ -29,7 +29,10 @@ NAMED_CANDIDATES: Final = 32
 """How many candidates a stored decision names."""
 
 FILE_MODE: Final = TransportMode.NBDSSL
-"""Stands in the order of a restore to a file, which opens no disk of vSphere; nothing reads it."""
+"""Stands in the order of a task that opens no disk of vSphere; nothing reads it."""
+
+WITHOUT_VSPHERE: Final = frozenset({TaskKind.RESTORE_DISK_TO_FILE.value, TaskKind.COPY_DISK.value})
+"""Kinds of tasks that open no disk of vSphere: any proxy will do, in no mode."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +130,7 @@ def wish_of(
     kind: str, datastore: str, allowed_proxies: Iterable[str], allowed_modes: Iterable[str]
 ) -> Wish:
     """The wish of one task. Modes of a newer release that this one does not know are left out."""
-    if kind == TaskKind.RESTORE_DISK_TO_FILE:
+    if kind in WITHOUT_VSPHERE:
         return Wish(datastore=datastore, proxies=tuple(sorted(allowed_proxies)), modes=())
     asked = set(allowed_modes)
     modes = tuple(mode for mode in TransportMode if mode.value in asked) if asked else DEFAULT_MODES

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sqlalchemy as sa
+from sqlalchemy.orm import Session as DbSession
 
 from backup_server.db.states import TaskState
-from backup_server.db.tables import Task, Vcenter
+from backup_server.db.tables import Repository, Task, Vcenter
 from backup_server.errors import ForbiddenError, UnavailableError
 from backup_server.services.context import Context
+from backup_server.services.placement import WITHOUT_VSPHERE
 from backup_server.services.vcenters import as_server_error
 from proxy_worker.contracts.ids import Attempt, TaskId
 from proxy_worker.contracts.messages import TaskKind, TaskSecrets, VsphereAccess
@@ -36,9 +38,10 @@ def redeem(ctx: Context, proxy_id: str, task_id: str, attempt: int) -> TaskSecre
                 f"the proxy does not hold attempt {attempt} of task {task_id} now; stop working on it"
             )
         vcenter = s.get(Vcenter, row.vcenter_id) if row.vcenter_id else None
+        source_id = _source_of(s, row)
     opened = ctx.agents.get(row.repository_id).opened()
     access = None
-    if row.kind != TaskKind.RESTORE_DISK_TO_FILE.value:
+    if row.kind not in WITHOUT_VSPHERE:
         if vcenter is None:
             raise UnavailableError(
                 f"the vCenter of task {task_id} was removed; start the session again"
@@ -57,5 +60,23 @@ def redeem(ctx: Context, proxy_id: str, task_id: str, attempt: int) -> TaskSecre
         task_id=TaskId(row.id),
         attempt=Attempt(row.attempt),
         repository_key=opened.master_key.reveal(),
+        source_repository_key=_source_key(ctx, source_id),
         vsphere=access,
     )
+
+
+def _source_of(s: DbSession, row: Task) -> str | None:
+    """Row id of the repository that a copy reads from; None for every other task."""
+    if row.kind != TaskKind.COPY_DISK.value:
+        return None
+    inner_id = row.order["source"]["repository_id"]
+    source_id = s.scalar(sa.select(Repository.id).where(Repository.repository_id == inner_id))
+    if source_id is None:
+        raise UnavailableError(
+            f"the repository that task {row.id} copies from was removed; add it again or cancel the copy"
+        )
+    return source_id
+
+
+def _source_key(ctx: Context, source_id: str | None) -> str:
+    return "" if source_id is None else ctx.agents.get(source_id).opened().master_key.reveal()

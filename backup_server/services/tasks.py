@@ -25,6 +25,7 @@ from proxy_worker.contracts.events import EventName
 from proxy_worker.contracts.ids import Attempt, ProxyId, SessionId, TaskId
 from proxy_worker.contracts.messages import (
     BackupDiskOrder,
+    CopyDiskOrder,
     LeaseAnswer,
     LeaseVerdict,
     RepositoryRef,
@@ -154,6 +155,7 @@ def _request(
         repository=RepositoryRef(repository_id=repository.repository_id, location=repository.location),
         backup=order if isinstance(order, BackupDiskOrder) else None,
         restore=order if isinstance(order, RestoreDiskOrder) else None,
+        copy=order if isinstance(order, CopyDiskOrder) else None,
     )
 
 

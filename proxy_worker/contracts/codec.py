@@ -24,6 +24,7 @@ from proxy_worker.contracts.base64url import decode_base64url, encode_base64url
 from proxy_worker.contracts.messages import (
     SCHEMA_VERSION,
     BackupDiskOrder,
+    CopyDiskOrder,
     HeartbeatReport,
     LeaseAnswer,
     ProgressReport,
@@ -193,10 +194,13 @@ def _scalar(kind: Any, value: Any, where: str) -> Any:
     raise MessageError(f"{where}: {getattr(kind, '__name__', kind)} was expected")
 
 
-def decode_order(kind: str, body: Any) -> BackupDiskOrder | RestoreDiskOrder:
+def decode_order(kind: str, body: Any) -> BackupDiskOrder | RestoreDiskOrder | CopyDiskOrder:
     """The order of a task of that kind, from its JSON. MessageError when it is not one."""
-    if _enum(TaskKind, kind, "task kind") is TaskKind.BACKUP_DISK:
+    known = _enum(TaskKind, kind, "task kind")
+    if known is TaskKind.BACKUP_DISK:
         return from_json(BackupDiskOrder, body)
+    if known is TaskKind.COPY_DISK:
+        return from_json(CopyDiskOrder, body)
     return from_json(RestoreDiskOrder, body)
 
 

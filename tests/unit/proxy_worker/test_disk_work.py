@@ -27,6 +27,7 @@ from proxy_worker.contracts.ids import Attempt, ProxyId, SessionId, TaskId
 from proxy_worker.contracts.messages import (
     BackupDiskOrder,
     CompressionLevel,
+    CopyDiskOrder,
     ProgressReport,
     RepositoryRef,
     RestoreDiskOrder,
@@ -124,12 +125,19 @@ class Bench:
         cast("_Client", vsphere).center.spend()
         return MemoryWriter(self.target)
 
-    def run(self, request: TaskRequest, access: VsphereAccess | None = ACCESS) -> Any:
+    def run(
+        self,
+        request: TaskRequest,
+        access: VsphereAccess | None = ACCESS,
+        *,
+        source_repository_key: str = "",
+    ) -> Any:
         self.target = MemoryDisk.of(bytes(len(self.disk.content)))
         secrets = TaskSecrets(
             task_id=request.task_id,
             attempt=request.attempt,
             repository_key=self.repository.key_material,
+            source_repository_key=source_repository_key,
             vsphere=access,
         )
         tools = Tools(
@@ -413,3 +421,36 @@ def test_an_attempt_that_lost_its_lease_cannot_publish_the_half_of_the_next_one(
     assert halfway.is_set()
     assert [type(error) for error in failures] == [FileNotFoundError]
     assert target.read_bytes() == bench.disk.content
+
+
+def test_a_disk_is_copied_into_another_repository(bench: Bench, tmp_path: Path) -> None:
+    backed_up = bench.backup()
+    source, source_location = bench.repository, bench.location
+    bench.location = tmp_path / "offsite"
+    bench.repository = Repository.create(
+        open_storage(str(bench.location), create=True),
+        "another secret",
+        clock=time.time,
+        block_size_bytes=256 << 10,
+        kdf_cost=KdfCost(ops=1, memory_kib=64),
+    )
+    order = CopyDiskOrder(
+        source=RepositoryRef(repository_id=source.id, location=str(source_location)),
+        map_root=backed_up.map_root,
+        capacity_bytes=len(bench.disk.content),
+        base_map_root="",
+        base_capacity_bytes=0,
+        copied_map_root="",
+        compression=CompressionLevel.HIGH,
+    )
+    request = bench.request(TaskKind.COPY_DISK, copy=order)
+    request = replace(request, task_id=TaskId("99999999-2222-3333-4444-555555555555"))
+    done = bench.run(request, None, source_repository_key=source.key_material)
+    assert (done.outcome, done.read_mode) == (TaskOutcome.SUCCESS, ReadMode.FULL)
+    assert done.stats.read_bytes == 4 * MIB  # what the source knows to be zeros is not read
+    target = tmp_path / "disk.raw"
+    restore = bench.restore_order(done.map_root, target_path=str(target))
+    bench.run(bench.request(TaskKind.RESTORE_DISK_TO_FILE, restore=restore), None)
+    assert target.read_bytes() == bench.disk.content
+    with pytest.raises(PermanentPipelineError, match="no disk to copy"):
+        bench.run(replace(request, copy=None), None, source_repository_key=source.key_material)
