@@ -104,8 +104,12 @@ class Job(Answer):
     name: str
     description: str
     enabled: bool
-    vcenter: str
+    kind: Literal["backup", "copy"]
+    vcenter: str | None
     repository: str
+    source_repository: str | None
+    after_backup: bool
+    first: str | None
     selection: dict[str, Any]
     schedule: dict[str, Any] | None
     retention: dict[str, Any]

@@ -91,7 +91,7 @@ class EnrolBody(Body):
 
 
 class Selector(Body):
-    type: Literal["vm", "folder", "resource-pool", "cluster", "datacenter", "tag", "all"]
+    type: Literal["vm", "folder", "resource-pool", "cluster", "datacenter", "tag", "job", "all"]
     name: str = "*"
 
 
@@ -144,6 +144,13 @@ class JobChanges(Body):
     enabled: bool | None = None
     vcenter: str | None = None
     repository: str | None = None
+    source_repository: str | None = Field(default=None, description="Of a copy: where it reads from.")
+    after_backup: bool | None = Field(
+        default=None, description="Of a copy: runs after each backup into its source."
+    )
+    first: Literal["all", "newest"] | None = Field(
+        default=None, description="Of a copy: how much of a VM that was never copied."
+    )
     selection: Selection | None = None
     schedule: Schedule | None = None
     retention: Retention | None = None
@@ -164,9 +171,8 @@ class JobEdit(JobChanges):
 
 class JobBody(JobChanges):
     name: Name
-    vcenter: str
+    kind: Literal["backup", "copy"] = "backup"
     repository: str
-    selection: Selection
 
 
 class RunBody(Body):

@@ -28,7 +28,7 @@ class VmState(StrEnum):
     PENDING = "pending"  # -> preparing, done
     PREPARING = "preparing"  # -> running, finishing, pending (server restarted), done
     RUNNING = "running"  # -> finishing
-    FINISHING = "finishing"  # -> done
+    FINISHING = "finishing"  # -> done, preparing (a copy goes on with the VM's next restore point)
     DONE = "done"
 
 
@@ -59,9 +59,15 @@ class IntentKind(StrEnum):
     RESTORED_VM = "restored-vm"
 
 
+class JobKind(StrEnum):
+    BACKUP = "backup"
+    COPY = "copy"
+
+
 class SessionKind(StrEnum):
     BACKUP = "backup"
     RESTORE = "restore"
+    COPY = "copy"
     CHECK = "repository-check"
     PRUNE = "prune"
     RESCAN = "rescan"
@@ -78,7 +84,7 @@ ARROWS: Final[dict[type[StrEnum], dict[str, frozenset[str]]]] = {
             {VmState.RUNNING, VmState.FINISHING, VmState.PENDING, VmState.DONE}
         ),
         VmState.RUNNING: frozenset({VmState.FINISHING}),
-        VmState.FINISHING: frozenset({VmState.DONE}),
+        VmState.FINISHING: frozenset({VmState.DONE, VmState.PREPARING}),
     },
     TaskState: {
         TaskState.PENDING: frozenset({TaskState.RUNNING, TaskState.DONE}),

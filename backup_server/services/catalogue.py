@@ -54,6 +54,7 @@ def add_point(
             previous_id=point.previous,
             disks=disks,
             size_bytes=sum(int(disk["stored_bytes"] or 0) for disk in disks),
+            source_point_id=point.copied_from.point_id if point.copied_from else None,
             deleting=False,
         )
     )

@@ -31,6 +31,7 @@ from backup_server.db.tables import Session, SessionVm, Task
 from backup_server.errors import UnavailableError, VmhaulError
 from backup_server.services import (
     backup_flow,
+    copy_flow,
     events,
     maintenance_flow,
     restore_flow,
@@ -43,7 +44,12 @@ from backup_server.services.steps import StepCancelledError, StepFailedError, Wo
 from transports.errors import ObjectGoneError, TransientTransportError, TransportError
 
 MAINTENANCE_THREADS: Final = 4
-_WITH_VMS: Final = (SessionKind.BACKUP.value, SessionKind.RESTORE.value)
+_WITH_VMS: Final = (SessionKind.BACKUP.value, SessionKind.RESTORE.value, SessionKind.COPY.value)
+_FLOWS: Final[dict[str, Any]] = {
+    SessionKind.BACKUP.value: backup_flow,
+    SessionKind.RESTORE.value: restore_flow,
+    SessionKind.COPY.value: copy_flow,
+}
 _WITHOUT_VMS: Final = (SessionKind.CHECK.value, SessionKind.RESCAN.value)
 _ACTIVE: Final = (VmState.PREPARING, VmState.RUNNING, VmState.FINISHING)
 _LOOK_AHEAD: Final = 200
@@ -141,6 +147,9 @@ class SessionEngine:
             return
         if session.kind == SessionKind.BACKUP.value:
             self._submit(session.id, self._pool, self._begin_backup, session)
+            return
+        if session.kind == SessionKind.COPY.value:
+            self._submit(session.id, self._pool, copy_flow.begin, self._ctx, session.id)
             return
         if session.kind == SessionKind.PRUNE.value and self._needed_by_others(session, others):
             return
@@ -346,7 +355,7 @@ class SessionEngine:
         # is read now holds until this step ends.
         if steps.load(self._ctx, vm_id).vm.state != state.value:
             return
-        flow: Any = restore_flow if kind == SessionKind.RESTORE.value else backup_flow
+        flow = _FLOWS[kind]
         step = flow.prepare if state is VmState.PREPARING else flow.finish
         try:
             step(self._ctx, vm_id)

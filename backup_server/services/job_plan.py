@@ -103,7 +103,9 @@ def _read(plan: disk_plan.DiskPlan) -> dict[str, str]:
 def previous_point(
     s: DbSession, repository_id: str, instance_uuid: str
 ) -> disk_plan.PreviousPoint | None:
-    """Newest good restore point of the VM in the repository."""
+    """Newest good restore point of the VM that a backup made in the repository. A copy has no change ids,
+    and what it is a copy of may have gone on elsewhere.
+    """
     row = s.scalar(
         _points(repository_id, instance_uuid).order_by(
             RestorePointRow.created_at.desc(), RestorePointRow.id
@@ -119,6 +121,7 @@ def last_full_at(s: DbSession, repository_id: str, instance_uuid: str) -> Any:
             RestorePointRow.repository_id == repository_id,
             RestorePointRow.instance_uuid == instance_uuid,
             RestorePointRow.deleting.is_(False),
+            RestorePointRow.source_point_id.is_(None),
             RestorePointRow.kind == PointKind.FULL.value,
         )
     )
@@ -131,6 +134,7 @@ def _points(repository_id: str, instance_uuid: str) -> sa.Select[RestorePointRow
             RestorePointRow.repository_id == repository_id,
             RestorePointRow.instance_uuid == instance_uuid,
             RestorePointRow.deleting.is_(False),
+            RestorePointRow.source_point_id.is_(None),
         )
         .limit(1)
     )

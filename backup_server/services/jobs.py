@@ -10,10 +10,10 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError as DuplicateError
 from sqlalchemy.orm import Session as DbSession
 
-from backup_server.db.states import SessionState
+from backup_server.db.states import JobKind, SessionState
 from backup_server.db.tables import Job, Proxy, Repository, Session, Vcenter, new_id
 from backup_server.errors import ConflictError, NotFoundError
-from backup_server.services import job_plan, retention, sessions
+from backup_server.services import copy_jobs, job_plan, retention, sessions
 from backup_server.services.context import Context
 from backup_server.services.proxies import check_modes
 from backup_server.services.retention_rules import DEFAULT_RETENTION, MAX_KEEP, check_retention
@@ -130,6 +130,8 @@ def plan(ctx: Context, ref: str) -> dict[str, Any]:
     """What the next run would take, from the inventory as it is now. Changes nothing."""
     with ctx.db.read() as s:
         job = by_ref(s, Job, ref)
+        if job.kind == JobKind.COPY.value:
+            return copy_jobs.plan(s, job)
     try:
         return job_plan.preview(ctx, job)
     except TransportError as error:
@@ -143,27 +145,49 @@ def _taken(data: Mapping[str, Any]) -> ConflictError:
 def _values(s: DbSession, data: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
     """Columns from a request, with `old` (the job's shape) for what it does not name."""
     given = Fields({**{k: v for k, v in old.items() if k not in _READ_ONLY}, **data})
+    copies = copy_jobs.is_copy(given)
     values: dict[str, Any] = {
+        "kind": JobKind.COPY.value if copies else JobKind.BACKUP.value,
         "name": given.path_name(),
         "description": given.text("description", default="", empty=True),
         "enabled": given.flag("enabled", default=True),
-        "vcenter_id": _reference(s, given, "vcenter", Vcenter),
         "repository_id": _reference(s, given, "repository", Repository),
-        "selection": given.checked("selection", check_selection),
         "schedule": given.checked("schedule", lambda v: None if v is None else check_schedule(v)),
         "retention": given.checked("retention", check_retention, default=DEFAULT_RETENTION),
+    }
+    shared = {
+        "compression": given.one_of("compression", COMPRESSION, default="balanced"),
+        "retries": given.checked("retries", check_retries, default=DEFAULT_RETRIES),
+        "proxies": given.checked("proxies", lambda v: _proxy_ids(s, v), default=[]),
+    }
+    values |= _copy_values(s, given, shared) if copies else _backup_values(s, given, shared)
+    if copies:
+        copy_jobs.check_ends(given, values["source_repository_id"], values["repository_id"])
+    given.finish("the job", ignore=_READ_ONLY)
+    return values
+
+
+def _backup_values(s: DbSession, given: Fields, shared: dict[str, Any]) -> dict[str, Any]:
+    copy_jobs.refuse_copy_fields(given)
+    return {
+        "vcenter_id": _reference(s, given, "vcenter", Vcenter),
+        "selection": given.checked("selection", check_selection),
         "options": {
+            **shared,
             "quiesce": given.one_of("quiesce", QUIESCE, default="try"),
-            "compression": given.one_of("compression", COMPRESSION, default="balanced"),
             "change_tracking": given.flag("change_tracking", default=True),
             "full_every_days": given.checked("full_every_days", _check_days),
-            "retries": given.checked("retries", check_retries, default=DEFAULT_RETRIES),
-            "proxies": given.checked("proxies", lambda v: _proxy_ids(s, v), default=[]),
             "modes": given.checked("modes", check_modes, default=[]),
         },
     }
-    given.finish("the job", ignore=_READ_ONLY)
-    return values
+
+
+def _copy_values(s: DbSession, given: Fields, shared: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "source_repository_id": _reference(s, given, "source_repository", Repository),
+        "selection": copy_jobs.selection(given),
+        "options": copy_jobs.options(given, shared),
+    }
 
 
 def _reference(s: DbSession, given: Fields, name: str, table: type[Vcenter | Repository]) -> str:
@@ -222,12 +246,13 @@ def _shape(s: DbSession, row: Job) -> dict[str, Any]:
         "name": row.name,
         "description": row.description,
         "enabled": row.enabled,
-        "vcenter": s.get_one(Vcenter, row.vcenter_id).name,
+        **copy_jobs.shape(s, row),
+        "vcenter": s.get_one(Vcenter, row.vcenter_id).name if row.vcenter_id else None,
         "repository": s.get_one(Repository, row.repository_id).name,
         "selection": row.selection,
         "schedule": row.schedule,
         "retention": row.retention,
-        **row.options,
+        **{name: value for name, value in row.options.items() if name not in {"after_backup", "first"}},
         "proxies": [names[proxy_id] for proxy_id in proxy_ids if proxy_id in names],
         "next_run_at": when(row.next_run_at),
         "last_session": None if last is None else _last_session(last),

@@ -155,7 +155,11 @@ def remove(ctx: Context, ref: str) -> None:
     """Forget the repository: its data stay where they are and can be imported again."""
     with ctx.db() as s:
         row = by_ref(s, Repository, ref)
-        jobs = s.scalars(sa.select(Job.name).where(Job.repository_id == row.id)).all()
+        jobs = s.scalars(
+            sa.select(Job.name).where(
+                sa.or_(Job.repository_id == row.id, Job.source_repository_id == row.id)
+            )
+        ).all()
         if jobs:
             raise ConflictError(
                 f"repository {row.name!r} is used by job {', '.join(jobs)}; delete or change the job first"

@@ -148,19 +148,29 @@ def forget_marked(ctx: Context, repository_id: str) -> int:
 
 
 def in_use(s: DbSession, repository_id: str) -> dict[str, str]:
-    """Point id -> session id, for points that an open restore or increment reads from."""
+    """Point id -> session id, for points that an open restore, increment or copy reads from."""
     from backup_server.db.tables import Session
 
     rows = s.execute(
-        sa.select(SessionVm.session_id, SessionVm.restore_point_id, SessionVm.details)
+        sa.select(
+            SessionVm.session_id,
+            SessionVm.restore_point_id,
+            SessionVm.details,
+            Session.repository_id,
+            Session.options,
+        )
         .join(Session, Session.id == SessionVm.session_id)
-        .where(SessionVm.state != VmState.DONE.value, Session.repository_id == repository_id)
+        .where(SessionVm.state != VmState.DONE.value)
     )
     used: dict[str, str] = {}
-    for session_id, point_id, details in rows:
-        for needed in (point_id, details.get("previous_id")):
-            if needed:
-                used[needed] = session_id
+    for session_id, point_id, details, its_repository_id, options in rows:
+        needed: list[str | None] = []
+        if its_repository_id == repository_id:
+            needed += [point_id, details.get("previous_id")]
+        if options.get("source_repository_id") == repository_id:
+            # The points that a copy has yet to read, and the one whose map it compares with.
+            needed += [*details["points"][details["at"] :], details.get("base_id")]
+        used |= {point: session_id for point in needed if point}
     return used
 
 
@@ -201,6 +211,7 @@ def _shape(row: RestorePointRow, repositories: dict[str, str]) -> dict[str, Any]
             for disk in row.disks
         ],
         "previous": row.previous_id,
+        "copy_of": row.source_point_id,
         "size_bytes": row.size_bytes,
         "immutable_until": when(row.immutable_until),
         "damaged": damage.is_damaged(row),

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session as DbSession
 
 from backup_server.db.states import Result, SessionKind, SessionState, change_state
 from backup_server.db.tables import Job, Session, SessionVm, Task
-from backup_server.services import events, sessions
+from backup_server.services import copy_flow, events, sessions
 from backup_server.services.context import Context
 from backup_server.services.session_shapes import session_figures
 
@@ -52,9 +52,10 @@ def finish(ctx: Context, session_id: str) -> None:
         level = events.INFO if result is Result.SUCCESS else events.WARNING
         text = f"{result.value}{f': {reason}' if reason else ''}"
         events.record(s, now, "session.finished", text, session_id=session_id, level=level)
-        if session.kind == SessionKind.BACKUP.value:
+        if session.kind in {SessionKind.BACKUP.value, SessionKind.COPY.value}:
             retry_failed(ctx, s, session, can_help=any(_worth_another(vm) for vm in vms))
             _prune_after(ctx, s, session, vms)
+            _copy_after(ctx, s, session)
 
 
 def verdict(session: Session, vms: Sequence[SessionVm]) -> tuple[Result, str]:
@@ -63,6 +64,8 @@ def verdict(session: Session, vms: Sequence[SessionVm]) -> tuple[Result, str]:
     if not vms:
         if session.cancel_requested:
             return Result.CANCELLED, "cancelled"
+        if session.kind == SessionKind.COPY.value:
+            return Result.SUCCESS, "nothing new to copy"
         return Result.FAILED, "; ".join(["no VM to back up", *warnings])
     counts = Counter(vm.result for vm in vms)
     worst = next(result for result in _WORST_FIRST if counts[result.value])
@@ -103,7 +106,7 @@ def retry_failed(ctx: Context, s: DbSession, session: Session, *, can_help: bool
         options["only_failed"] = True
     sessions.insert(
         s,
-        SessionKind.BACKUP,
+        sessions.kind_of(job),
         now=now,
         job=job,
         repository_id=job.repository_id,
@@ -115,6 +118,17 @@ def retry_failed(ctx: Context, s: DbSession, session: Session, *, can_help: bool
     what = "the failed VMs are" if began else "the job is"
     text = f"{what} tried again at {at:%H:%M:%S} UTC (retry {session.attempt} of {retries['count']})"
     events.record(s, now, "session.retry", text, session_id=session.id)
+
+
+def _copy_after(ctx: Context, s: DbSession, session: Session) -> None:
+    """Queue the copy jobs that follow the backups of this repository."""
+    s.flush()
+    for job in copy_flow.jobs_after(s, session):
+        if sessions.open_session(s, job.id) is None:
+            sessions.start_backup(s, job, now=ctx.clock(), trigger="session")
+            text = f"copy job {job.name} follows"
+            events.record(s, ctx.clock(), "session.copy", text, session_id=session.id)
+    ctx.wake_engine.set()
 
 
 def _prune_after(ctx: Context, s: DbSession, session: Session, vms: Sequence[SessionVm]) -> None:

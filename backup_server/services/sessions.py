@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError as DuplicateError
 from sqlalchemy.orm import Session as DbSession
 
-from backup_server.db.states import Result, SessionKind, SessionState, change_state
+from backup_server.db.states import JobKind, Result, SessionKind, SessionState, change_state
 from backup_server.db.tables import Job, Session, SessionVm, Task, new_id
 from backup_server.errors import ConflictError, InvalidError, NotFoundError
 from backup_server.services import events as event_log
@@ -18,6 +18,8 @@ from backup_server.services.context import Context
 from backup_server.services.paging import page
 from backup_server.services.session_shapes import session_shape
 from backup_server.services.shapes import page_limit
+
+_OF_JOBS: Final = (SessionKind.BACKUP.value, SessionKind.COPY.value)
 
 
 def list_all(
@@ -171,7 +173,7 @@ def start_backup(
         with s.begin_nested():
             return insert(
                 s,
-                SessionKind.BACKUP,
+                kind_of(job),
                 now=now,
                 job=job,
                 repository_id=job.repository_id,
@@ -183,12 +185,17 @@ def start_backup(
         raise ConflictError(f"job {job.name!r} is running already; wait for it or cancel it") from None
 
 
+def kind_of(job: Job) -> SessionKind:
+    """What a run of the job is."""
+    return SessionKind.COPY if job.kind == JobKind.COPY.value else SessionKind.BACKUP
+
+
 def open_session(s: DbSession, job_id: str) -> Session | None:
     """The job's session that is queued or running, if there is one."""
     return s.scalar(
         sa.select(Session).where(
             Session.job_id == job_id,
-            Session.kind == SessionKind.BACKUP.value,
+            Session.kind.in_(_OF_JOBS),
             Session.state != SessionState.FINISHED.value,
         )
     )
@@ -200,7 +207,7 @@ def last_failed(s: DbSession, job: Job) -> str:
         sa.select(Session)
         .where(
             Session.job_id == job.id,
-            Session.kind == SessionKind.BACKUP.value,
+            Session.kind.in_(_OF_JOBS),
             Session.state == SessionState.FINISHED.value,
             Session.started_at.is_not(None),
         )

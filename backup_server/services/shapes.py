@@ -54,6 +54,10 @@ class Fields:
     def has(self, name: str) -> bool:
         return name in self.data
 
+    def take(self, name: str) -> Any:
+        """The value as it is, None without one; the field is known then."""
+        return self._take(name, None)
+
     def wrong(self, name: str, reason: str) -> None:
         self.problems.setdefault(name, reason)
 

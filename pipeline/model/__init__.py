@@ -1,5 +1,6 @@
 """The repository's words, as values: no I/O, no pyVmomi, no SQL. Everything may import this."""
 
+from pipeline.model.copies import copied_point, copied_point_id
 from pipeline.model.ids import BlobId, RepositoryId, RestorePointId
 from pipeline.model.restore_point import (
     Consistency,
@@ -26,4 +27,6 @@ __all__ = [
     "RestorePointId",
     "StageTimes",
     "VmIdentity",
+    "copied_point",
+    "copied_point_id",
 ]

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.copy import REASON_BASE_GONE, copied_point, copied_point_id, copy_disk, plan_copy
+from pipeline.copy import REASON_BASE_GONE, copy_disk, plan_copy
 from pipeline.errors import CancelledError, IntegrityError
 from pipeline.map_reader import MapDiskReader
-from pipeline.model import PointKind, ReadMode
+from pipeline.model import PointKind, ReadMode, copied_point, copied_point_id
 from pipeline.mover import DiskBackup, MoverOptions
 from pipeline.planning import ZERO_ROOT
 from pipeline.repository import Repository, layout

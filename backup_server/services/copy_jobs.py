@@ -1,0 +1,109 @@
+"""What a copy job has that a backup job has not, and the other way round."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session as DbSession
+
+from backup_server.db.states import JobKind
+from backup_server.db.tables import Job, Repository, RestorePointRow
+from backup_server.errors import ConflictError
+from backup_server.services import copy_selection
+from backup_server.services.copy_selection import check_copy_selection
+from backup_server.services.shapes import Fields, when
+
+KINDS: Final = tuple(kind.value for kind in JobKind)
+_ONLY_BACKUP: Final = ("vcenter", "quiesce", "change_tracking", "full_every_days", "modes")
+
+
+def is_copy(given: Fields) -> bool:
+    return given.one_of("kind", KINDS, default=JobKind.BACKUP.value) == JobKind.COPY.value
+
+
+def refuse_copy_fields(given: Fields) -> None:
+    """A backup job has none of a copy's fields, unless they say nothing."""
+    for name in ("source_repository", "after_backup", "first"):
+        if given.take(name):
+            given.wrong(name, "only a copy job has it")
+
+
+def options(given: Fields, shared: dict[str, Any]) -> dict[str, Any]:
+    """The options of a copy job; those that backup and copy share are given."""
+    for name in _ONLY_BACKUP:
+        if given.take(name) not in (None, False, [], "off"):
+            given.wrong(name, "a copy job has no such field: nothing of vSphere is read")
+    return {
+        **shared,
+        "after_backup": given.flag("after_backup", default=False),
+        "first": given.one_of("first", copy_selection.FIRST, default="all"),
+        # What every job answers; a copy leaves it as it is.
+        "quiesce": "off",
+        "change_tracking": False,
+        "full_every_days": None,
+        "modes": [],
+    }
+
+
+def selection(given: Fields) -> Any:
+    return given.checked("selection", check_copy_selection)
+
+
+def check_ends(given: Fields, source_id: str, target_id: str) -> None:
+    if source_id and source_id == target_id:
+        given.wrong("source_repository", "is the repository that the copies go to; name another one")
+
+
+def shape(s: DbSession, row: Job) -> dict[str, Any]:
+    """The fields of a job that tell backup and copy apart."""
+    source = s.get(Repository, row.source_repository_id) if row.source_repository_id else None
+    return {
+        "kind": row.kind,
+        "source_repository": source.name if source else None,
+        "after_backup": bool(row.options.get("after_backup")),
+        "first": row.options.get("first"),
+    }
+
+
+def plan(s: DbSession, job: Job) -> dict[str, Any]:
+    """What the next run of a copy job would copy, by the catalogue as it is now."""
+    if job.source_repository_id is None:
+        raise ConflictError(f"job {job.name!r} has no repository to copy from")
+    chosen = copy_selection.choose(
+        job.selection,
+        copy_selection.source_points(s, job.source_repository_id),
+        copy_selection.newest_copied(s, job),
+        first=job.options["first"],
+    )
+    points = {
+        row.id: row
+        for row in s.scalars(
+            sa.select(RestorePointRow).where(
+                RestorePointRow.repository_id == job.source_repository_id,
+                RestorePointRow.deleting.is_(False),
+            )
+        )
+    }
+    return {
+        "job": job.name,
+        "kind": job.kind,
+        "vms": [
+            {
+                "name": vm.name,
+                "instance_uuid": vm.instance_uuid,
+                "restore_points": [
+                    {
+                        "id": point_id,
+                        "created_at": when(points[point_id].created_at),
+                        "job": points[point_id].job_name,
+                        "capacity_bytes": sum(d["capacity_bytes"] for d in points[point_id].disks),
+                    }
+                    for point_id in vm.point_ids
+                ],
+            }
+            for vm in chosen
+        ],
+        "skipped": [],
+        "warnings": [],
+    }
