@@ -117,7 +117,7 @@ def choose(
 
 def source_points(s: DbSession, repository_id: str) -> list[SourcePoint]:
     """What the catalogue knows of a repository. A job that was renamed goes by its name of today."""
-    names = dict(s.execute(sa.select(Job.id, Job.name)).tuples().all())
+    names = {row.id: row.name for row in s.execute(sa.select(Job.id, Job.name))}
     rows = s.execute(
         sa.select(
             RestorePointRow.id,
@@ -143,7 +143,9 @@ def source_points(s: DbSession, repository_id: str) -> list[SourcePoint]:
 def newest_copied(s: DbSession, job: Job) -> dict[str, datetime]:
     """By instance uuid, when the newest point was taken that the job copied into its repository."""
     rows = s.execute(
-        sa.select(RestorePointRow.instance_uuid, sa.func.max(RestorePointRow.created_at))
+        sa.select(
+            RestorePointRow.instance_uuid, sa.func.max(RestorePointRow.created_at).label("newest")
+        )
         .where(
             RestorePointRow.repository_id == job.repository_id,
             RestorePointRow.source_point_id.is_not(None),
@@ -153,7 +155,7 @@ def newest_copied(s: DbSession, job: Job) -> dict[str, datetime]:
         )
         .group_by(RestorePointRow.instance_uuid)
     )
-    return dict(rows.tuples().all())
+    return {row.instance_uuid: row.newest for row in rows}
 
 
 def describe(vms: Sequence[VmToCopy]) -> str:

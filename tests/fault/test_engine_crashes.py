@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from backup_server.db.states import Result
-from backup_server.services import jobs, restores
+from backup_server.services import jobs, repositories, restores
 from tests.fakes.crash import Crash
 from tests.fakes.server import Rig
 from transports.errors import TransientTransportError
+from transports.vsphere.model import Secret
 
 
 @pytest.fixture
@@ -176,3 +177,31 @@ def test_janitor_killed_at_every_point(rig: Rig) -> None:
         if not died:
             break
     assert at > 4
+
+
+def test_copy_killed_at_every_point(rig: Rig) -> None:
+    repositories.add(rig.ctx, name="r2", location="/backup/r2", password=Secret("offsite password"))
+    rig.vcenter.add_vm("db01", disks=1)
+    rig.job()
+    data = {"name": "offsite", "kind": "copy", "source_repository": "r1", "repository": "r2"}
+    jobs.create(rig.ctx, {**data, "retries": {"count": 0, "wait_s": 0}})
+    offsite = rig.repositories.at["/backup/r2"]
+
+    def copy_two() -> str:
+        for _ in range(2):
+            rig.run()
+        return str(jobs.run(rig.ctx, "offsite")["id"])
+
+    total = count_points(rig, copy_two())
+    assert total > 10
+    seen = set(offsite.points)
+    for at in points_of(rig, total)[::3]:  # each round has two backups before it
+        session_id = copy_two()
+        rig.plan.arm(at)
+        session = finish(rig, session_id)
+        assert session["result"] == "success", (at, session["reason"])
+        assert len(set(offsite.points) - seen) == 2, at
+        seen = set(offsite.points)
+        copies = [point for point in rig.points() if point.source_point_id is not None]
+        assert {point.id for point in copies} == seen, at
+        assert len({point.source_point_id for point in copies}) == len(copies), at
