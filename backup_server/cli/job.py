@@ -7,14 +7,14 @@ from typing import Annotated, Any
 import typer
 
 from backup_server import formats
+from backup_server.cli import job_copy, job_retention, output, secrets_in
 from backup_server.cli import job_options as options
-from backup_server.cli import job_retention, output, secrets_in
 from backup_server.cli.client import ApiError, part
 from backup_server.cli.door import Door, noun, with_door
 from backup_server.cli.exits import CliError, Exit
 from backup_server.cli.follow import follow
 
-app = noun("Jobs: which VMs are backed up, when, and how.")
+app = noun("Jobs: which VMs are backed up or copied, when, and how.")
 
 NameArgument = Annotated[str, typer.Argument(metavar="JOB", help="Name or id of the job.")]
 DescriptionOption = Annotated[str | None, typer.Option("--description", help="For people.")]
@@ -150,6 +150,9 @@ def _retries(count: int | None, wait_s: int | None, old: dict[str, Any]) -> dict
     }
 
 
+job_copy.register(app)
+
+
 @app.command("list")
 @with_door
 def list_(door: Door) -> None:
@@ -161,6 +164,7 @@ def list_(door: Door) -> None:
     output.table(
         (
             "name",
+            "kind",
             "enabled",
             "vCenter",
             "repository",
@@ -180,11 +184,12 @@ def _row(job: dict[str, Any]) -> tuple[object, ...]:
     last = job.get("last_session") or {}
     return (
         job["name"],
+        job_copy.describe_kind(job),
         job["enabled"],
         job["vcenter"],
         job["repository"],
         options.describe_selectors(job["selection"]["include"]),
-        options.describe_schedule(job["schedule"]),
+        job_copy.describe_when(job),
         formats.moment(job.get("next_run_at")),
         options.describe_retention(job["retention"]),
         formats.moment(last.get("started_at")),
@@ -206,6 +211,7 @@ def _show(door: Door, job: dict[str, Any]) -> None:
             ("id", job["id"]),
             ("description", job.get("description")),
             ("enabled", job["enabled"]),
+            ("kind", job_copy.describe_kind(job)),
             ("vCenter", job["vcenter"]),
             ("repository", job["repository"]),
             ("takes", options.describe_selectors(picked["include"])),
@@ -214,7 +220,7 @@ def _show(door: Door, job: dict[str, Any]) -> None:
                 "nor disks",
                 ", ".join(f"{disk['vm']}:{disk['disk']}" for disk in picked["exclude_disks"]),
             ),
-            ("schedule", options.describe_schedule(job["schedule"])),
+            ("schedule", job_copy.describe_when(job)),
             ("missed runs", (job["schedule"] or {}).get("missed")),
             ("next run", formats.moment(job.get("next_run_at"))),
             ("keeps", options.describe_retention(job["retention"])),
@@ -305,6 +311,15 @@ def edit(
             "--yes", help="Remove restore points that a new retention keeps no more, without asking."
         ),
     ] = False,
+    after_backup: Annotated[
+        bool | None,
+        typer.Option(
+            "--after-backup/--no-after-backup",
+            help="Of a copy job: run whenever a backup into its source has ended.",
+            show_default=False,
+            rich_help_panel=options.WHEN,
+        ),
+    ] = None,
 ) -> None:
     """Change a job: what is not named stays. Selectors replace those before, exclusions too.
 
@@ -337,6 +352,7 @@ def edit(
         proxies=[] if any_proxy else proxy,
         modes=[] if any_mode else mode,
         change_tracking=change_tracking,
+        after_backup=after_backup,
     )
     picked = options.selection(
         _chosen(vm, folder, pool, cluster, datacenter, tag, everything=all_),
@@ -411,6 +427,9 @@ def plan(door: Door, job: NameArgument) -> None:
     planned = door.api.get(f"/jobs/{part(job)}/plan", slow=True)
     if door.json:
         output.print_json(planned)
+        return
+    if planned.get("kind") == "copy":
+        job_copy.print_copy_plan(planned)
         return
     from backup_server.cli.plan import print_plan
 

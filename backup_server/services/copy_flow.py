@@ -24,7 +24,7 @@ from backup_server.db.tables import (
     Task,
     new_id,
 )
-from backup_server.errors import ConflictError, NotFoundError, VmhaulError
+from backup_server.errors import ConflictError, VmhaulError
 from backup_server.services import catalogue, copy_selection, events, retention, steps
 from backup_server.services.context import Context
 from backup_server.services.copy_selection import VmToCopy
@@ -380,48 +380,3 @@ def _apply_retention(ctx: Context, work: Work) -> None:
         with ctx.db() as s:
             text = f"old restore points could not be deleted, the next run tries again: {error}"
             steps.note(s, ctx, work, "retention.failed", text, events.WARNING)
-
-
-# ---- after a backup -------------------------------------------------------------------------------
-
-
-def jobs_after(s: DbSession, session: Session) -> list[Job]:
-    """Copy jobs that are to run because this backup or copy session ended.
-
-    A backup that ended while a copy ran is seen when that copy ends.
-    """
-    repository_id = session.repository_id
-    if session.cancel_requested or repository_id is None:
-        return []
-    wanted = sa.select(Job).where(Job.enabled.is_(True), Job.source_repository_id == repository_id)
-    jobs = [job for job in s.scalars(wanted) if job.options.get("after_backup")]
-    own = s.get(Job, session.job_id) if session.job_id else None
-    if own is not None and _missed_a_backup(s, own, session):
-        jobs.append(own)
-    return jobs
-
-
-def _missed_a_backup(s: DbSession, job: Job, session: Session) -> bool:
-    if not job.enabled or not job.options.get("after_backup") or session.started_at is None:
-        return False
-    ended = s.scalar(
-        sa.select(sa.func.count())
-        .select_from(Session)
-        .where(
-            Session.repository_id == job.source_repository_id,
-            Session.kind.in_(("backup", "copy")),
-            Session.finished_at >= session.started_at,
-            Session.id != session.id,
-        )
-    )
-    return bool(ended)
-
-
-def source_of(s: DbSession, job: Job) -> str | None:
-    """Name of the repository that a copy job reads from."""
-    if job.source_repository_id is None:
-        return None
-    row = s.get(Repository, job.source_repository_id)
-    if row is None:
-        raise NotFoundError(f"the repository that job {job.name!r} copies from was removed")
-    return row.name

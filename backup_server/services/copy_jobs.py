@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session as DbSession
 
 from backup_server.db.states import JobKind
-from backup_server.db.tables import Job, Repository, RestorePointRow
+from backup_server.db.tables import Job, Repository, RestorePointRow, Session
 from backup_server.errors import ConflictError
 from backup_server.services import copy_selection
 from backup_server.services.copy_selection import check_copy_selection
@@ -107,3 +107,38 @@ def plan(s: DbSession, job: Job) -> dict[str, Any]:
         "skipped": [],
         "warnings": [],
     }
+
+
+# ---- after a backup -------------------------------------------------------------------------------
+
+
+def jobs_after(s: DbSession, session: Session) -> list[Job]:
+    """Copy jobs that are to run because this backup or copy session ended.
+
+    A backup that ended while a copy ran is seen when that copy ends.
+    """
+    repository_id = session.repository_id
+    if session.cancel_requested or repository_id is None:
+        return []
+    wanted = sa.select(Job).where(Job.enabled.is_(True), Job.source_repository_id == repository_id)
+    jobs = [job for job in s.scalars(wanted) if job.options.get("after_backup")]
+    own = s.get(Job, session.job_id) if session.job_id else None
+    if own is not None and _missed_a_backup(s, own, session):
+        jobs.append(own)
+    return jobs
+
+
+def _missed_a_backup(s: DbSession, job: Job, session: Session) -> bool:
+    if not job.enabled or not job.options.get("after_backup") or session.started_at is None:
+        return False
+    ended = s.scalar(
+        sa.select(sa.func.count())
+        .select_from(Session)
+        .where(
+            Session.repository_id == job.source_repository_id,
+            Session.kind.in_(("backup", "copy")),
+            Session.finished_at >= session.started_at,
+            Session.id != session.id,
+        )
+    )
+    return bool(ended)

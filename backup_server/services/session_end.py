@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session as DbSession
 
 from backup_server.db.states import Result, SessionKind, SessionState, change_state
 from backup_server.db.tables import Job, Session, SessionVm, Task
-from backup_server.services import copy_flow, events, sessions
+from backup_server.services import copy_jobs, events, sessions
 from backup_server.services.context import Context
 from backup_server.services.session_shapes import session_figures
 
@@ -123,7 +123,7 @@ def retry_failed(ctx: Context, s: DbSession, session: Session, *, can_help: bool
 def _copy_after(ctx: Context, s: DbSession, session: Session) -> None:
     """Queue the copy jobs that follow the backups of this repository."""
     s.flush()
-    for job in copy_flow.jobs_after(s, session):
+    for job in copy_jobs.jobs_after(s, session):
         if sessions.open_session(s, job.id) is None:
             sessions.start_backup(s, job, now=ctx.clock(), trigger="session")
             text = f"copy job {job.name} follows"
