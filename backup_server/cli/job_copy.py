@@ -58,6 +58,10 @@ def create_copy(
     missed: options.MissedOption = None,
     keep: options.KeepOption = None,
     keep_days: options.KeepDaysOption = None,
+    weekly: options.WeeklyOption = None,
+    monthly: options.MonthlyOption = None,
+    yearly: options.YearlyOption = None,
+    week_start: options.WeekStartOption = None,
     compression: options.CompressionOption = None,
     proxy: options.ProxyOption = None,
 ) -> None:
@@ -77,7 +81,16 @@ def create_copy(
     }
     given = {
         "description": description,
-        "retention": options.retention(keep, keep_days),
+        "retention": options.retention(
+            options.Kept(
+                keep=keep,
+                keep_days=keep_days,
+                weekly=weekly,
+                monthly=monthly,
+                yearly=yearly,
+                week_start=week_start,
+            )
+        ),
         "compression": compression,
         "proxies": proxy,
     }
