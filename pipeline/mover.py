@@ -182,6 +182,7 @@ class _Run:
             target_bytes=repository.pack_target_bytes,
             loader=loader,
             claims=claims,
+            clock=self._clock,
             busy=self._storing,
         )
         read = ReadStage(

@@ -61,7 +61,8 @@ class Batch:
 class Fetched:
     """The stored bytes of a batch. Used by one thread."""
 
-    stored: dict[bytes, memoryview]
+    stored: dict[bytes, memoryview | IntegrityError]
+    """The error is why there are none."""
     base_id: bytes = b""
     base: Buffer = b""
     """Of the last patch: the next one often has the same."""
@@ -136,40 +137,82 @@ class BlobReader:
 
     def fetch(self, batch: Batch) -> Fetched:
         """The stored bytes of a batch."""
-        stored = {}
+        stored: dict[bytes, memoryview | IntegrityError] = {}
         for run in batch.runs:
-            data = self.fetch_run(run)
+            try:
+                data = self.fetch_run(run)
+            except IntegrityError as error:
+                stored.update((wanted.blob_id, error) for wanted in run.wanted)
+                continue
             for wanted in run.wanted:
                 start = wanted.location.offset - run.offset
                 stored[wanted.blob_id] = data[start : start + wanted.location.length]
         return Fetched(stored)
 
     def decode(self, fetched: Fetched, wanted: Wanted, out: memoryview) -> memoryview:
-        """Content of one block of a batch that was fetched, in the beginning of `out`. Raises
-        IntegrityError.
+        """Content of one block of a batch that was fetched, in the beginning of `out`. A place that is
+        damaged is passed over where the repository has another. Raises IntegrityError.
         """
+        try:
+            return self._decode_fetched(fetched, wanted, out)
+        except IntegrityError as error:
+            others = self._other_places(wanted)
+            if not others:
+                raise
+            content = self._load_from(BlobKind.BLOCK, wanted.blob_id, others, 0, error)
+            out[: len(content)] = content
+            return out[: len(content)]
+
+    def _decode_fetched(self, fetched: Fetched, wanted: Wanted, out: memoryview) -> memoryview:
 
         def load_base(base_id: bytes) -> Buffer:
             if base_id != fetched.base_id:
                 stored = fetched.stored.get(base_id)
                 with naming_base(wanted.blob_id):
-                    if stored is None:
-                        return self._load_base(base_id, 1)
-                    fetched.base = self._decoded(BlobKind.BLOCK, base_id, stored, 1)
+                    fetched.base = self._base_of(base_id, stored)
                 fetched.base_id = base_id
             return fetched.base
 
         stored = fetched.stored[wanted.blob_id]
+        if isinstance(stored, IntegrityError):
+            raise stored
         return self._codec().decode_into(BlobKind.BLOCK, wanted.blob_id, stored, out, load_base)
 
     def load_base(self, base_id: bytes) -> Buffer:
         """Content of a block that a patch is a patch of; those used last come from memory."""
         return self._load_base(base_id, 1)
 
+    def _base_of(self, base_id: bytes, stored: memoryview | IntegrityError | None) -> Buffer:
+        """Content of a base that was fetched with its patch, or has to be read elsewhere."""
+        if isinstance(stored, memoryview):
+            with contextlib.suppress(IntegrityError):
+                return self._decoded(BlobKind.BLOCK, base_id, stored, 1)
+        return self._load_base(base_id, 1)
+
+    def _other_places(self, wanted: Wanted) -> list[Location]:
+        return [place for place in self._index.find_all(wanted.blob_id) if place != wanted.location]
+
     def _load(self, kind: BlobKind, blob_id: bytes, depth: int = 0) -> Buffer:
-        location = self.locate(blob_id)
-        stored = self._read(location.pack_id, location.offset, location.length)
-        return self._decoded(kind, blob_id, stored, depth)
+        places = [self.locate(blob_id)]
+        places += self._other_places(Wanted(blob_id, places[0]))
+        return self._load_from(kind, blob_id, places, depth, None)
+
+    def _load_from(
+        self,
+        kind: BlobKind,
+        blob_id: bytes,
+        places: list[Location],
+        depth: int,
+        first_error: IntegrityError | None,
+    ) -> Buffer:
+        """From the first place that is sound; else the first error counts."""
+        for place in places:
+            try:
+                stored = self._read(place.pack_id, place.offset, place.length)
+                return self._decoded(kind, blob_id, stored, depth)
+            except IntegrityError as error:
+                first_error = first_error or error
+        raise first_error or IntegrityError(f"blob {blob_id.hex()} is nowhere; run a check")
 
     def _decoded(self, kind: BlobKind, blob_id: bytes, stored: Buffer, depth: int) -> Buffer:
         """`depth`: how many patches lie between this blob and the one that was asked for."""

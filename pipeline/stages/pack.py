@@ -11,11 +11,16 @@ from pipeline.repository.blobs import EncodedBlob
 from pipeline.repository.index import IndexLoader, write_index_object
 from pipeline.repository.packs import PackWriter
 from pipeline.stages.encode import Claims
-from pipeline.stages.flow import Channel, Flow, Meter
+from pipeline.stages.flow import Channel, Clock, Flow, Meter
 from pipeline.storage.base import Storage
 
 PACKS_WAITING: Final = 1
 """Full packs that may wait while another is synced; then who appends has to wait too."""
+
+
+REFRESH_EVERY_S: Final = 10.0
+"""How often the index is brought up to date, so that disks that are backed up at the same time share
+blocks."""
 
 
 class PackStage:
@@ -35,6 +40,7 @@ class PackStage:
         target_bytes: int,
         loader: IndexLoader,
         claims: Claims,
+        clock: Clock,
         busy: Meter,
     ) -> None:
         self._flow = flow
@@ -44,6 +50,8 @@ class PackStage:
         self._target_bytes = target_bytes
         self._loader = loader
         self._claims = claims
+        self._clock = clock
+        self._refreshed_s = clock()
         self._busy = busy
         self._lock = threading.Lock()
         """Guards the open pack, and that full packs are handed on in order."""
@@ -138,6 +146,13 @@ class PackStage:
             self._stored_bytes += stored_bytes
             self._durable += 1
             self._may_go_on.notify_all()
+        self._learn_from_others()
+
+    def _learn_from_others(self) -> None:
+        """What other writers have stored meanwhile need not be stored again."""
+        if self._clock() - self._refreshed_s >= REFRESH_EVERY_S:
+            self._loader.refresh()
+            self._refreshed_s = self._clock()
 
     def _new_pack(self) -> PackWriter:
         return PackWriter(self._storage, self._keyring, self._algorithm, self._target_bytes)
