@@ -204,6 +204,9 @@ class Threading:
     def Condition(self, lock: Lock | None = None) -> Condition:  # noqa: N802
         return Condition(self._scheduler, lock or self.RLock())
 
+    def Semaphore(self, value: int = 1) -> Semaphore:  # noqa: N802
+        return Semaphore(self.Condition(), value)
+
     def Event(self) -> Event:  # noqa: N802
         return Event(self._scheduler)
 
@@ -298,6 +301,25 @@ class Condition:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._lock.release()
+
+
+class Semaphore:
+    def __init__(self, may_go_on: Condition, value: int) -> None:
+        self._may_go_on = may_go_on
+        self._value = value
+
+    def __enter__(self) -> Self:
+        with self._may_go_on:
+            self._may_go_on.wait_for(lambda: self._value > 0)
+            self._value -= 1
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._may_go_on:
+            self._value += 1
+            self._may_go_on.notify()
 
 
 class Event:
