@@ -1,0 +1,531 @@
+"""The targets: a parser, the errors it may raise, and inputs to begin with.
+
+Where a parser stands behind authentication, the target seals the input with a key it knows: what is
+proved there is that even who has the key cannot make a reader fall over.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+from unittest import mock
+
+from nacl.public import PrivateKey, SealedBox
+from nacl.signing import SigningKey
+
+from backup_server.cli.exits import CliError
+from backup_server.cli.points import parse_point as parse_point_reference
+from backup_server.cli.sizes import parse_size
+from backup_server.cli.vcenter import split_address
+from backup_server.up.options import UpError, parse_listen
+from pipeline.crypto.aead import ENGINE, NONCE_BYTES, Aead
+from pipeline.crypto.keyring import Keyring
+from pipeline.errors import IntegrityError, PermanentPipelineError, PipelineError
+from pipeline.repository import keys, layout
+from pipeline.repository.blobs import BlobCodec, block_id, parse_blob_header
+from pipeline.repository.canonical import to_canonical
+from pipeline.repository.configuration import make_configuration, read_configuration
+from pipeline.repository.doomed import read_doomed
+from pipeline.repository.format import (
+    BLOB_HEADER,
+    DOOMED_HEAD,
+    FORMAT_VERSION,
+    KEY_FILE,
+    KEY_MAGIC,
+    PACK_TRAILER,
+    POINT_HEAD,
+    BlobKind,
+    SealedKind,
+)
+from pipeline.repository.index import (
+    BlobEntry,
+    PackSegment,
+    format_segments,
+    parse_entries,
+    parse_segments,
+)
+from pipeline.repository.maps import MapBuilder, blocks, encode_node, open_node_ids
+from pipeline.repository.packs import check_pack_header, pack_header, parse_trailer
+from pipeline.repository.points import (
+    format_forgotten,
+    format_point,
+    parse_forgotten,
+    parse_point,
+    signed_message,
+)
+from pipeline.repository.sealed import decoded, seal, unseal
+from pipeline.repository.work import read_work
+from pipeline.storage.location import parse_object_location
+from pipeline.testing.builders import ManualClock, disk_point, restore_point
+from pipeline.testing.storage import MemoryStorage
+from proxy_worker.contracts.agent import decode_restore_point, encode_restore_point
+from proxy_worker.contracts.base64url import decode_base64url, encode_base64url
+from proxy_worker.contracts.codec import (
+    MESSAGE_TYPES,
+    MessageError,
+    decode_order,
+    from_json,
+    unseal_secrets,
+)
+from proxy_worker.contracts.envelope import SERVER, Opener
+from proxy_worker.contracts.messages import SealedSecrets
+from proxy_worker.mover_lines import parse_order
+from tests.fuzz.nfc import good_answers, read_a_disk
+from transports.errors import PermanentTransportError, TransportError
+from transports.network import fastlz, skipz
+from transports.network.allocation import set_runs
+from transports.tls import matches
+from transports.vsphere.config_export import FORMAT, SavedConfig
+from transports.vsphere.model import VmConfig
+
+SEEDS: Final = Path(__file__).parent / "seeds"
+MESSAGES: Final = Path(__file__).parents[1] / "format" / "messages" / "1"
+KEYRING: Final = Keyring(bytes(range(32)), bytes(range(16)), {2: bytes(32)})
+ALGORITHM: Final = Aead.XCHACHA20_POLY1305
+POINT_ID: Final = "6f1c2b44-0000-4000-8000-000000000001"
+SIGNER: Final = SigningKey(bytes(range(32)))
+BOX_KEY: Final = PrivateKey(bytes(range(32)))
+PACK_ID: Final = bytes(16)
+BLOCK: Final = b"block " * 100
+NOW_S: Final = 1_700_000_000.0
+MOST_BLOCKS: Final = 4096
+
+Body = Callable[[bytes], object]
+Errors = tuple[type[BaseException], ...]
+ALLOWED_BY_READERS: Final = (IntegrityError, PermanentPipelineError)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    name: str
+    body: Body
+    allowed: Errors
+    made_seeds: tuple[bytes, ...]
+
+    def run(self, data: bytes) -> None:
+        """Raises what the parser must not raise."""
+        try:
+            self.body(data)
+        except self.allowed:
+            return
+
+    def seeds(self) -> list[bytes]:
+        kept = sorted((SEEDS / self.name).glob("*")) if (SEEDS / self.name).is_dir() else []
+        return [*self.made_seeds, *(path.read_bytes() for path in kept)]
+
+
+TARGETS: Final[dict[str, Target]] = {}
+
+
+def target(allowed: Errors, seeds: Iterable[bytes] = ()) -> Callable[[Body], Body]:
+    def register(body: Body) -> Body:
+        name = body.__name__
+        TARGETS[name] = Target(name=name, body=body, allowed=allowed, made_seeds=tuple(seeds))
+        return body
+
+    return register
+
+
+def exactly(data: bytes, length: int) -> bytes:
+    return data[:length].ljust(length, b"\0")
+
+
+def sealed_in(kind: SealedKind, name: str, payload: bytes) -> MemoryStorage:
+    storage = MemoryStorage()
+    storage.put(name, seal(KEYRING, ALGORITHM, kind, name, payload))
+    return storage
+
+
+def payload_of(kind: SealedKind, name: str, data: bytes) -> bytes:
+    return unseal(KEYRING, kind, name, data)
+
+
+# ---- repository: before there is a key -----------------------------------------------------------
+
+_KEY: Final = KEY_FILE.pack(
+    KEY_MAGIC, FORMAT_VERSION, 1, 1, 1, 8, bytes(16), bytes(24), bytes(48), bytes(16)
+)
+
+
+@target(ALLOWED_BY_READERS, [_KEY, _KEY[:-1]])
+def key_object(data: bytes) -> None:
+    with mock.patch.object(keys, "password_key", lambda *_: bytes(32)):
+        keys.unwrap_master_key(data, "password", bytes(16))
+        body = exactly(data, KEY_FILE.size - keys.CHECKSUM_BYTES)
+        keys.unwrap_master_key(body + keys.checksum(body), "password", bytes(16))
+
+
+@target(ALLOWED_BY_READERS, [make_configuration(KEYRING, 1 << 20, ALGORITHM, 1)])
+def configuration(data: bytes) -> None:
+    storage = MemoryStorage()
+    storage.put(layout.CONFIGURATION, data)
+    read_configuration(storage)
+
+
+@target((ValueError,), [KEYRING.material().encode()])
+def key_material(data: bytes) -> None:
+    Keyring.from_material(data.decode("latin-1"), bytes(16))
+
+
+@target((), [layout.pack_name(PACK_ID).encode(), layout.index_name(PACK_ID).encode()])
+def object_name(data: bytes) -> None:
+    layout.pack_id_of(data.decode("latin-1"))
+
+
+# ---- repository: sealed objects ------------------------------------------------------------------
+
+
+@target(ALLOWED_BY_READERS, [seal(KEYRING, ALGORITHM, SealedKind.INDEX, "index/1", b"x" * 99)])
+def sealed_object(data: bytes) -> None:
+    unseal(KEYRING, SealedKind.INDEX, "index/1", data)
+
+
+@target(ALLOWED_BY_READERS, [b"\1\x40\0\0\0\x28\xb5\x2f\xfd\x20\x40" + b"\x03\x02\0a"])
+def encoded_payload(data: bytes) -> None:
+    encoding, length, body = data[:1], data[1:5], data[5:]
+    decoded(int.from_bytes(encoding), body, int.from_bytes(length, "little"), "an object")
+
+
+_ENTRIES: Final = (
+    BlobEntry(bytes(range(32)), 48, 200, 4096, 1, 1),
+    BlobEntry(bytes(range(1, 33)), 248, 200, 4096, 1, 2, bytes(range(32))),
+    BlobEntry(bytes(range(2, 34)), 448, 100, 40, 2, 0),
+)
+_SEGMENTS: Final = format_segments([PackSegment(PACK_ID, 900, _ENTRIES)])
+
+
+@target(ALLOWED_BY_READERS, [_SEGMENTS, _SEGMENTS * 2])
+def index_payload(data: bytes) -> None:
+    parse_segments(data, "index")
+
+
+@target(ALLOWED_BY_READERS, [_SEGMENTS[24:]])
+def footer_payload(data: bytes) -> None:
+    parse_entries(data, 900, "footer")
+
+
+@target(ALLOWED_BY_READERS, [DOOMED_HEAD.pack(99) + _SEGMENTS, DOOMED_HEAD.pack((1 << 64) - 1)])
+def doomed_payload(data: bytes) -> None:
+    read_doomed(sealed_in(SealedKind.DOOMED, "doomed/1", data), KEYRING)
+
+
+_FORGOTTEN: Final = payload_of(
+    SealedKind.FORGOTTEN,
+    layout.forgotten_name(POINT_ID),
+    format_forgotten(KEYRING, ALGORITHM, POINT_ID, bytes(32), restore_point().created_at),
+)
+
+
+@target(ALLOWED_BY_READERS, [_FORGOTTEN])
+def forgotten_payload(data: bytes) -> None:
+    name = layout.forgotten_name(POINT_ID)
+    parse_forgotten(KEYRING, name, seal(KEYRING, ALGORITHM, SealedKind.FORGOTTEN, name, data))
+
+
+_POINT: Final = payload_of(
+    SealedKind.POINT,
+    layout.point_name(POINT_ID),
+    format_point(
+        KEYRING,
+        ALGORITHM,
+        restore_point(disk_point("ab" * 32, 1 << 30), point_id=POINT_ID),
+        None,
+        restore_point().created_at,
+    ),
+)
+
+
+@target(ALLOWED_BY_READERS, [_POINT])
+def point_payload(data: bytes) -> None:
+    name = layout.point_name(POINT_ID)
+    parse_point(KEYRING, name, seal(KEYRING, ALGORITHM, SealedKind.POINT, name, data))
+
+
+@target(ALLOWED_BY_READERS, [_POINT[POINT_HEAD.size :]])
+def point_manifest(data: bytes) -> None:
+    """Signed as well."""
+    signature = KEYRING.sign(signed_message(KEYRING, bytes(32), data))
+    point_payload(POINT_HEAD.pack(bytes(32), signature) + data)
+
+
+_NODES: Final = [
+    {
+        "level": 0,
+        "number": 0,
+        "base": "00" * 32,
+        "changed": True,
+        "entries": "AAAA" * 10922 + "AAA=",
+    }
+]
+_WORK: Final = to_canonical(
+    {
+        "state": "partial",
+        "begun_at": "1.5",
+        "capacity_bytes": 1 << 20,
+        "read_mode": "full",
+        "base_root": "",
+        "next_block": 3,
+        "nodes": _NODES,
+        "map_root": "",
+        "stats": {},
+    }
+)
+
+
+@target(ALLOWED_BY_READERS, [_WORK, _WORK.replace(b'"nodes":[{', b'"nodes":[{"x":1,')])
+def work_payload(data: bytes) -> None:
+    """As far as an attempt that goes on from it uses it."""
+    record = read_work(sealed_in(SealedKind.WORK, "work/1", data), KEYRING, "1")
+    assert record is not None
+    list(open_node_ids(record.nodes))
+    builder = MapBuilder(
+        base_root=bytes.fromhex(record.base_root),
+        block_count=256,
+        load_node=_no_node,
+        store_node=lambda _content: bytes(range(32)),
+    )
+    builder.go_on(record.nodes, record.next_block)
+    builder.finish()
+
+
+def _no_node(_blob_id: bytes) -> bytes:
+    raise IntegrityError("there is no such node")
+
+
+# ---- repository: packs, blobs, maps --------------------------------------------------------------
+
+
+@target(ALLOWED_BY_READERS, [PACK_TRAILER.pack(548, 320, PACK_ID, b"VMHLPEND")])
+def pack_ends(data: bytes) -> None:
+    parse_trailer(exactly(data, PACK_TRAILER.size), PACK_ID, 900)
+
+
+@target(ALLOWED_BY_READERS, [pack_header(KEYRING, PACK_ID)])
+def pack_begins(data: bytes) -> None:
+    check_pack_header(KEYRING, PACK_ID, data)
+
+
+_CODEC: Final = BlobCodec(KEYRING, ALGORITHM, "fast")
+_BLOB: Final = _CODEC.encode(BlobKind.BLOCK, block_id(KEYRING, BLOCK), BLOCK)
+_PLAIN_BLOB: Final = _BLOB.header + bytes(
+    ENGINE.decrypt(
+        ALGORITHM,
+        KEYRING.encryption_key_of(KEYRING.epoch, "a blob"),
+        _BLOB.header[52 : 52 + NONCE_BYTES[ALGORITHM]],
+        _BLOB.header + KEYRING.repository_id,
+        _BLOB.body,
+    )
+)
+
+
+@target(ALLOWED_BY_READERS, [_BLOB.header + bytes(_BLOB.body)])
+def stored_blob(data: bytes) -> None:
+    parse_blob_header(data[: BLOB_HEADER.size], "a blob")
+    _CODEC.decode(BlobKind.BLOCK, _BLOB.blob_id, data)
+
+
+@target(ALLOWED_BY_READERS, [_PLAIN_BLOB])
+def blob_content(data: bytes) -> None:
+    """Encrypted as its header says, so that what is below the encryption is reached."""
+    header, plain = bytearray(exactly(data, BLOB_HEADER.size)), data[BLOB_HEADER.size :]
+    header[12:16] = (len(plain) + 16).to_bytes(4, "little")
+    facts = parse_blob_header(bytes(header), "a blob")
+    key = KEYRING.encryption_key_of(facts.key_epoch, "a blob")
+    associated = bytes(header) + KEYRING.repository_id
+    body = ENGINE.encrypt(facts.aead, key, facts.nonce, associated, plain)
+    _CODEC.decode(facts.kind, facts.blob_id, bytes(header) + bytes(body))
+
+
+_NODE: Final = encode_node(0, bytes(range(32)) * 4)
+
+
+@target(ALLOWED_BY_READERS, [b"\0" + _NODE, b"\1" + encode_node(1, bytes(range(32)))])
+def map_node(data: bytes) -> None:
+    """A map whose every node has the input as its content; a disk of one or of two levels."""
+    count = 1024 if data[:1] == b"\0" else MOST_BLOCKS
+    for number, _ in enumerate(blocks(lambda _id: data[1:], bytes(range(32)), count)):
+        assert number < count
+
+
+# ---- messages ------------------------------------------------------------------------------------
+
+_SEED_MESSAGES: Final = tuple(path.read_bytes() for path in sorted(MESSAGES.glob("*.json")))
+
+
+@target((MessageError, ValueError), _SEED_MESSAGES)
+def message_body(data: bytes) -> None:
+    body = _json(data)
+    for cls in MESSAGE_TYPES.values():
+        try:
+            from_json(cls, body)
+        except MessageError:
+            continue
+    for kind in ("backup-disk", "restore-disk", "copy-disk"):
+        try:
+            decode_order(kind, body)
+        except MessageError:
+            continue
+
+
+def _json(data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ValueError("not JSON") from error
+
+
+def _opener() -> Opener:
+    verify_key = SIGNER.verify_key
+    return Opener(SERVER, {"p": verify_key}.get, ManualClock(NOW_S), max_age_s=300)
+
+
+_OUTER: Final = json.dumps(
+    {
+        "v": 1,
+        "from": "p",
+        "to": "server",
+        "at": NOW_S,
+        "nonce": "00",
+        "type": "SecretsRequest",
+        "body": {},
+    }
+).encode()
+
+
+@target((MessageError,), [_OUTER])
+def signed_envelope(data: bytes) -> None:
+    """Signed by somebody who is known, whatever it says."""
+    text = f"{encode_base64url(data)}.{encode_base64url(SIGNER.sign(data).signature)}"
+    _opener().open(text, expect=MESSAGE_TYPES.values())
+
+
+@target((MessageError,), [b"e30.AAAA", encode_base64url(_OUTER).encode() + b"." + b"A" * 86])
+def envelope_text(data: bytes) -> None:
+    _opener().open(data, expect=MESSAGE_TYPES.values())
+    _opener().open(data.decode("latin-1"), expect=MESSAGE_TYPES.values())
+
+
+@target((ValueError,), [b"AAAA", b"_-8"])
+def base64_text(data: bytes) -> None:
+    decode_base64url(data.decode("latin-1"))
+
+
+@target((MessageError,), [b'{"task_id":"t","attempt":1}', *_SEED_MESSAGES])
+def sealed_secrets(data: bytes) -> None:
+    box = SealedBox(BOX_KEY.public_key).encrypt(data)
+    sealed = SealedSecrets(task_id="t", attempt=1, sealed=encode_base64url(box))
+    unseal_secrets(sealed, BOX_KEY)
+
+
+@target((MessageError, KeyError, TypeError, ValueError), _SEED_MESSAGES)
+def mover_order(data: bytes) -> None:
+    parse_order(_json(data))
+
+
+@target(
+    (KeyError, TypeError, ValueError),
+    [json.dumps(encode_restore_point(restore_point(disk_point("ab" * 32, 1 << 30)))).encode()],
+)
+def agent_restore_point(data: bytes) -> None:
+    decode_restore_point(_json(data))
+
+
+# ---- transports ----------------------------------------------------------------------------------
+
+
+@target((TransportError,), [good_answers()])
+def nfc_answers(data: bytes) -> None:
+    """Everything that a host says after the doorman, to a reader of a disk."""
+    read_a_disk(data)
+
+
+@target((fastlz.CorruptBlockError,), [b"\4hello", b"\x24hello\x20\0\x80\0"])
+def fastlz_block(data: bytes) -> None:
+    fastlz.decompress(data[1:], memoryview(bytearray(1 + 64 * (data[0] if data else 0))))
+
+
+@target((skipz.CorruptBlockError,), [bytes([64, 0, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0, 2, 0, 0, 0, 1, 1])])
+def skipz_block(data: bytes) -> None:
+    skipz.decompress(data, memoryview(bytearray(64)))
+
+
+@target((), [b"\xff\x0f\0\x80"])
+def allocation_bitmap(data: bytes) -> None:
+    last = 0
+    for start, end in set_runs(data, len(data) * 8 - 3):
+        assert last <= start < end
+        last = end
+
+
+_CONFIG: Final = json.dumps(
+    {
+        "format": FORMAT,
+        "version": 1,
+        "name": "vm",
+        "place": {"folder": "f"},
+        "networks": {"4000": "n"},
+        "config": {
+            "_vimtype": "vim.vm.ConfigInfo",
+            "name": "vm",
+            "modified": "2025-01-01T00:00:00Z",
+            "hardware": {
+                "_vimtype": "vim.vm.VirtualHardware",
+                "numCPU": 2,
+                "device": [{"_vimtype": "vim.vm.device.VirtualDisk", "key": 2000}],
+            },
+            "extraConfig": [{"_vimtype": "vim.option.OptionValue", "key": "a", "value": "b"}],
+        },
+    }
+).encode()
+
+
+@target((PermanentTransportError,), [_CONFIG])
+def vm_configuration(data: bytes) -> None:
+    saved = SavedConfig(VmConfig(json=data, nvram=b""))
+    saved.config_info()
+    saved.place("folder")
+    saved.network(4000)
+
+
+@target((), [b"AA:BB", b"ab" * 20, b"ab" * 32])
+def thumbprint(data: bytes) -> None:
+    matches(b"certificate", data.decode("utf-8", "replace"))
+
+
+# ---- what people type ----------------------------------------------------------------------------
+
+
+@target(
+    (PipelineError,),
+    [
+        b"s3://bucket/a?endpoint=https://h:9000&quota=1T",
+        b"az://c?account=x",
+        b"gs://b/p",
+        b"s3://[::1/x",
+    ],
+)
+def object_location(data: bytes) -> None:
+    parse_object_location(data.decode("utf-8", "replace"))
+
+
+@target((CliError,), [b"1MiB", b"512K", b"1e3", b"inf", b"nan"])
+def size(data: bytes) -> None:
+    assert parse_size(data.decode("utf-8", "replace")) > 0
+
+
+@target((CliError,), [b"vm@latest", b"vm@2", b"vm@2026-11-23", b"abcd-1234"])
+def point_reference(data: bytes) -> None:
+    parse_point_reference(data.decode("utf-8", "replace"))
+
+
+@target((UpError,), [b"127.0.0.1:8470", b"[::1]:0"])
+def listen_address(data: bytes) -> None:
+    parse_listen(data.decode("utf-8", "replace"))
+
+
+@target((CliError,), [b"vc.example.com:443", b"[::1]:443", b"https://vc/"])
+def vcenter_address(data: bytes) -> None:
+    split_address(data.decode("utf-8", "replace"))
