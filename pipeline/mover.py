@@ -120,7 +120,7 @@ class _Run:
     def backup(self) -> DiskBackup:
         record = self._usable_record()
         if record is not None:
-            self._tally = Tally(**record.stats) if record.stats else Tally()
+            self._tally = Tally.of(record.stats)
             if record.state is WorkState.DONE:
                 return self._result(record.map_root)
         # Written before the index is read: prune keeps what such a writer may find in the index.

@@ -31,6 +31,8 @@ def thumbprint_sha1(certificate_der: bytes) -> str:
 def matches(certificate_der: bytes, thumbprint: str) -> bool:
     """True when `thumbprint` (SHA-1 or SHA-256, with or without colons, any case) is this certificate's."""
     wanted = _digits(thumbprint)
+    if not wanted.isascii():
+        return False
     if len(wanted) == SHA256_HEX_DIGITS:
         seen = _digits(thumbprint_sha256(certificate_der))
     elif len(wanted) == SHA1_HEX_DIGITS:

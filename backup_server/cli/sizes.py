@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 from backup_server.cli.exits import CliError, Exit
@@ -27,6 +28,6 @@ def parse_size(text: str) -> int:
         count = float(digits) * _FACTORS[unit]
     except (ValueError, KeyError) as error:
         raise CliError(f"'{text}' is not a size; write for example 1MiB or 512K", Exit.USAGE) from error
-    if count <= 0 or count != int(count):
+    if not math.isfinite(count) or count <= 0 or count != int(count):
         raise CliError(f"'{text}' is not a whole number of bytes above zero", Exit.USAGE)
     return int(count)

@@ -29,7 +29,7 @@ from pipeline.repository.patches import (
     patch_into,
     payload_limit,
 )
-from pipeline.repository.sealed import checked_aead
+from pipeline.repository.sealed import checked_aead, decompressed
 from pipeline.storage.base import Buffer
 
 COMPRESSION_LEVELS: Final = {"none": None, "fast": 1, "balanced": 3, "high": 9}
@@ -288,10 +288,7 @@ class BlobCodec:
             raise IntegrityError(f"{what} is damaged: its content has another length")
 
     def _decompressed(self, body: memoryview, length_max: int, what: str) -> bytes:
-        try:
-            return self._decompressor.decompress(body, max_output_size=length_max)
-        except zstandard.ZstdError as error:
-            raise IntegrityError(f"{what} is damaged: {error}") from error
+        return decompressed(self._decompressor, body, length_max, what)
 
 
 def parse_blob_header(header: Buffer, what: str) -> BlobFacts:

@@ -285,7 +285,11 @@ class MapBuilder:
         ]
 
     def go_on(self, state: list[dict[str, Any]], next_block: int) -> None:
-        """Take over a stored state; all blocks before `next_block` are in it."""
+        """Take over a stored state; all blocks before `next_block` are in it. Raises IntegrityError for
+        one of a disk of another size.
+        """
+        if next_block > self._block_count or (state and state[0]["level"] != self._top_level):
+            raise IntegrityError("the state of a map is one of another disk")
         self._path = [
             _OpenNode(
                 level=node["level"],

@@ -98,11 +98,12 @@ def parse_point(keyring: Keyring, name: str, data: bytes) -> StoredPoint:
             committed_at=datetime.fromisoformat(fields["committed_at"]),
             payload_hash=blake3(payload).digest(),
         )
+        named = layout.point_name(stored.point.id)
     except (KeyError, TypeError, ValueError) as error:
         raise IntegrityError(
             f"{name} has fields that this vmhaul does not understand: {error!r}"
         ) from error
-    if layout.point_name(stored.point.id) != name:
+    if named != name:
         raise IntegrityError(f"{name} holds restore point {stored.point.id}")
     return stored
 

@@ -22,6 +22,8 @@ from pipeline.repository.format import (
 
 NO_RESERVED: Final = bytes(3)
 COMPRESSION_LEVEL: Final = 3
+ZSTD_LEAST_BLOCK_BYTES: Final = 4  # a head of 3 bytes, and 1 that is repeated (RFC 8878, 3.1.1.2)
+ZSTD_MOST_BLOCK_BYTES: Final = 128 << 10
 
 
 def seal(keyring: Keyring, algorithm: Aead, kind: SealedKind, name: str, payload: bytes) -> bytes:
@@ -101,10 +103,27 @@ def decoded(
         return body if isinstance(body, bytes | bytearray) else bytes(body)
     if encoding != Encoding.ZSTD:
         raise IntegrityError(f"{what} has encoding {encoding}: damaged, or written by a newer vmhaul")
-    try:
-        plain = zstandard.ZstdDecompressor().decompress(body, max_output_size=raw_length)
-    except zstandard.ZstdError as error:
-        raise IntegrityError(f"{what} is damaged: {error}") from error
+    plain = decompressed(zstandard.ZstdDecompressor(), body, raw_length, what)
     if len(plain) != raw_length:
         raise IntegrityError(f"{what} is damaged: {len(plain)} bytes instead of {raw_length}")
     return plain
+
+
+def decompressed(
+    decompressor: zstandard.ZstdDecompressor,
+    frame: bytes | bytearray | memoryview,
+    most_bytes: int,
+    what: str,
+) -> bytes:
+    """Content of one zstandard frame, `most_bytes` at most. Raises IntegrityError.
+
+    The library takes as much memory as the frame says that it needs. So what it says is looked at first,
+    and what so few bytes cannot hold is not believed.
+    """
+    most_bytes = min(most_bytes, (len(frame) // ZSTD_LEAST_BLOCK_BYTES + 1) * ZSTD_MOST_BLOCK_BYTES)
+    try:
+        if zstandard.frame_content_size(frame) > most_bytes:
+            raise IntegrityError(f"{what} is damaged: it would be larger than it can be")
+        return decompressor.decompress(frame, max_output_size=most_bytes)
+    except zstandard.ZstdError as error:
+        raise IntegrityError(f"{what} is damaged: {error}") from error

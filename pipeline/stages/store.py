@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 from pipeline.crypto.aead import Aead
 from pipeline.crypto.keyring import Keyring
@@ -31,6 +32,12 @@ class Tally:
     new: int = 0
     deduplicated: int = 0
     elapsed_s: float = 0.0
+
+    @classmethod
+    def of(cls, stats: dict[str, Any]) -> Tally:
+        """From a work record. Figures of another release that are not known here are left out."""
+        names = {field.name for field in fields(cls)}
+        return cls(**{name: value for name, value in stats.items() if name in names})
 
 
 class StoreStage:

@@ -71,7 +71,12 @@ def is_object_location(location: str) -> bool:
 
 def parse_object_location(text: str) -> ObjectLocation:
     """Raises BadLocationError, which names what is wrong."""
-    parts = urlsplit(text)
+    try:
+        parts = urlsplit(text)
+    except ValueError:  # not repeated: what cannot be taken apart may hold a password
+        raise BadLocationError(
+            "the location is no URL; write for example s3://bucket/prefix?endpoint=https://host:9000"
+        ) from None
     try:
         kind = StorageKind(parts.scheme)
     except ValueError:
@@ -134,7 +139,10 @@ def _options(kind: StorageKind, query: str) -> dict[str, str]:
 def _check_endpoint(endpoint: str, *, allow_http: bool) -> None:
     if not endpoint:
         return
-    parts = urlsplit(endpoint)
+    try:
+        parts = urlsplit(endpoint)
+    except ValueError:
+        parts = urlsplit("")
     if (
         parts.scheme not in {"http", "https"}
         or not parts.hostname

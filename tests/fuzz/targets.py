@@ -152,7 +152,7 @@ _KEY: Final = KEY_FILE.pack(
 
 @target(ALLOWED_BY_READERS, [_KEY, _KEY[:-1]])
 def key_object(data: bytes) -> None:
-    with mock.patch.object(keys, "password_key", lambda *_: bytes(32)):
+    with mock.patch.object(keys, "password_key", return_value=bytes(32)):
         keys.unwrap_master_key(data, "password", bytes(16))
         body = exactly(data, KEY_FILE.size - keys.CHECKSUM_BYTES)
         keys.unwrap_master_key(body + keys.checksum(body), "password", bytes(16))

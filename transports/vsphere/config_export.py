@@ -83,18 +83,21 @@ class SavedConfig:
         try:
             document = json.loads(config.json)
             known = document["format"] == FORMAT and document["version"] == VERSION
-        except (ValueError, KeyError, TypeError) as error:
+            self.name = str(document["name"]) if known else ""
+            parts = (document["config"], document["place"], document["networks"]) if known else ()
+            if not all(isinstance(part, dict) for part in parts):
+                raise TypeError("its parts are no objects")
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise PermanentTransportError(
                 "the restore point holds no readable VM configuration; restore its disks to files instead"
             ) from error
         if not known:
             raise PermanentTransportError(
-                f"the VM configuration has format {document['format']} {document['version']};"
+                f"the VM configuration has format {document['format']} {document.get('version')};"
                 f" this version reads {FORMAT} {VERSION}: use a newer vmhaul"
             )
         self._document = document
         self.nvram = config.nvram
-        self.name = str(document["name"])
 
     def config_info(self) -> Any:
         """A new pyVmomi ConfigInfo at each call; the caller may change it."""

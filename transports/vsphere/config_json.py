@@ -23,8 +23,15 @@ def to_plain(obj: Any) -> Any:
 
 
 def from_plain(plain: Any) -> Any:
-    """The pyVmomi object that `to_plain` was given. PermanentTransportError for a class unknown here."""
-    return _decode(plain, object)
+    """The pyVmomi object that `to_plain` was given. PermanentTransportError for a class unknown here, and
+    for what is none of pyVmomi's objects.
+    """
+    try:
+        return _decode(plain, object)
+    except (TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise PermanentTransportError(
+            f"the saved VM configuration is not one ({error}); restore the VM's disks to files instead"
+        ) from error
 
 
 def _without_unset(plain: Any) -> Any:
