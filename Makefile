@@ -3,8 +3,9 @@
 PYTHON := .venv/bin/python
 KEEP ?=
 SIZE ?= normal
+FUZZ_SECONDS ?= 60
 
-.PHONY: help demo test lint fix unit bench clean setup-demo setup-test setup-bench lab
+.PHONY: help demo test lint fix unit bench fuzz clean setup-demo setup-test setup-bench lab
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -42,6 +43,9 @@ unit: setup-test  ## the quick tests only
 
 bench: setup-bench  ## data mover beside its roofline and its peers; writes bench/results.json
 	$(PYTHON) -m bench.bench_mover
+
+fuzz: setup-test  ## every parser for FUZZ_SECONDS (60) each, guided by what an input reaches
+	$(PYTHON) -m tests.fuzz all $(FUZZ_SECONDS)
 
 clean:  ## remove what was made here (not the system packages)
 	rm -rf .venv .demo lab/build build dist *.egg-info lab/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -34,7 +34,9 @@ def loop_device(image: Path, volume: Volume, *, read_only: bool) -> Iterator[Pat
     try:
         yield device
     finally:
-        run("losetup", "--detach", device)
+        # Only while it is ours: what somebody else freed may be another process's device by now.
+        if device in _loops_of(image):
+            run("losetup", "--detach", device)
         # While another process looks at the device the kernel defers the rest, and does it by itself.
         _settle(lambda: device not in _loops_of(image))
 
@@ -81,8 +83,8 @@ def _removed(directory: Path) -> bool:
 
 
 def _settle(done: Callable[[], bool]) -> bool:
-    """Whether it came true within some seconds."""
-    for _ in range(100):
+    """Whether it came true within half a minute."""
+    for _ in range(600):
         if done():
             return True
         time.sleep(0.05)
@@ -123,4 +125,5 @@ def release_under(directory: Path) -> list[Path]:
         except CommandError:
             if device in loops_under(directory):
                 raise
+    _settle(lambda: not loops_under(directory))  # deferred as above
     return devices
