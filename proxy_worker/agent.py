@@ -16,8 +16,9 @@ import traceback
 from collections.abc import Callable
 from typing import IO, Any, Final, NoReturn
 
+from pipeline.crypto.aead import AEAD_NAMES
 from pipeline.errors import IntegrityError, PipelineError, TransientPipelineError
-from pipeline.repository import Repository
+from pipeline.repository import Repository, layout
 from pipeline.storage import open_storage
 from proxy_worker.contracts.agent import decode_restore_point, encode_restore_point
 from proxy_worker.contracts.envelope import Clock
@@ -48,6 +49,7 @@ class Agent:
             "prune": self._prune,
             "check": self._check,
             "space": self._space,
+            "facts": self._facts,
         }
 
     def answer(self, request: Any) -> dict[str, Any]:
@@ -142,6 +144,17 @@ class Agent:
             "packs": report.packs,
             "blobs": report.blobs,
             "read_bytes": report.read_bytes,
+            "confidence": report.confidence,
+            "damage": [
+                {
+                    "point_id": lost.point_id,
+                    "disk_key": lost.disk_key,
+                    "start_bytes": lost.start_bytes,
+                    "end_bytes": lost.end_bytes,
+                    "reason": lost.reason,
+                }
+                for lost in report.damage
+            ],
         }
 
     def _space(self, args: dict[str, Any]) -> dict[str, Any]:
@@ -151,6 +164,19 @@ class Agent:
             "free_bytes": space.free_bytes,
             "total_bytes": space.total_bytes,
             "used_bytes": space.used_bytes,
+        }
+
+    def _facts(self, args: dict[str, Any]) -> dict[str, Any]:
+        del args
+        repository = self._opened
+        sizes = [entry.size_bytes for entry in repository.storage.list(layout.PACKS)]
+        return {
+            "packs": len(sizes),
+            "stored_bytes": sum(sizes),
+            "features": list(repository.features),
+            "key_epoch": repository.key_epoch,
+            "keys": len(repository.list_keys()),
+            "aead": AEAD_NAMES[repository.aead],
         }
 
 

@@ -57,11 +57,22 @@ class RepositoryBody(Body):
 class RepositoryChanges(Body):
     name: Name | None = None
     max_tasks: int | None = Field(default=None, ge=1)
+    verification: Verification | None = None
 
 
 class CheckBody(Body):
-    read_data: bool = False
-    sample_share: float = Field(default=0.0, ge=0, le=1)
+    read_data: bool = Field(default=False, description="Read all data, or the sample's.")
+    sample_share: float | None = Field(
+        default=None, ge=0, le=1, description="Read the data of this share of the packs."
+    )
+
+
+class Verification(Body):
+    schedule: Schedule
+    sample_share: float | None = Field(
+        default=None, gt=0, le=1, description="Null: such that all data are read every 30 days."
+    )
+    read_data: bool = True
 
 
 class NothingBody(Body):

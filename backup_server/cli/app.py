@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from backup_server.cli import (
@@ -9,6 +11,7 @@ from backup_server.cli import (
     doctor,
     exits,
     job,
+    output,
     proxy,
     repository,
     restore,
@@ -19,6 +22,22 @@ from backup_server.cli import (
     vcenter,
 )
 from backup_server.cli.door import DataOption, JsonOption, RootOptions, ServerOption, TokenOption
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        output.say(f"vmhaul {version('vmhaul')}")
+        raise typer.Exit
+
+
+VersionOption = Annotated[
+    bool,
+    typer.Option(
+        "--version", help="Print the version and end.", callback=_print_version, is_eager=True
+    ),
+]
 
 EPILOG = "Exit codes:\n\n" + exits.help_text()
 
@@ -53,6 +72,7 @@ def root(
     server: ServerOption = None,
     token_file: TokenOption = None,
     as_json: JsonOption = False,
+    version: VersionOption = False,  # noqa: ARG001 - it prints and ends while it is parsed
 ) -> None:
     """Back up and restore VMware vSphere VMs."""
     ctx.obj = RootOptions(data=data, server=server, token_file=token_file, json=as_json)

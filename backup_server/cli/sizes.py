@@ -31,3 +31,15 @@ def parse_size(text: str) -> int:
     if not math.isfinite(count) or count <= 0 or count != int(count):
         raise CliError(f"'{text}' is not a whole number of bytes above zero", Exit.USAGE)
     return int(count)
+
+
+def parse_share(text: str, option: str) -> float:
+    """0.05 of "5%" or "0.05"; CliError (usage) for what is not above 0 and up to all."""
+    cleaned = text.strip()
+    try:
+        share = float(cleaned[:-1]) / 100 if cleaned.endswith("%") else float(cleaned)
+    except ValueError:
+        share = 0.0
+    if not 0 < share <= 1:
+        raise CliError(f"{option} '{text}' is no share, as in 5% or 0.05", Exit.USAGE)
+    return share

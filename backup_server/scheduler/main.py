@@ -8,6 +8,7 @@
 | outbox | committed messages to the broker |
 | reaper | expired leases, cancelled sessions |
 | due-jobs | runs that schedules ask for |
+| due-checks | verifications that schedules of repositories ask for |
 
 The broker may be away at any time: each loop goes on trying, and what it did not do is still in SQL.
 """
@@ -30,6 +31,7 @@ from backup_server.db.tables import Job
 from backup_server.scheduler.claims import ClaimIndex
 from backup_server.scheduler.dispatcher import Dispatcher
 from backup_server.scheduler.down import DownLink
+from backup_server.scheduler.due_checks import DueChecks
 from backup_server.scheduler.due_jobs import DueJobs, StartBackup
 from backup_server.scheduler.leader import Leadership
 from backup_server.scheduler.loops import Loop, LoopHealth
@@ -113,6 +115,7 @@ class Scheduler:
         )
         outbox = OutboxSender(ctx, self._app, sealer, down, self._leading)
         due_jobs = DueJobs(ctx, start_backup, self._leading)
+        due_checks = DueChecks(ctx, self._leading)
         settings = ctx.settings
 
         def loop(
@@ -130,6 +133,7 @@ class Scheduler:
             loop("outbox", outbox.step, timing.outbox_idle_s, self._outbox_wake),
             loop("reaper", reaper.step, settings.reaper_interval_s),
             loop("due-jobs", due_jobs.step, timing.due_jobs_s),
+            loop("due-checks", due_checks.step, timing.due_jobs_s),
         ]
 
     def _leading(self) -> bool:

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.orm import Session as DbSession
 
 from backup_server.db.states import Result, SessionKind, SessionState, TaskState, change_state
 from backup_server.db.tables import Session, Task
 from backup_server.errors import VmhaulError
-from backup_server.services import catalogue, events, repositories, restore_points
+from backup_server.services import (
+    catalogue,
+    damage,
+    events,
+    repositories,
+    restore_points,
+    verification,
+)
 from backup_server.services.context import Context
 
 _SHOWN_PROBLEMS = 3
@@ -31,7 +40,10 @@ def run(ctx: Context, session_id: str) -> None:
     except VmhaulError as error:
         result, reason = Result.FAILED, str(error)
     now = ctx.clock()
+    lost = report.pop("damage", [])
     with ctx.db() as s:
+        if session.kind == SessionKind.CHECK.value and session.repository_id and report:
+            report["damaged_points"] = _mark_damaged(s, session, lost, now)
         change_state(
             s,
             Session,
@@ -48,13 +60,25 @@ def run(ctx: Context, session_id: str) -> None:
         events.record(s, now, "session.finished", text, session_id=session_id, level=level)
 
 
+def _mark_damaged(s: DbSession, session: Session, lost: list[dict[str, Any]], now: datetime) -> int:
+    """Say what a check found lost with the restore points that lost it; answers how many did."""
+    verification.advance(s, session)
+    complete = float(session.options.get("sample_share", 0.0)) >= 1
+    marked = damage.record(s, session.repository_id or "", lost, is_complete=complete, now=now)
+    if marked:
+        text = f"{len(marked)} restore points are damaged; `vmhaul restore-point list` says which"
+        events.record(s, now, "check.damage", text, session_id=session.id, level=events.ERROR)
+    return len(marked)
+
+
 def _carry_out(ctx: Context, session: Session, repository_id: str) -> dict[str, Any]:
     match session.kind:
         case SessionKind.CHECK.value:
             with ctx.agents.dedicated(repository_id) as agent:
                 return agent.check(
                     read_data=bool(session.options.get("read_data")),
-                    sample_share=float(session.options.get("sample_share", 1.0)),
+                    sample_share=float(session.options.get("sample_share", 0.0)),
+                    sample_start=session.options.get("sample_start"),
                 )
         case SessionKind.PRUNE.value:
             restore_points.forget_marked(ctx, repository_id)

@@ -11,7 +11,7 @@ from sqlalchemy.exc import IntegrityError as DuplicateError
 from backup_server.db.states import SessionKind, SessionState
 from backup_server.db.tables import Job, Repository, RestorePointRow, Session, Task, new_id
 from backup_server.errors import ConflictError, InvalidError
-from backup_server.services import catalogue, sessions
+from backup_server.services import catalogue, repository_facts, sessions, verification
 from backup_server.services.context import Context
 from backup_server.services.repository_agent import (
     OpenedRepository,
@@ -25,7 +25,7 @@ from backup_server.services.repository_fields import (
     check_location,
     is_inside,
 )
-from backup_server.services.repository_shapes import point_counts, repository_shape
+from backup_server.services.repository_shapes import repository_shapes
 from backup_server.services.shapes import Fields, by_ref
 from transports.vsphere.model import Secret
 
@@ -35,15 +35,14 @@ MIN_PASSWORD_CHARS: Final = 8
 
 def list_all(ctx: Context) -> list[dict[str, Any]]:
     with ctx.db.read() as s:
-        counts = point_counts(s)
-        rows = s.scalars(sa.select(Repository).order_by(Repository.name))
-        return [repository_shape(row, counts.get(row.id, 0)) for row in rows]
+        rows = s.scalars(sa.select(Repository).order_by(Repository.name)).all()
+        return repository_shapes(s, rows)
 
 
 def get(ctx: Context, ref: str) -> dict[str, Any]:
     with ctx.db.read() as s:
-        row = by_ref(s, Repository, ref)
-        return repository_shape(row, point_counts(s).get(row.id, 0))
+        [shape] = repository_shapes(s, [by_ref(s, Repository, ref)])
+        return shape
 
 
 def add(
@@ -132,17 +131,23 @@ def _reach(
 
 
 def edit(ctx: Context, ref: str, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Change name or max_tasks."""
+    """Change name, max_tasks or verification (null ends its schedule)."""
     given = Fields(changes)
     values: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     if given.has("name"):
         values["name"] = given.path_name()
     if given.has("max_tasks"):
         values["max_tasks"] = given.number("max_tasks", low=1, high=MAX_TASKS)
+    if given.has("verification"):
+        settings[verification.SETTING] = given.checked("verification", verification.check_verification)
     given.finish("the change of the repository")
     try:
         with ctx.db() as s:
             row = by_ref(s, Repository, ref)
+            if settings:
+                row.settings = {**row.settings, **settings}
+                row.next_check_at = verification.next_check(row.settings, ctx.clock())
             for field_name, value in values.items():
                 setattr(row, field_name, value)
     except DuplicateError:
@@ -184,14 +189,17 @@ def remove(ctx: Context, ref: str) -> None:
 
 
 def check(
-    ctx: Context, ref: str, *, read_data: bool = False, sample_share: float = 1.0
+    ctx: Context, ref: str, *, read_data: bool = False, sample_share: float | None = None
 ) -> dict[str, Any]:
-    """Begin a check: structure always, the data of a share (0 to 1) of the packs with `read_data`."""
-    if not 0 <= sample_share <= 1:
+    """Begin a check: structure always; with `read_data` all data, with `sample_share` (0 to 1) those of
+    that share of the packs. 0 is the same as no share.
+    """
+    share = sample_share or (1.0 if read_data else 0.0)
+    if not 0 <= share <= 1:
         raise InvalidError(
             "sample_share must be from 0 to 1", details={"sample_share": "must be from 0 to 1"}
         )
-    options = {"read_data": bool(read_data), "sample_share": float(sample_share)}
+    options = {"read_data": share > 0, "sample_share": float(share)}
     return _maintenance(ctx, ref, SessionKind.CHECK, options)
 
 
@@ -208,29 +216,12 @@ def prune(ctx: Context, ref: str) -> dict[str, Any]:
 def _maintenance(ctx: Context, ref: str, kind: SessionKind, options: dict[str, Any]) -> dict[str, Any]:
     with ctx.db() as s:
         row = by_ref(s, Repository, ref)
-        open_one = s.scalar(
-            sa.select(Session.id).where(
-                Session.repository_id == row.id,
-                Session.kind == kind.value,
-                Session.state != SessionState.FINISHED.value,
-            )
-        )
-        if open_one is not None:
-            raise ConflictError(
-                f"a {kind.value} of repository {row.name!r} is under way: session {open_one}",
-                details={"session": open_one},
-            )
+        verification.refuse_second(s, row, kind)
         session = sessions.insert(s, kind, now=ctx.clock(), repository_id=row.id, options=options)
     ctx.wake_engine.set()
     return sessions.get(ctx, session.id)
 
 
 def refresh_space(ctx: Context, repository_id: str) -> None:
-    """Ask the agent for free and total bytes and store them."""
-    space = ctx.agents.get(repository_id).space()
-    with ctx.db() as s:
-        s.execute(
-            sa.update(Repository)
-            .where(Repository.id == repository_id)
-            .values(total_bytes=space.total_bytes, free_bytes=space.free_bytes, space_at=ctx.clock())
-        )
+    """Ask the agent for space and contents and store them."""
+    repository_facts.refresh(ctx, repository_id)

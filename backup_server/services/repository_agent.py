@@ -120,8 +120,13 @@ class RepositoryAgent:
         args = {"keep_task_ids": list(keep_task_ids), "min_age_s": min_age_s}
         return self._call("prune", args, self._long_timeout_s)
 
-    def check(self, *, read_data: bool, sample_share: float) -> dict[str, Any]:
-        args = {"read_data": read_data, "sample_share": sample_share}
+    def check(
+        self, *, read_data: bool, sample_share: float, sample_start: float | None = None
+    ) -> dict[str, Any]:
+        """`sample_start`: where in the packs' order the share begins; None: packs at random."""
+        args: dict[str, Any] = {"read_data": read_data, "sample_share": sample_share}
+        if sample_start is not None:
+            args["sample_start"] = sample_start
         return self._call("check", args, self._long_timeout_s)
 
     def space(self) -> Space:
@@ -131,6 +136,12 @@ class RepositoryAgent:
             total_bytes=int(answer["total_bytes"]),
             used_bytes=int(answer["used_bytes"]),
         )
+
+    def facts(self) -> dict[str, Any]:
+        """packs, stored_bytes, features, key_epoch, keys, aead."""
+        answer = self._call("facts", {}, self._long_timeout_s)
+        names = ("packs", "stored_bytes", "features", "key_epoch", "keys", "aead")
+        return {name: answer[name] for name in names}
 
     def close(self) -> None:
         with self._lock:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session as DbSession
 
+from backup_server.db.states import SessionKind
 from backup_server.db.tables import Repository, RestorePointRow
+from backup_server.services import repository_facts
 from backup_server.services.shapes import when
 
 
@@ -20,7 +23,24 @@ def point_counts(s: DbSession) -> dict[str, int]:
     return {repository_id: int(count) for repository_id, count in rows}
 
 
-def repository_shape(row: Repository, points: int) -> dict[str, Any]:
+def repository_shapes(s: DbSession, rows: Sequence[Repository]) -> list[dict[str, Any]]:
+    """The API's Repository, for each."""
+    counts = point_counts(s)
+    checks = repository_facts.last_sessions(s, SessionKind.CHECK)
+    prunes = repository_facts.last_sessions(s, SessionKind.PRUNE)
+    return [
+        {
+            **_own(row),
+            **_facts(row.settings.get(repository_facts.FACTS) or {}),
+            "restore_points": counts.get(row.id, 0),
+            "last_check": repository_facts.session_facts(checks.get(row.id)),
+            "last_prune": repository_facts.session_facts(prunes.get(row.id)),
+        }
+        for row in rows
+    ]
+
+
+def _own(row: Repository) -> dict[str, Any]:
     return {
         "id": row.id,
         "name": row.name,
@@ -31,6 +51,26 @@ def repository_shape(row: Repository, points: int) -> dict[str, Any]:
         "total_bytes": row.total_bytes,
         "free_bytes": row.free_bytes,
         "space_at": when(row.space_at),
-        "restore_points": points,
+        "immutable_days": row.settings.get("immutable_days"),
+        "verification": row.settings.get("verification"),
+        "next_check_at": when(row.next_check_at),
         "created_at": when(row.created_at),
+    }
+
+
+def _facts(facts: Mapping[str, Any]) -> dict[str, Any]:
+    stored, read = facts.get("stored_bytes"), facts.get("read_bytes")
+    logical = facts.get("logical_bytes")
+    return {
+        "facts_at": facts.get("at"),
+        "stored_bytes": stored,
+        "read_bytes": read,
+        "logical_bytes": logical,
+        # How many bytes of restore points one stored byte stands for.
+        "reduction": logical / stored if logical and stored else None,
+        "packs": facts.get("packs"),
+        "features": facts.get("features"),
+        "key_epoch": facts.get("key_epoch"),
+        "keys": facts.get("keys"),
+        "aead": facts.get("aead"),
     }

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session as DbSession
 
 from backup_server.db.states import Result, SessionKind, SessionState, change_state
 from backup_server.db.tables import Job, Session, SessionVm, Task
-from backup_server.services import copy_jobs, events, sessions
+from backup_server.services import copy_jobs, events, repository_facts, sessions
 from backup_server.services.context import Context
 from backup_server.services.session_shapes import session_figures
 
@@ -56,6 +56,8 @@ def finish(ctx: Context, session_id: str) -> None:
             retry_failed(ctx, s, session, can_help=any(_worth_another(vm) for vm in vms))
             _prune_after(ctx, s, session, vms)
             _copy_after(ctx, s, session)
+    if session.kind in {SessionKind.BACKUP.value, SessionKind.COPY.value}:
+        repository_facts.refresh_after(ctx, session.repository_id)
 
 
 def verdict(session: Session, vms: Sequence[SessionVm]) -> tuple[Result, str]:

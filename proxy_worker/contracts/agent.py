@@ -18,8 +18,9 @@ Calls and their args / ok:
 | point | id | point |
 | forget | ids | forgotten: int |
 | prune | keep_task_ids (work areas still needed), min_age_s | removed_packs, removed_bytes, rewritten_bytes, kept_packs |
-| check | read_data: bool, sample_share: float | problems: [str], points, packs, blobs, read_bytes |
+| check | read_data: bool, sample_share: float, sample_start?: float | problems: [str], points, packs, blobs, read_bytes, confidence: str, damage: [{point_id, disk_key, start_bytes, end_bytes, reason}] |
 | space | | free_bytes, total_bytes, used_bytes |
+| facts | | packs, stored_bytes (of all packs), features: [str], key_epoch, keys (how many open it), aead |
 
 `create` and `open` come first and once. A master key is 64 hexadecimal digits and is what TaskSecrets
 hands to a proxy. The program is `python -m proxy_worker.agent`.

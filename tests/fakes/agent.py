@@ -24,6 +24,9 @@ class FakeRepository:
     pruned: list[dict[str, Any]] = field(default_factory=list)
     commits: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    damage: list[dict[str, Any]] = field(default_factory=list)
+    checked: list[tuple[float, float | None]] = field(default_factory=list)
+    """Share and start of each check's sample."""
 
 
 class FakeRepositories:
@@ -127,9 +130,14 @@ class FakeAgent:
         self._open_one.pruned.append({"keep_task_ids": keep_task_ids, "min_age_s": min_age_s})
         return {"removed_packs": 1, "removed_bytes": 10, "rewritten_bytes": 0, "kept_packs": 2}
 
-    def _check(self, *, read_data: bool, sample_share: float) -> dict[str, Any]:
+    def _check(
+        self, *, read_data: bool, sample_share: float, sample_start: float | None = None
+    ) -> dict[str, Any]:
         assert 0 <= sample_share <= 1
+        self._open_one.checked.append((sample_share, sample_start))
         return {
+            "damage": self._open_one.damage,
+            "confidence": f"{sample_share:.0%} was read" if read_data else "",
             "problems": self._open_one.problems,
             "points": len(self._open_one.points),
             "packs": 3,
@@ -139,3 +147,13 @@ class FakeAgent:
 
     def _space(self) -> dict[str, Any]:
         return {"free_bytes": 50 << 30, "total_bytes": 100 << 30, "used_bytes": 50 << 30}
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "packs": 3,
+            "stored_bytes": 1000,
+            "features": ["key-epochs", "patches"],
+            "key_epoch": 1,
+            "keys": 1,
+            "aead": "aegis-256",
+        }

@@ -9,7 +9,7 @@ from fastapi import APIRouter
 from backup_server.api import answers
 from backup_server.api.deps import DEFAULT_LIMIT, Ctx, Cursor, Limit, page
 from backup_server.api.schemas import CheckBody, NothingBody, RepositoryBody, RepositoryChanges
-from backup_server.services import repositories
+from backup_server.services import repositories, verification
 from transports.vsphere.model import Secret
 
 router = APIRouter(prefix="/repositories", tags=["repositories"])
@@ -54,6 +54,14 @@ def remove_repository(ctx: Ctx, ref: str) -> None:
 def check_repository(ctx: Ctx, ref: str, body: CheckBody | None = None) -> Any:
     asked = body or CheckBody()
     return repositories.check(ctx, ref, read_data=asked.read_data, sample_share=asked.sample_share)
+
+
+@router.post("/{ref}/verify", responses=answers.ok(answers.Session, 404, 409, 422))
+def verify_repository(ctx: Ctx, ref: str, body: CheckBody | None = None) -> Any:
+    """A verification now, as the repository's schedule would start it."""
+    asked = body or CheckBody()
+    share = asked.sample_share or None
+    return verification.start(ctx, ref, sample_share=share, read_data=asked.read_data)
 
 
 @router.post("/{ref}/rescan", responses=answers.ok(answers.Session, 404, 409))
