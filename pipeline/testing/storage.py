@@ -389,6 +389,8 @@ class ScriptedStorage(StorageWrapper):
 
     def _is_late(self, entry: StoredObject) -> bool:
         """Once listed, always: an object that is replaced keeps its place in listings."""
+        if not self._lists_late_s:
+            return False
         if entry.modified_at_s + self._lists_late_s > self._clock() and entry.name not in self._listed:
             return True
         self._listed.add(entry.name)
