@@ -91,19 +91,27 @@ def bring_back(
     algorithm: Aead,
     loader: IndexLoader,
     needed: Collection[bytes],
+    now_s: float,
 ) -> bool:
     """Put doomed packs that hold one of the needed blobs into the index again, where the pack is still
     there. A writer found these blobs before they were doomed. False when there was none.
+
+    The clock of their records begins anew: a prune whose listings do not show the index object or the
+    restore point yet must not find them old enough.
     """
     indexed = loader.index.pack_sizes()
-    back = [
-        segment
-        for record in read_doomed(storage, keyring)
-        for segment in record.segments
-        if segment.pack_id not in indexed
-        and any(entry.blob_id in needed for entry in segment.entries)
-        and is_whole(storage, segment)
-    ]
+    back = []
+    for record in read_doomed(storage, keyring):
+        found = [
+            segment
+            for segment in record.segments
+            if segment.pack_id not in indexed
+            and any(entry.blob_id in needed for entry in segment.entries)
+            and is_whole(storage, segment)
+        ]
+        if found and record.doomed_at_s is not None:
+            arm_doomed(storage, keyring, algorithm, record.name, record.segments, now_s)
+        back += found
     if back:
         loader.written(write_index_object(storage, keyring, algorithm, back))
         for segment in back:

@@ -194,9 +194,10 @@ def iterate_pack(storage: Storage, segment: PackSegment, window_bytes: int) -> I
         ):
             end += 1
         last = entries[end - 1]
-        window = memoryview(
-            storage.read_range(name, first.offset, last.offset + last.length - first.offset)
-        )
+        length = last.offset + last.length - first.offset
+        window = memoryview(storage.read_range(name, first.offset, length))
+        if len(window) != length:  # prune would store the stump as if it were the blob
+            raise IntegrityError(f"{name} gave {len(window)} of {length} bytes; read it again")
         for entry in entries[at:end]:
             start = entry.offset - first.offset
             yield StoredBlob(entry, window[start : start + entry.length])

@@ -7,15 +7,16 @@ Memory: the ids that are live, 16 bytes each, and the index segment that is bein
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from pipeline.crypto.aead import Aead
 from pipeline.crypto.keyring import Keyring
 from pipeline.errors import IntegrityError, ObjectNotFoundError
+from pipeline.model import DiskPoint
 from pipeline.repository import layout
 from pipeline.repository.catalogue import Catalogue
-from pipeline.repository.doomed import DoomedRecord, arm_doomed, read_doomed, write_doomed
+from pipeline.repository.doomed import DoomedRecord, arm_doomed, bring_back, read_doomed, write_doomed
 from pipeline.repository.index import (
     Index,
     IndexLoader,
@@ -25,7 +26,7 @@ from pipeline.repository.index import (
 )
 from pipeline.repository.maps import block_count_of
 from pipeline.repository.packs import PackWriter, iterate_pack
-from pipeline.repository.reach import mark_map, mark_work
+from pipeline.repository.reach import mark_map, mark_work, missing_blobs
 from pipeline.repository.reader import BlobReader
 from pipeline.repository.table import IdSet
 from pipeline.repository.work import WorkRecord, delete_work, read_work, work_ids
@@ -109,6 +110,9 @@ class Pruner:
         self._removed_packs = 0
         self._removed_bytes = 0
         self._rewritten_bytes = 0
+        self._named: set[bytes] = set()
+        """Packs that the index named when this run began, or that this run put into it. A listing need not
+        show yet what was written a moment ago."""
 
     def run(self) -> PruneReport:
         """Raises IntegrityError, before anything is deleted, when it cannot tell what is needed."""
@@ -122,11 +126,15 @@ class Pruner:
         works = self._kept_works()
         index_names = [entry.name for entry in self._storage.list(layout.INDEX)]
         loader = IndexLoader(self._storage, self._keyring)
-        live = self._mark(loader.refresh(), works)
-        self._execute(self._plan(index_names, live), index_names, live)
+        live = self._mark_with_doomed(loader, works)
+        plan = self._plan(index_names, live)
+        self._execute(plan, index_names, live)
         self._arm()
         self._sweep_doomed(live, works)
-        self._sweep_orphans(loader)
+        # A live blob that no listed index object names: one is missing, or is not listed yet. Then what
+        # looks like an orphan may be the pack that it names.
+        if len(plan.placed) == len(live):
+            self._sweep_orphans(loader)
         self._removed_bytes += self._storage.clean(self._now_s - self._min_age_s)
         doomed = {
             s.pack_id for record in read_doomed(self._storage, self._keyring) for s in record.segments
@@ -165,6 +173,33 @@ class Pruner:
                 delete_work(self._storage, work_id)
         return kept
 
+    def _mark_with_doomed(self, loader: IndexLoader, works: list[WorkRecord]) -> IdSet:
+        """As _mark. A restore point that was committed beside an earlier prune which did not see it yet
+        (listings may be late) gets its packs back first.
+        """
+        try:
+            return self._mark(loader.refresh(), works)
+        except IntegrityError:
+            if not self._bring_back(loader):
+                raise
+            return self._mark(loader.index, works)
+
+    def _bring_back(self, loader: IndexLoader) -> bool:
+        came_back = False
+        for stored in self._catalogue.points.values():
+            for disk in stored.point.disks:
+                while missing := self._missing(disk, loader.index):
+                    if not bring_back(
+                        self._storage, self._keyring, self._algorithm, loader, missing, self._now_s
+                    ):
+                        break
+                    came_back = True
+        return came_back
+
+    def _missing(self, disk: DiskPoint, index: Index) -> set[bytes]:
+        load_node = BlobReader(self._storage, self._keyring, index).load_node
+        return set(missing_blobs(disk, self._block_size_bytes, index, load_node, [], set()))
+
     def _mark(self, index: Index, works: list[WorkRecord]) -> IdSet:
         live = IdSet()
         load_node = BlobReader(self._storage, self._keyring, index).load_node
@@ -195,6 +230,7 @@ class Pruner:
         for segment in self._each_pack_once(index_names):
             needed = [e for e in segment.entries if e.blob_id in live and e.blob_id not in plan.placed]
             needed_bytes = sum(entry.length for entry in needed)
+            self._named.add(segment.pack_id)
             # Of the blobs, not of the pack: header and footer of a small pack outweigh a small blob, and
             # rewriting that would make the same pack again, in every prune.
             blob_bytes = sum(entry.length for entry in segment.entries)
@@ -259,6 +295,7 @@ class Pruner:
                     yield segment
 
     def _write_index(self, segments: list[PackSegment]) -> None:
+        self._named.update(segment.pack_id for segment in segments)
         write_index_object(self._storage, self._keyring, self._algorithm, segments)
 
     def _write_unarmed(self, segments: list[PackSegment]) -> None:
@@ -276,11 +313,19 @@ class Pruner:
                 continue
             gone = [segment for segment in record.segments if segment.pack_id not in indexed]
             if gone:
-                arm_doomed(
-                    self._storage, self._keyring, self._algorithm, record.name, gone, self._clock()
-                )
+                self._start_clock(replace(record, segments=tuple(gone)))
             else:
                 self._storage.delete(record.name)
+
+    def _start_clock(self, record: DoomedRecord) -> None:
+        arm_doomed(
+            self._storage,
+            self._keyring,
+            self._algorithm,
+            record.name,
+            record.segments,
+            self._clock(),
+        )
 
     def _sweep_doomed(self, live: IdSet, works: list[WorkRecord]) -> None:
         """Delete packs that were doomed long enough ago, before every writer that is kept began."""
@@ -291,24 +336,27 @@ class Pruner:
         last_doomed_s = _last_doomed(records)
         for record in records:
             doomed_at_s = record.doomed_at_s
-            if doomed_at_s is None or self._is_young(doomed_at_s) or doomed_at_s >= oldest_writer_s:
-                continue
             needed = [
                 s for s in record.segments if s.pack_id not in indexed and _is_needed(s, live, index)
             ]
             if needed:
                 self._write_index(needed)
-            spared = {segment.pack_id for segment in needed} | indexed.keys()
+                if doomed_at_s is not None:
+                    # Not deleted before every listing shows the index object just written.
+                    self._start_clock(record)
+                continue
+            if doomed_at_s is None or self._is_young(doomed_at_s) or doomed_at_s >= oldest_writer_s:
+                continue
             for segment in record.segments:
                 # A pack may have come back and been doomed again: what was written meanwhile counts on it.
                 was_doomed_again = last_doomed_s[segment.pack_id] > doomed_at_s
-                if segment.pack_id not in spared and not was_doomed_again:
+                if segment.pack_id not in indexed and not was_doomed_again:
                     self._delete_pack(segment.pack_id, segment.pack_size)
             self._storage.delete(record.name)
 
     def _sweep_orphans(self, loader: IndexLoader) -> None:
         """Packs that nothing names: their writer died before the index object, or prune did."""
-        known = set(loader.refresh().pack_sizes())
+        known = self._named | loader.refresh().pack_sizes().keys()
         for record in read_doomed(self._storage, self._keyring):
             known.update(segment.pack_id for segment in record.segments)
         for entry in list(self._storage.list(layout.PACKS)):

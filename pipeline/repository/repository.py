@@ -465,7 +465,9 @@ class Repository:
         self._loader.refresh()
         missing = self._missing(point, catalogue)
         # A node that comes back may name others that are missing, so this goes level by level.
-        while missing and bring_back(self.storage, self.keyring, self.aead, self._loader, missing):
+        while missing and bring_back(
+            self.storage, self.keyring, self.aead, self._loader, missing, self._clock()
+        ):
             missing = self._missing(point, catalogue)
         if missing:
             named = ", ".join(blob_id.hex() for blob_id in sorted(missing)[:MISSING_NAMED])
