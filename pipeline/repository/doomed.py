@@ -38,9 +38,11 @@ def write_doomed(
     algorithm: Aead,
     segments: Iterable[PackSegment],
     doomed_at_s: float | None,
-) -> None:
+) -> str:
+    """Returns the name of the record; it is durable."""
     name = layout.doomed_name(layout.new_object_id())
     storage.put(name, _format(keyring, algorithm, name, segments, doomed_at_s))
+    return name
 
 
 def arm_doomed(

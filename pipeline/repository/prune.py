@@ -12,7 +12,7 @@ from typing import Final
 
 from pipeline.crypto.aead import Aead
 from pipeline.crypto.keyring import Keyring
-from pipeline.errors import IntegrityError, ObjectNotFoundError
+from pipeline.errors import IntegrityError, ObjectNotFoundError, StorageUnavailableError
 from pipeline.model import DiskPoint
 from pipeline.repository import layout
 from pipeline.repository.catalogue import Catalogue
@@ -38,6 +38,8 @@ what is live, and at worst one byte is written for each byte freed."""
 ENTRIES_PER_INDEX_OBJECT: Final = 50_000  # 2.4 MB before compression
 SPARE_INDEX_OBJECTS: Final = 8
 """So many small index objects beyond the fewest possible are left alone: merging costs more."""
+FIRST_LISTING_PAUSE_S: Final = 1.0
+LONGEST_LISTING_PAUSE_S: Final = 30.0
 READ_WINDOW_BYTES: Final = 8 << 20
 
 
@@ -96,6 +98,7 @@ class Pruner:
         min_age_s: float,
         clock: Callable[[], float],
         pack_target_bytes: int,
+        wait: Callable[[float], object],
     ) -> None:
         self._storage = storage
         self._keyring = keyring
@@ -110,6 +113,9 @@ class Pruner:
         self._removed_packs = 0
         self._removed_bytes = 0
         self._rewritten_bytes = 0
+        self._wait = wait
+        self._written: set[str] = set()
+        """Index objects and doomed records of this run."""
         self._named: set[bytes] = set()
         """Packs that the index named when this run began, or that this run put into it. A listing need not
         show yet what was written a moment ago."""
@@ -265,6 +271,7 @@ class Pruner:
             packs.abort()
         stay.flush()
         doom.flush()
+        self._await_listed()
         for name in index_names:
             self._storage.delete(name)
 
@@ -296,10 +303,29 @@ class Pruner:
 
     def _write_index(self, segments: list[PackSegment]) -> None:
         self._named.update(segment.pack_id for segment in segments)
-        write_index_object(self._storage, self._keyring, self._algorithm, segments)
+        self._written.add(write_index_object(self._storage, self._keyring, self._algorithm, segments))
 
     def _write_unarmed(self, segments: list[PackSegment]) -> None:
-        write_doomed(self._storage, self._keyring, self._algorithm, segments, None)
+        self._written.add(write_doomed(self._storage, self._keyring, self._algorithm, segments, None))
+
+    def _await_listed(self) -> None:
+        """Until listings show what this run wrote. Were the old index objects deleted before that, the next
+        prune would take packs for orphans that only a new one names.
+        """
+        waited_s, pause_s = 0.0, FIRST_LISTING_PAUSE_S
+        while not self._written <= {
+            entry.name
+            for prefix in (layout.INDEX, layout.DOOMED)
+            for entry in self._storage.list(prefix)
+        }:
+            if waited_s >= max(self._min_age_s, FIRST_LISTING_PAUSE_S):
+                raise StorageUnavailableError(
+                    f"{self._storage.location} does not list what was written {waited_s:.0f} s ago; "
+                    "nothing was deleted, prune again later"
+                )
+            self._wait(pause_s)
+            waited_s += pause_s
+            pause_s = min(pause_s * 2, LONGEST_LISTING_PAUSE_S)
 
     # ---- deleting ------------------------------------------------------------------------------
 

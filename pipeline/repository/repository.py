@@ -376,12 +376,19 @@ class Repository:
                 self.storage.delete(name)
         return count
 
-    def prune(self, *, keep_work_ids: Collection[str], min_age_s: float) -> PruneReport:
+    def prune(
+        self,
+        *,
+        keep_work_ids: Collection[str],
+        min_age_s: float,
+        wait: Callable[[float], object] | None = None,
+    ) -> PruneReport:
         """Free what no restore point and no kept work needs.
 
         `keep_work_ids`: works that will go on. `min_age_s` must be longer than a writer may take from
         its start to its first work record, plus what the clocks of proxies, server and storage differ
-        by; an hour is plenty. 0 only while nobody writes. Raises IntegrityError, with nothing deleted,
+        by and listings are late; an hour is plenty. 0 only while nobody writes. `wait` pauses where
+        listings are late. Raises IntegrityError, with nothing deleted,
         when damage hides what is needed.
         """
         with self._lock:
@@ -395,6 +402,7 @@ class Repository:
                 min_age_s=min_age_s,
                 clock=self._clock,
                 pack_target_bytes=self.pack_target_bytes,
+                wait=wait or threading.Event().wait,
             )
             try:
                 return pruner.run()

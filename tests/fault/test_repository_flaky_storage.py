@@ -38,7 +38,7 @@ from pipeline.testing.builders import (
 from pipeline.testing.storage import Fault, FullStorage, MemoryStorage, ScriptedStorage, at_random
 from transports.base import Extent
 
-ROUNDS = int(os.environ.get("VMHAUL_PROPERTY_ROUNDS", "240"))
+ROUNDS = int(os.environ.get("VMHAUL_PROPERTY_ROUNDS", "200"))
 BLOCKS = 48
 START = datetime(2025, 11, 20, tzinfo=UTC)
 MAX_ATTEMPTS = 500
@@ -148,7 +148,15 @@ class Site:
 
     def prune(self) -> None:
         self.clock.now_s += self.rng.choice([0, 1000, 5000])
-        self.persist(lambda bench: bench.repository.prune(keep_work_ids=(), min_age_s=self._min_age_s))
+        self.persist(self.prune_once)
+
+    def prune_once(self, bench: Workbench) -> None:
+        bench.repository.prune(
+            keep_work_ids=self.open_works, min_age_s=self._min_age_s, wait=self.pass_time
+        )
+
+    def pass_time(self, seconds: float) -> None:
+        self.clock.now_s += seconds
 
     def look(self) -> None:
         """Through the failing storage: what is read is right."""
@@ -231,20 +239,18 @@ def test_listings_that_are_late(part: int) -> None:
     def through(inner: Storage, clock: ManualClock, rng: random.Random) -> Storage:
         return ScriptedStorage(inner, lists_late_s=rng.choice([5.0, 60.0, 500.0]), clock=clock)
 
-    def prune_now() -> None:
-        with contextlib.suppress(IntegrityError):
-            site.calm.on(site.storage).repository.prune(
-                keep_work_ids=site.open_works, min_age_s=MIN_AGE_S
-            )
+    def prune_through() -> None:
+        with contextlib.suppress(PipelineError):
+            site.prune_once(site.calm.on(site.storage))
 
     def later() -> None:
         site.clock.now_s += site.rng.randrange(1, 60)
         if site.rng.random() < 0.1:
-            prune_now()
+            prune_through()
 
     def settled() -> None:
         site.clock.now_s += 500
-        prune_now()
+        prune_through()
         site.clock.now_s += 500
 
     site = Site(seed_of(part), through, tolerated=(PipelineError,), on_failure=later)
