@@ -10,6 +10,7 @@ from typing import Final
 
 from pipeline.errors import StorageMissingError
 from pipeline.storage.base import Buffer, ObjectWriter, Retention, Space, Storage, StoredObject
+from pipeline.storage.extents import is_scale_out, open_scale_out
 from pipeline.storage.local import LocalStorage
 from pipeline.storage.location import is_object_location, parse_object_location
 from pipeline.storage.mounts import is_network_mount
@@ -28,13 +29,20 @@ def open_storage(
     cancel: threading.Event | None = None,
 ) -> Storage:
     """The driver for a location, and around it what a storage behind a network needs. A location is the
-    absolute path of a directory, whose last part `create` makes, or the URL of a bucket (see `location`).
+    absolute path of a directory, whose last part `create` makes, or the URL of a bucket (see `location`), or
+    `scale-out:` and a list of those (see `extents`).
     `secrets`: what opens the storage, where it asks for something. `cancel` ends waiting for a storage
     that does not answer.
 
     Raises StorageMissingError, StoragePermissionError, StorageUnavailableError, and
     PermanentPipelineError for a location that cannot be used.
     """
+    if is_scale_out(location):
+        return open_scale_out(
+            location,
+            lambda place: open_storage(place, secrets=secrets, create=create, cancel=cancel),
+            create=create,
+        )
     if is_object_location(location):
         # Loaded when it is needed: its libraries are large, and most repositories are directories.
         from pipeline.storage.object_store import ObjectStorage, RetryingObjectStorage

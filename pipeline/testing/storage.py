@@ -37,8 +37,15 @@ class Crash(BaseException):
 class MemoryStorage:
     """Objects in a dictionary; passes the contract suite."""
 
-    def __init__(self, clock: Callable[[], float] = lambda: 0.0) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float] = lambda: 0.0,
+        *,
+        capacity_bytes: int = MEMORY_CAPACITY_BYTES,
+    ) -> None:
+        """`capacity_bytes` is what space() tells; FullStorage is what keeps to it."""
         self._clock = clock
+        self._capacity_bytes = capacity_bytes
         self._lock = threading.Lock()
         self.objects: dict[str, bytes] = {}
         self.modified_at_s: dict[str, float] = {}
@@ -111,9 +118,8 @@ class MemoryStorage:
     def space(self) -> Space:
         with self._lock:
             used = sum(map(len, self.objects.values()))
-        return Space(
-            free_bytes=MEMORY_CAPACITY_BYTES - used, total_bytes=MEMORY_CAPACITY_BYTES, used_bytes=used
-        )
+        total = self._capacity_bytes
+        return Space(free_bytes=max(0, total - used), total_bytes=total, used_bytes=used)
 
     def close(self) -> None:
         return

@@ -11,8 +11,10 @@ import pytest
 from pipeline.errors import ObjectNotFoundError
 from pipeline.storage import open_storage
 from pipeline.storage.base import Buffer, ObjectWriter, Storage, StoredObject
+from pipeline.storage.extents import ExtentConfig, format_location
 from pipeline.storage.local import LocalStorage
 from pipeline.storage.retry import RetryingStorage
+from pipeline.storage.scale_out import Extent, ScaleOutStorage
 from pipeline.testing.contract import StorageContract
 from pipeline.testing.storage import (
     CrashingStorage,
@@ -84,6 +86,29 @@ class TestRetriesAreStorage(StorageContract):
         return RetryingStorage(
             ScriptedStorage(MemoryStorage(), script), wait=lambda _pause_s: None, patience_s=1e9
         )
+
+
+class TestScaleOutStorage(StorageContract):
+    """Two extents of different size that accept data, and a sealed one."""
+
+    @pytest.fixture
+    def storage(self) -> Storage:
+        return ScaleOutStorage(
+            [
+                Extent(name="sealed", storage=MemoryStorage(), is_active=False),
+                Extent(name="small", storage=MemoryStorage(capacity_bytes=1 << 30)),
+                Extent(name="large", storage=MemoryStorage(capacity_bytes=2 << 30)),
+            ]
+        )
+
+
+class TestScaleOutOfDirectories(StorageContract):
+    @pytest.fixture
+    def storage(self, tmp_path: Path) -> Iterator[Storage]:
+        extents = [ExtentConfig(name=name, location=str(tmp_path / name)) for name in ("a", "b")]
+        storage = open_storage(format_location(extents), create=True)
+        yield storage
+        storage.close()
 
 
 # ---- drivers that must be caught -------------------------------------------------------------------
