@@ -36,6 +36,10 @@ class ConflictError(VmhaulError):
     """The object's present state forbids it; later, or after another step, it may work."""
 
 
+class WrongKeyError(ConflictError):
+    """No key of the repository opens with this password."""
+
+
 class InvalidError(VmhaulError):
     """Understood, but some values cannot be accepted: `details` names each field and why."""
 
@@ -68,6 +72,7 @@ OUTCOMES: Final[dict[type[VmhaulError], Outcome]] = {
     ForbiddenError: Outcome(http_status=403, code="forbidden"),
     NotFoundError: Outcome(http_status=404, code="not-found"),
     ConflictError: Outcome(http_status=409, code="conflict"),
+    WrongKeyError: Outcome(http_status=409, code="conflict"),
     InvalidError: Outcome(http_status=422, code="unprocessable"),
     UnavailableError: Outcome(http_status=503, code="unavailable"),
     IntegrityError: Outcome(http_status=500, code="internal"),

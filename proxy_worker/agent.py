@@ -17,14 +17,21 @@ from collections.abc import Callable
 from typing import IO, Any, Final, NoReturn
 
 from pipeline.crypto.aead import AEAD_NAMES
-from pipeline.errors import IntegrityError, PipelineError, TransientPipelineError
+from pipeline.crypto.unlock import Unlock, by_password, unlock_from_text
+from pipeline.errors import (
+    IntegrityError,
+    PipelineError,
+    TransientPipelineError,
+    WrongPasswordError,
+)
 from pipeline.repository import Repository, layout
 from pipeline.storage import open_storage
-from proxy_worker.contracts.agent import decode_restore_point, encode_restore_point
+from proxy_worker.agent_keys import WRITING, KeyCalls, new_password, refuse_forgotten_epochs
+from proxy_worker.contracts.agent import WRONG_KEY, decode_restore_point, encode_restore_point
 from proxy_worker.contracts.envelope import Clock
 from proxy_worker.turns import turn
 
-_FINISHED_FIRST: Final = frozenset({"create", "commit"})
+_FINISHED_FIRST: Final = frozenset({"create", "commit"}) | WRITING
 """Calls that are finished when the server goes away in the middle."""
 _END: Final = None
 
@@ -39,6 +46,7 @@ class Agent:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._repository: Repository | None = None
+        self._own: Unlock | None = None
         self._calls: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
             "create": self._create,
             "open": self._open,
@@ -50,6 +58,7 @@ class Agent:
             "check": self._check,
             "space": self._space,
             "facts": self._facts,
+            **KeyCalls(lambda: self._opened, self._own_key).calls(),
         }
 
     def answer(self, request: Any) -> dict[str, Any]:
@@ -65,7 +74,10 @@ class Agent:
         except Exception as error:  # noqa: BLE001 - the server hears of everything
             # Neither the request nor local variables are printed: they hold passwords.
             traceback.print_exc()
-            return {"id": number, "error": {"kind": _kind(error), "message": _message(error)}}
+            answer = {"kind": _kind(error), "message": _message(error)}
+            if isinstance(error, WrongPasswordError):
+                answer["reason"] = WRONG_KEY
+            return {"id": number, "error": answer}
 
     @property
     def _opened(self) -> Repository:
@@ -73,23 +85,30 @@ class Agent:
             raise CallError("the repository is not open; create or open comes first")
         return self._repository
 
+    def _own_key(self) -> Unlock:
+        if self._own is None:
+            raise CallError("the repository is not open; create or open comes first")
+        return self._own
+
     # -- calls
 
     def _create(self, args: dict[str, Any]) -> dict[str, Any]:
         self._refuse_second()
         self._repository = Repository.create(
             open_storage(args["location"], create=True),
-            args["password"],
+            new_password(args["password"]),
             block_size_bytes=args["block_size_bytes"],
             clock=self._clock,
         )
+        self._own = by_password(args["password"])
         return self._identity()
 
     def _open(self, args: dict[str, Any]) -> dict[str, Any]:
         self._refuse_second()
-        self._repository = Repository.open_with_password(
-            open_storage(args["location"]), args["password"], clock=self._clock
-        )
+        own = unlock_from_text(args["password"])
+        repository = Repository.open_by(open_storage(args["location"]), own, clock=self._clock)
+        refuse_forgotten_epochs(repository, int(args.get("least_epoch") or 1))
+        self._repository, self._own = repository, own
         return self._identity()
 
     def _refuse_second(self) -> None:
@@ -102,6 +121,7 @@ class Agent:
             "repository_id": repository.id,
             "master_key": repository.key_material,
             "block_size_bytes": repository.block_size_bytes,
+            "key_epoch": repository.key_epoch,
         }
 
     def _commit(self, args: dict[str, Any]) -> dict[str, Any]:

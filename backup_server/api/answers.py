@@ -74,6 +74,33 @@ class Repository(Answer):
     free_bytes: int | None
 
 
+class RepositoryKey(Answer):
+    id: str
+    kind: Literal["password", "key-file", "recovery", "unreadable"]
+    label: str
+    created_at: str | None
+    version: int
+    problem: str
+    own: bool
+
+
+class RepositoryKeys(Answer):
+    keys: list[RepositoryKey]
+
+
+class NewRepositoryKey(RepositoryKey):
+    secret: str | None
+
+
+class KeyEpoch(Answer):
+    key_epoch: int
+
+
+class Upgraded(Answer):
+    added: list[str]
+    features: list[str]
+
+
 class Proxy(Answer):
     id: str
     name: str

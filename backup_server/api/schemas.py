@@ -60,6 +60,21 @@ class RepositoryChanges(Body):
     verification: Verification | None = None
 
 
+class KeyBody(Body):
+    kind: Literal["password", "key-file", "recovery"]
+    password: SecretStr | None = None
+    label: str = ""
+
+
+class KeyChangeBody(Body):
+    new_password: SecretStr
+    old_password: SecretStr | None = None
+
+
+class KeyUseBody(Body):
+    password: SecretStr
+
+
 class CheckBody(Body):
     read_data: bool = Field(default=False, description="Read all data, or the sample's.")
     sample_share: float | None = Field(

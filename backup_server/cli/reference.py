@@ -48,10 +48,19 @@ def markdown() -> str:
     for name, command in root.commands.items():
         if hasattr(command, "commands"):
             parts.append(f"\n## vmhaul {name}\n\n{_first_line(command.help)}\n")
-            parts += [_command(f"{name} {verb}", sub, "###") for verb, sub in command.commands.items()]
+            parts += [_command(path, sub, "###") for path, sub in _commands(name, command)]
         else:
             parts.append(_command(name, command, "##"))
     return "".join(parts)
+
+
+def _commands(path: str, group: Any) -> Iterator[tuple[str, Any]]:
+    """Every command below a noun, also those of nouns of its own."""
+    for verb, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from _commands(f"{path} {verb}", command)
+        else:
+            yield f"{path} {verb}", command
 
 
 def _command(name: str, command: Any, heading: str) -> str:

@@ -16,7 +16,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, Final, Protocol
 
-from backup_server.errors import ConflictError, IntegrityError, UnavailableError, VmhaulError
+from backup_server.errors import (
+    ConflictError,
+    IntegrityError,
+    UnavailableError,
+    VmhaulError,
+    WrongKeyError,
+)
+from proxy_worker.contracts.agent import WRONG_KEY
 
 _PASSED_ON: Final = ("PATH", "PYTHONPATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "TZ")
 _STOP_WAIT_S: Final = 10.0
@@ -48,6 +55,8 @@ def error_from(answer: dict[str, Any]) -> VmhaulError:
             return UnavailableError(message)
         case "integrity":
             return IntegrityError(message)
+        case _ if answer.get("reason") == WRONG_KEY:
+            return WrongKeyError(message)
         case _:
             return ConflictError(message)
 

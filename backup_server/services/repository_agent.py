@@ -16,7 +16,7 @@ from typing import Any
 from backup_server.credentials import CredentialStore
 from backup_server.db.engine import Database
 from backup_server.db.tables import Repository
-from backup_server.errors import ConflictError, NotFoundError, UnavailableError
+from backup_server.errors import ConflictError, NotFoundError, UnavailableError, WrongKeyError
 from backup_server.services.agent_link import AgentLink, StartAgent
 from pipeline.model import RestorePoint, RestorePointId
 from proxy_worker.contracts.agent import decode_restore_point, encode_restore_point
@@ -30,6 +30,7 @@ class OpenedRepository:
     repository_id: str
     master_key: Secret
     block_size_bytes: int
+    key_epoch: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +48,10 @@ class RepositoryAccess:
     password: Secret
     repository_id: str
     """What must be found there; empty: anything."""
+    least_epoch: int = 1
+    """The newest key epoch that the server knows of."""
+    name: str = ""
+    """What the server calls the repository, for messages; empty: it is not registered yet."""
 
 
 class RepositoryAgent:
@@ -75,11 +80,23 @@ class RepositoryAgent:
         link = self._start()
         try:
             opened = open_repository(link, self._access, timeout_s=self._timeout_s)
+        except WrongKeyError as error:
+            link.close()
+            raise self._locked_out(error) from error
         except BaseException:
             link.close()
             raise
         self._link, self._opened = link, opened
         return link, opened
+
+    def _locked_out(self, error: WrongKeyError) -> WrongKeyError:
+        if not self._access.name:
+            return error
+        return WrongKeyError(
+            f"{error.message}. The password that this server stores for repository {self._access.name!r} was "
+            "changed or revoked elsewhere: give it one that opens, with `vmhaul repository key use "
+            f"{self._access.name}`"
+        )
 
     def _drop(self) -> None:
         if self._link is not None:
@@ -129,6 +146,32 @@ class RepositoryAgent:
             args["sample_start"] = sample_start
         return self._call("check", args, self._long_timeout_s)
 
+    def keys(self) -> dict[str, Any]:
+        """keys, key_epoch and features, as the contract tells."""
+        return self._call("keys", {}, self._long_timeout_s)
+
+    def add_key(self, kind: str, *, password: Secret | None, label: str) -> tuple[str, Secret]:
+        """Id, and the text of a key file or recovery key (empty for a password)."""
+        args = {"kind": kind, "label": label}
+        if password is not None:
+            args["password"] = password.reveal()
+        answer = self._call("add_key", args, self._long_timeout_s)
+        return str(answer["id"]), Secret(str(answer["text"]))
+
+    def change_key(self, old: Secret, new: Secret) -> str:
+        args = {"old": old.reveal(), "new": new.reveal()}
+        return str(self._call("change_key", args, self._long_timeout_s)["id"])
+
+    def revoke_key(self, key_id: str) -> None:
+        self._call("revoke_key", {"id": key_id}, self._long_timeout_s)
+
+    def rotate_key(self) -> int:
+        """Number of the new key epoch. This agent goes on with it; others must be opened again."""
+        return int(self._call("rotate_key", {}, self._long_timeout_s)["key_epoch"])
+
+    def upgrade(self) -> dict[str, Any]:
+        return self._call("upgrade", {}, self._long_timeout_s)
+
     def space(self) -> Space:
         answer = self._call("space", {})
         return Space(
@@ -150,7 +193,9 @@ class RepositoryAgent:
 
 def open_repository(link: AgentLink, access: RepositoryAccess, *, timeout_s: float) -> OpenedRepository:
     """Open an existing repository; ConflictError when another one lies at its place."""
-    args = {"location": access.location, "password": access.password.reveal()}
+    args: dict[str, Any] = {"location": access.location, "password": access.password.reveal()}
+    if access.least_epoch > 1:
+        args["least_epoch"] = access.least_epoch
     opened = _opened(link.call("open", args, timeout_s=timeout_s))
     if access.repository_id and opened.repository_id != access.repository_id:
         raise ConflictError(
@@ -178,6 +223,7 @@ def _opened(answer: dict[str, Any]) -> OpenedRepository:
             repository_id=str(answer["repository_id"]),
             master_key=Secret(str(answer["master_key"])),
             block_size_bytes=int(answer["block_size_bytes"]),
+            key_epoch=int(answer.get("key_epoch") or 1),
         )
     except (KeyError, ValueError, TypeError):
         # The answer holds the master key: nothing of it may get into an error's text.
@@ -222,16 +268,22 @@ class AgentPool:
         finally:
             agent.close()
 
-    def _make(self, repository_id: str) -> RepositoryAgent:
+    def access(self, repository_id: str, *, password: Secret | None = None) -> RepositoryAccess:
+        """How a registered repository is opened; with `password` instead of the stored one, where given."""
         with self._db.read() as s:
             row = s.get(Repository, repository_id)
             if row is None:
                 raise NotFoundError(f"there is no repository {repository_id}")
-            access = RepositoryAccess(
+            return RepositoryAccess(
                 location=row.location,
-                password=self._credentials.fetch(s, row.credential_id),
+                password=password or self._credentials.fetch(s, row.credential_id),
                 repository_id=row.repository_id,
+                least_epoch=int((row.settings or {}).get("key_epoch") or 1),
+                name=row.name,
             )
+
+    def _make(self, repository_id: str) -> RepositoryAgent:
+        access = self.access(repository_id)
         return RepositoryAgent(
             self.start, access, timeout_s=self.timeout_s, long_timeout_s=self._long_timeout_s
         )

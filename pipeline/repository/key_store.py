@@ -267,16 +267,19 @@ class KeyStore:
             self._storage.delete(layout.key_name(key.key_id))
         return key_id
 
-    def modernise(self, unlock: Unlock, created_at_s: int) -> None:
-        """Bring the key objects of version 1 that `unlock` opens to version 2."""
+    def modernise(self, unlock: Unlock, created_at_s: int) -> bytes | None:
+        """Bring the key objects of version 1 that `unlock` opens to version 2; the id of the one that it opens
+        then, None when there was nothing to do.
+        """
         opened = self.opened_by(unlock)
         old = [key for key in opened if key.version != KEY_VERSION]
         if not old:
-            return
-        if len(old) == len(opened):
-            self.add(unlock, "", created_at_s)
+            return None
+        new = [key.key_id for key in opened if key.version == KEY_VERSION]
+        key_id = new[0] if new else self.add(unlock, "", created_at_s)
         for key in old:
             self._storage.delete(layout.key_name(key.key_id))
+        return key_id
 
     def revoke(self, key_id: str) -> None:
         """Delete a key object. Raises KeyRefusedError for the last good one, and for one that is not there."""

@@ -238,7 +238,10 @@ class Repository:
         """
         if FEATURE_EPOCHS in self.features:
             with self._lock:
-                self._key_store(kdf_cost).modernise(unlock, int(self._clock()))
+                there = self.opened_key_id
+                key_id = self._key_store(kdf_cost).modernise(unlock, int(self._clock()))
+                if key_id is not None and there not in {info.id for info in self.list_keys()}:
+                    self.opened_key_id = key_id.hex()
 
     def revoke_key(self, key_id: str) -> None:
         """Delete a key object. What it opened stays known to who opened it; rotate_data_key() keeps new

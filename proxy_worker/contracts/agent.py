@@ -11,16 +11,26 @@ Calls and their args / ok:
 
 | call | args | ok |
 |---|---|---|
-| create | location, password, block_size_bytes | repository_id, master_key |
-| open | location, password | repository_id, master_key, block_size_bytes |
+| create | location, password, block_size_bytes | repository_id, master_key, key_epoch |
+| open | location, password, least_epoch? | repository_id, master_key, block_size_bytes, key_epoch |
 | commit | point (see encode_restore_point) | created: bool (false: it was there already, the same) |
 | points | | points: [...] |
 | point | id | point |
 | forget | ids | forgotten: int |
 | prune | keep_task_ids (work areas still needed), min_age_s | removed_packs, removed_bytes, rewritten_bytes, kept_packs |
 | check | read_data: bool, sample_share: float, sample_start?: float | problems: [str], points, packs, blobs, read_bytes, confidence: str, damage: [{point_id, disk_key, start_bytes, end_bytes, reason}] |
+| keys | | keys: [{id, kind, label, created_at_s, version, problem, own}], key_epoch, features |
+| add_key | kind (password, key-file, recovery), password?, label? | id, text (of a key file or recovery key; told this once) |
+| change_key | old, new: passwords; old may be any key | id |
+| revoke_key | id | |
+| rotate_key | | key_epoch |
+| upgrade | | added, features: [str] |
 | space | | free_bytes, total_bytes, used_bytes |
 | facts | | packs, stored_bytes (of all packs), features: [str], key_epoch, keys (how many open it), aead |
+
+Wherever a repository is opened, `password` may also be a recovery key or the text of a key file. `least_epoch` of
+`open` is the newest key epoch that the server knows of: an older state is refused. An error with
+`"reason": "wrong-key"` says that the password opens nothing.
 
 `create` and `open` come first and once. A master key is 64 hexadecimal digits and is what TaskSecrets
 hands to a proxy. The program is `python -m proxy_worker.agent`.
@@ -30,7 +40,7 @@ from __future__ import annotations
 
 import base64
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 from pipeline.model import (
     BlobId,
@@ -42,6 +52,9 @@ from pipeline.model import (
     RestorePointId,
     VmIdentity,
 )
+
+WRONG_KEY: Final = "wrong-key"
+"""Reason of an error: the password opens no key of the repository."""
 
 
 def encode_restore_point(point: RestorePoint) -> dict[str, Any]:

@@ -89,7 +89,8 @@ class FakeAgent:
         self._site.at[location] = self._repository = found
         return {"repository_id": found.repository_id, "master_key": found.master_key}
 
-    def _open(self, *, location: str, password: str) -> dict[str, Any]:
+    def _open(self, *, location: str, password: str, least_epoch: int = 1) -> dict[str, Any]:
+        assert least_epoch >= 1
         found = self._site.at.get(location)
         if found is None:
             return {"error": {"kind": "permanent", "message": f"no repository at {location}"}}
