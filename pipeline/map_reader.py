@@ -13,9 +13,9 @@ from typing import Final
 
 from pipeline.errors import IntegrityError
 from pipeline.repository.format import BLOB_ID_BYTES, NODE_ENTRIES, NODE_ENTRIES_BITS, ZERO_ID
-from pipeline.repository.index import Location
 from pipeline.repository.maps import block_count_of, blocks, decode_node, level_for
-from pipeline.repository.reader import BlobReader, ReadRun, Wanted, plan_reads
+from pipeline.repository.reader import Batch as Fetch
+from pipeline.repository.reader import BlobReader
 from pipeline.repository.repository import Repository
 from pipeline.storage.base import Buffer
 from transports.base import Ability, Extent, ReaderCapabilities, ReadRequest, TransportMode
@@ -71,6 +71,7 @@ class MapDiskReader:
         largest = max(request_bytes or self._block_size, self._block_size)
         self._in_flight = max(MIN_IN_FLIGHT, min(MAX_IN_FLIGHT, window_bytes // largest))
         self._renewing = threading.Lock()
+        self._own = threading.local()
         self._pool = ThreadPoolExecutor(
             workers or len(os.sched_getaffinity(0)), thread_name_prefix="map-reader"
         )
@@ -133,10 +134,9 @@ class MapDiskReader:
         pieces: dict[bytes, list[_Piece]] = {}
         for request in requests:
             self._divide(request, pieces)
-        wanted = [Wanted(blob_id, self._locate(blob_id)) for blob_id in pieces]
         batch = _Batch(requests)
-        for run in plan_reads(wanted, RUN_BYTES):
-            batch.reads.append(self._pool.submit(self._fill, run, pieces))
+        for fetch in self._planned(list(pieces)):
+            batch.reads.append(self._pool.submit(self._fill, fetch, pieces))
         return batch
 
     def _finish(self, batch: _Batch) -> None:
@@ -189,28 +189,36 @@ class MapDiskReader:
         except IntegrityError:
             return self._renewed(reader).load_node(node_id)
 
-    def _locate(self, blob_id: bytes) -> Location:
+    def _planned(self, blob_ids: list[bytes]) -> list[Fetch]:
         reader = self._reader
         try:
-            return reader.locate(blob_id)
+            return reader.plan(blob_ids, RUN_BYTES)
         except IntegrityError:
-            return self._renewed(reader).locate(blob_id)
+            return self._renewed(reader).plan(blob_ids, RUN_BYTES)
 
-    def _fill(self, run: ReadRun, pieces: dict[bytes, list[_Piece]]) -> None:
-        """Fetch a run and hand its blocks out; on a thread of the pool."""
+    def _fill(self, fetch: Fetch, pieces: dict[bytes, list[_Piece]]) -> None:
+        """Fetch some blocks and hand them out; on a thread of the pool."""
         reader = self._reader
+        scratch = self._scratch()
         try:
-            data = reader.fetch_run(run)
-            contents = [
-                (wanted.blob_id, reader.decode_from(run, data, wanted)) for wanted in run.wanted
-            ]
+            fetched = reader.fetch(fetch)
+            for wanted in fetch.wanted:
+                content = reader.decode(fetched, wanted, scratch)
+                for piece in pieces[wanted.blob_id]:
+                    _hand_out(piece, content)
         except IntegrityError:
             # A prune may have moved the blocks to another pack since the index was read.
             reader = self._renewed(reader)
-            contents = [(wanted.blob_id, reader.load_block(wanted.blob_id)) for wanted in run.wanted]
-        for blob_id, content in contents:
-            for piece in pieces[blob_id]:
-                _hand_out(piece, content)
+            for wanted in fetch.wanted:
+                for piece in pieces[wanted.blob_id]:
+                    _hand_out(piece, reader.load_block(wanted.blob_id))
+
+    def _scratch(self) -> memoryview:
+        """Room for a block; each thread has one."""
+        scratch: memoryview | None = getattr(self._own, "scratch", None)
+        if scratch is None:
+            scratch = self._own.scratch = memoryview(bytearray(self._block_size))
+        return scratch
 
     def _renewed(self, old: BlobReader) -> BlobReader:
         """A reader by the index as it is now, unless another thread was faster."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
 from dataclasses import dataclass, field
@@ -9,12 +10,14 @@ from dataclasses import dataclass, field
 from pipeline.copy import copy_disk, plan_copy
 from pipeline.model import RestorePoint, copied_point
 from pipeline.mover import MoverOptions
+from pipeline.planning import BackupPlan
 from pipeline.repository import layout
 from pipeline.repository.entries import BlobEntry
 from pipeline.repository.format import BlobKind
 from pipeline.repository.index import read_index_object
 from pipeline.testing.builders import ManualClock, Workbench, disk_point, restore_point
 from pipeline.testing.storage import MemoryStorage
+from transports.base import SECTOR_BYTES, Extent
 
 
 @dataclass
@@ -37,13 +40,25 @@ class Pair:
         clock = self.source.clock
         assert isinstance(clock, ManualClock)
         clock.now_s += 86_400
-        done = self.source.backup(bytes(image))
+        done = self.source.backup(bytes(image), plan=self._plan(image))
         point = restore_point(disk_point(done.map_root, len(image)))
         shifted = point.created_at.fromtimestamp(clock.now_s, tz=point.created_at.tzinfo)
         point = restore_point(disk_point(done.map_root, len(image)), created_at=shifted)
         self.source.commit(point)
         self.points.append((point, bytes(image)))
         return point
+
+    def _plan(self, image: bytes | bytearray) -> BackupPlan:
+        """An increment on the last point, so that changed blocks may be stored as patches."""
+        if not self.points or len(self.points[-1][1]) != len(image):
+            return self.source.plan(len(image))
+        point, before = self.points[-1]
+        changed = [
+            Extent(offset=at, length=min(SECTOR_BYTES, len(image) - at))
+            for at in range(0, len(image), SECTOR_BYTES)
+            if image[at : at + SECTOR_BYTES] != before[at : at + SECTOR_BYTES]
+        ]
+        return self.source.plan(len(image), previous=point.disks[0].map_root, changed=changed)
 
     def copy(self, *, full: bool = False) -> RestorePoint:
         """Copy the next point that was not copied, as an increment on the one before."""
@@ -124,6 +139,8 @@ def make_pair(*, theirs: int = 4096, pack_target_bytes: int = 16 * 4096) -> Pair
     clock = ManualClock()
     source = Workbench(MemoryStorage(clock), clock, pack_target_bytes=pack_target_bytes)
     target = Workbench(MemoryStorage(clock), clock, block_size_bytes=theirs)
+    with contextlib.suppress(AttributeError):  # where it follows from the repository's features
+        source.repository.makes_patches = True
     return Pair(source, target)
 
 
