@@ -43,17 +43,21 @@ def build_images(directory: Path, source: Path, size_mib: int) -> Images:
     for path in sorted(set(files) - set(later)):
         _copy(path, tree / path.relative_to(source))
     day_one = directory / "day-one.raw"
-    with day_one.open("wb") as out:
-        out.truncate(size_mib * MIB)
-    _run(
-        ["mkfs.ext4", "-q", "-F", "-m", "1", "-E", "lazy_itable_init=1", "-d", str(tree), str(day_one)],
-    )
+    make_ext4(day_one, tree, size_mib)
     day_two = directory / "day-two.raw"
-    _run(["cp", "--sparse=always", str(day_one), str(day_two)])
+    run_quietly(["cp", "--sparse=always", str(day_one), str(day_two)])
     _pass_a_day(directory, source, day_two, sorted(set(files) - set(later)), later, rng)
     shutil.rmtree(tree)
-    _sync([day_one, day_two])
+    sync_files([day_one, day_two])
     return Images(day_one, day_two)
+
+
+def make_ext4(image: Path, tree: Path, size_mib: int) -> None:
+    """A file system with what is below `tree`."""
+    with image.open("wb") as out:
+        out.truncate(size_mib * MIB)
+    options = ["-q", "-F", "-b", "4096", "-m", "1", "-E", "lazy_itable_init=1"]
+    run_quietly(["mkfs.ext4", *options, "-d", str(tree), str(image)])
 
 
 def changed_extents(before: Path, after: Path) -> list[Extent]:
@@ -119,19 +123,19 @@ def _pass_a_day(
             commands.append(f"write {path} /{path.relative_to(source)}")
     script = directory / "day-two.debugfs"
     script.write_text("".join(f"{command}\n" for command in commands))
-    _run(["debugfs", "-w", "-f", str(script), str(image)])
+    run_quietly(["debugfs", "-w", "-f", str(script), str(image)])
     script.unlink()
 
 
-def _run(command: list[str]) -> None:
+def run_quietly(command: list[str]) -> str:
+    """What it printed. Raises CalledProcessError."""
     # /sbin is not in everybody's path.
     environment = {**os.environ, "PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"}
-    subprocess.run(
-        command, check=True, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
+    done = subprocess.run(command, check=True, env=environment, capture_output=True, cwd="/")
+    return done.stdout.decode(errors="replace")
 
 
-def _sync(paths: list[Path]) -> None:
+def sync_files(paths: list[Path]) -> None:
     for path in paths:
         fd = os.open(path, os.O_RDONLY)
         os.fsync(fd)

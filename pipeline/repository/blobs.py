@@ -131,7 +131,7 @@ class BlobCodec:
         length = PATCH_HEAD.size + len(payload)
         if length > CLEARLY_SMALLER_SHARE * (base_stored_length * (1 - share) + len(payload)):
             return None
-        body = pack_head(base_id, encoding, len(content)) + payload
+        body = pack_head(base_id, encoding) + payload
         return self._sealed(BlobKind.BLOCK, blob_id, Encoding.PATCH, len(content), body, base_id)
 
     def _sealed(

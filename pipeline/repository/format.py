@@ -59,13 +59,10 @@ MAX_SEALED_RAW_BYTES: Final = 1 << 30
 PACK_TARGET_BYTES: Final = 64 << 20
 """A pack is closed when it passes this: one fsync for so much data, and little to rewrite in prune."""
 MAX_PACK_BYTES: Final = 1 << 30
-PATCH_PIECE_BYTES: Final = 4096
-"""Of new patches. A page of file systems and databases; 1 KiB pieces store 1 % less and cost twice the
-time to compare.
+PATCH_PIECE_BYTES: Final = 512
+"""Of new patches. A database's day stores 0.19 of its whole blocks so, and 0.31 with pieces of 4 KiB; for an
+operating system's day it makes no difference.
 """
-SMALL_PATCH_PIECE_BYTES: Final = 512
-SMALL_PATCHED_BLOCK_BYTES: Final = 64 << 10
-"""Blocks shorter than this are compared by sectors."""
 MIN_PATCH_PIECE_BYTES: Final = 512
 MAX_PATCH_DEPTH: Final = 8
 """Patches between a blob and content that stands by itself, for readers. Writers make 1."""

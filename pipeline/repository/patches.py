@@ -21,12 +21,15 @@ from pipeline.repository.format import (
     MIN_PATCH_PIECE_BYTES,
     PATCH_HEAD,
     PATCH_PIECE_BYTES,
-    SMALL_PATCH_PIECE_BYTES,
-    SMALL_PATCHED_BLOCK_BYTES,
     Encoding,
 )
 from pipeline.storage.base import Buffer
 
+PAGE_BYTES: Final = 4096
+"""Blocks are compared by pages first, and only pages that differ by pieces."""
+SAMPLE_PAGES: Final = 32
+"""Where most pages differ, so many tell whether it is worth looking at all of them."""
+PIECES_OF_PAGE: Final = PAGE_BYTES // PATCH_PIECE_BYTES
 CHANGED_SHARE_MAX: Final = 0.75
 """A block of which more pieces differ is stored whole; what would be saved is not worth a second read."""
 CLEARLY_SMALLER_SHARE: Final = 0.8
@@ -51,13 +54,36 @@ def difference(base: Buffer, content: bytes | bytearray) -> tuple[bytes, float] 
     """
     if len(base) != len(content) or not content:
         return None
-    pieces = _pieces(len(content), piece_bytes_for(len(content)))
-    new = pieces.unpack(content)
-    mask = bytes(map(operator.ne, pieces.unpack(base), new))
+    pages = _pieces(len(content), PAGE_BYTES)
+    old_pages, new_pages = pages.unpack(base), pages.unpack(content)
+    changed = bytes(map(operator.ne, old_pages, new_pages))
+    old, new = list(compress(old_pages, changed)), list(compress(new_pages, changed))
+    if len(new) > CHANGED_SHARE_MAX * len(changed) and _is_all_new(
+        old[:SAMPLE_PAGES], new[:SAMPLE_PAGES]
+    ):
+        return None
+    fine, pieces = _finer(old, new)
+    mask = bytearray(-(-len(content) // PATCH_PIECE_BYTES))
+    for at, page in enumerate(compress(range(len(changed)), changed)):
+        part = fine[at * PIECES_OF_PAGE : (at + 1) * PIECES_OF_PAGE]
+        mask[page * PIECES_OF_PAGE : page * PIECES_OF_PAGE + len(part)] = part
     share = mask.count(1) / len(mask)
     if share > CHANGED_SHARE_MAX:
         return None
-    return b"".join((_packed_bits(mask), *compress(new, mask))), share
+    return b"".join((_packed_bits(mask), *compress(pieces, fine))), share
+
+
+def _finer(old: list[bytes], new: list[bytes]) -> tuple[bytes, tuple[bytes, ...]]:
+    """Which pieces of these pages differ, and the new pieces."""
+    fine_old, fine_new = b"".join(old), b"".join(new)
+    layout = _pieces(len(fine_new), PATCH_PIECE_BYTES)
+    pieces = layout.unpack(fine_new)
+    return bytes(map(operator.ne, layout.unpack(fine_old), pieces)), pieces
+
+
+def _is_all_new(old: list[bytes], new: list[bytes]) -> bool:
+    fine, _ = _finer(old, new)
+    return fine.count(1) > CHANGED_SHARE_MAX * len(fine)
 
 
 def patch_into(
@@ -88,18 +114,13 @@ def patch_into(
         raise IntegrityError(f"{what} is damaged: a patch that goes on after its pieces")
 
 
-def piece_bytes_for(raw_length: int) -> int:
-    """Grain of a new patch of a block."""
-    return SMALL_PATCH_PIECE_BYTES if raw_length < SMALL_PATCHED_BLOCK_BYTES else PATCH_PIECE_BYTES
-
-
 def payload_limit(raw_length: int, piece_bytes: int) -> int:
     """Bytes that the payload of a patch has at most."""
     return raw_length + raw_length // piece_bytes // 8 + 1
 
 
-def pack_head(base_id: bytes, encoding: Encoding, raw_length: int) -> bytes:
-    return PATCH_HEAD.pack(base_id, piece_bytes_for(raw_length), encoding, bytes(3))
+def pack_head(base_id: bytes, encoding: Encoding) -> bytes:
+    return PATCH_HEAD.pack(base_id, PATCH_PIECE_BYTES, encoding, bytes(3))
 
 
 def parse_head(body: Buffer, what: str) -> PatchHead:
@@ -118,7 +139,7 @@ def parse_head(body: Buffer, what: str) -> PatchHead:
     return PatchHead(base_id, piece_bytes, Encoding(encoding))
 
 
-def _packed_bits(mask: bytes) -> bytes:
+def _packed_bits(mask: bytearray) -> bytes:
     """Bit i of the little-endian result is mask[i]."""
     digits = mask[::-1].translate(_TO_DIGITS)
     return int(digits, 2).to_bytes(-(-len(mask) // 8), "little")

@@ -23,7 +23,6 @@ from pipeline.repository.patches import (
     parse_head,
     patch_into,
     payload_limit,
-    piece_bytes_for,
 )
 from pipeline.repository.reader import BlobReader
 from pipeline.testing.builders import ManualClock, Workbench
@@ -42,7 +41,7 @@ LENGTHS = [1, 511, 512, 513, 4096, 40_000, 65_536, 65_537, 200_000, 1 << 20, (1 
 @pytest.mark.parametrize("length", LENGTHS)
 def test_a_patch_makes_the_content_again(length: int) -> None:
     rng = random.Random(length)
-    piece = piece_bytes_for(length)
+    piece = PATCH_PIECE_BYTES
     base = rng.randbytes(length)
     for _ in range(20):
         content = bytearray(base)
@@ -99,7 +98,7 @@ def test_a_payload_that_cannot_be_is_damage(payload: bytes, said: str) -> None:
 
 
 def test_a_head_that_cannot_be_is_damage() -> None:
-    good = pack_head(b"b" * 32, Encoding.ZSTD, 1 << 20)
+    good = pack_head(b"b" * 32, Encoding.ZSTD)
     assert parse_head(good, "blob").piece_bytes == PATCH_PIECE_BYTES
     for bad in (
         good[:-1],
