@@ -1,15 +1,17 @@
 """The data mover beside what it could be at best, and beside its peers, in one run.
 
-    python -m bench.bench_mover [--size-mib 3072] [--source /usr] [--rounds 3] [--peer-rounds 1]
+    python -m bench.bench_mover [--quick] [--rounds 3] [--peer-rounds 2] [--size-mib 3072] [--source /usr]
                                 [--directory DIR] [--results FILE]
 
-Builds a disk image with this machine's own files and its next day (bench/images.py), runs every tool in
-processes of their own, prints wall time, CPU, memory and bytes, and the aims; writes all of it to
-bench/results.json. The rounds of all tools take turns; of several the best counts. Images are read once
-before, so that every tool finds them in the page cache.
+Builds a disk image with this machine's own files and its next day (bench/images.py) and one with a
+PostgreSQL database and its next day (bench/database.py), runs every tool in processes of their own, prints
+wall time, CPU, memory and bytes, and the aims; writes all of it to bench/results.json. The rounds of all
+tools take turns; of several the best counts. Images are read once before, so that every tool finds them in
+the page cache. `--quick`: one round on small disks, for a look; its figures prove nothing.
 
 vmhaul, restic and borg sync what they store, and vmhaul what it restores; the others leave that to the
-kernel. So results are synced and the time for it is added before tools are compared. Tools that are not installed are left out.
+kernel. So results are synced and the time for it is added before tools are compared. Tools that are not
+installed are left out.
 """
 
 from __future__ import annotations
@@ -21,20 +23,37 @@ import platform
 import shutil
 import sys
 import tempfile
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bench.aims import BORG, BORG_FIXED, aims_of, best_rows
-from bench.images import build_images, changed_extents
+from bench.aims import BORG, BORG_FIXED, Aim, aims_of, best_rows, key_of
+from bench.database import SCALE, build_database_images, programs
+from bench.images import Images, build_images, changed_extents
 from bench.measure import run
-from bench.tools import Bench, borg, qemu_img, restic, rooflines, vmhaul, zstd
+from bench.tools import (
+    DATABASE_DISK,
+    HUGE_DISK,
+    OS_DISK,
+    Bench,
+    Row,
+    borg,
+    qemu_img,
+    restic,
+    rooflines,
+    settings,
+    unchanged_huge_disk,
+    vmhaul,
+    zstd,
+)
 
 RESULTS = Path(__file__).with_name("results.json")
 FIXED_BLOCKS = ["--chunker-params", "fixed,1048576", "--sparse"]
+QUICK_MIB = 512
 
 
-def measure(bench: Bench, rounds: int, peer_rounds: int) -> None:
+def measure_os_disk(bench: Bench, rounds: int, peer_rounds: int) -> None:
     for number in range(rounds):
         rooflines(bench)
         vmhaul(bench, compare=number == 0)
@@ -44,11 +63,21 @@ def measure(bench: Bench, rounds: int, peer_rounds: int) -> None:
             continue
         if shutil.which("qemu-img"):
             qemu_img(bench)
+        repositories(bench)
         if shutil.which("borg"):
             borg(bench, BORG, [])
-            borg(bench, BORG_FIXED, FIXED_BLOCKS)
-        if shutil.which("restic"):
-            restic(bench)
+
+
+def measure_database_disk(bench: Bench) -> None:
+    vmhaul(bench, compare=True)
+    repositories(bench)
+
+
+def repositories(bench: Bench) -> None:
+    if shutil.which("borg"):
+        borg(bench, BORG_FIXED, FIXED_BLOCKS)
+    if shutil.which("restic"):
+        restic(bench)
 
 
 def machine() -> dict[str, Any]:
@@ -77,46 +106,86 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--quick", action="store_true")
     parser.add_argument("--size-mib", type=int, default=3072)
     parser.add_argument("--source", type=Path, default=Path("/usr"))
     parser.add_argument("--directory", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--peer-rounds", type=int, default=1)
+    parser.add_argument("--peer-rounds", type=int, default=2)
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
+    if args.quick:
+        args.size_mib, args.rounds, args.peer_rounds = min(QUICK_MIB, args.size_mib), 1, 1
+    began_s = time.monotonic()
+    facts = machine()
     work = Path(tempfile.mkdtemp(prefix="vmhaul-bench-", dir=args.directory))
+    work.chmod(0o711)  # the database's server runs as another user
+    rows: list[Row] = []
     try:
-        print(f"building two images of {args.size_mib} MiB from {args.source}", flush=True)
-        images = build_images(work, args.source, args.size_mib)
-        bench = Bench(images, changed_extents(images.day_one, images.day_two), work)
-        facts = describe(bench)
-        print(facts)
-        measure(bench, args.rounds, args.peer_rounds)
+        facts["disks"] = measure_all(args, work, rows)
     finally:
         shutil.rmtree(work)
-    report(bench, {**machine(), "image": facts}, args.results)
+    facts["load_after"] = [round(load, 1) for load in os.getloadavg()]
+    facts["took_s"] = round(time.monotonic() - began_s)
+    report(rows, facts, aims_of(rows), args.results)
     return 0
 
 
+def measure_all(args: argparse.Namespace, work: Path, rows: list[Row]) -> dict[str, Any]:
+    """Facts of the disks."""
+    facts = {}
+    print(f"building two images of {args.size_mib} MiB from {args.source}", flush=True)
+    bench = disk(
+        OS_DISK,
+        build_images(empty(work / "os-images"), args.source, args.size_mib),
+        work / OS_DISK,
+        rows,
+    )
+    facts[OS_DISK] = describe(bench)
+    measure_os_disk(bench, args.rounds, args.peer_rounds)
+    if not args.quick:
+        settings(bench)
+    unchanged_huge_disk(Bench(HUGE_DISK, bench.images, [], empty(work / "huge"), rows))
+    if programs() is not None:
+        print("building two images with a PostgreSQL database", flush=True)
+        scale = SCALE // 6 if args.quick else SCALE
+        images = build_database_images(empty(work / "database-images"), scale=scale)
+        bench = disk(DATABASE_DISK, images, work / DATABASE_DISK, rows)
+        facts[DATABASE_DISK] = describe(bench)
+        measure_database_disk(bench)
+    return facts
+
+
+def empty(directory: Path) -> Path:
+    directory.mkdir()
+    return directory
+
+
+def disk(name: str, images: Images, work: Path, rows: list[Row]) -> Bench:
+    return Bench(name, images, changed_extents(images.day_one, images.day_two), empty(work), rows)
+
+
 def describe(bench: Bench) -> dict[str, int]:
-    return {
+    facts = {
         "size_bytes": bench.images.day_one.stat().st_size,
         "allocated_bytes": bench.images.day_one.stat().st_blocks * 512,
         "changed_bytes": sum(extent.length for extent in bench.changed),
     }
+    print(facts, flush=True)
+    return facts
 
 
-def report(bench: Bench, facts: dict[str, Any], path: Path) -> None:
-    aims = aims_of(bench.rows)
+def report(rows: list[Row], facts: dict[str, Any], aims: list[Aim], path: Path) -> None:
     for aim in aims:
         print(f"{'holds ' if aim.holds else 'MISSED'} {aim.name}: {aim.value} (aim {aim.aim})")
-    rounds = {
-        key: sum((row.tool, row.step) == key for row in bench.rows) for key in best_rows(bench.rows)
-    }
-    rows = [{**asdict(row), "rounds": rounds[key]} for key, row in best_rows(bench.rows).items()]
+    best = best_rows(rows)
+    rounds = {key: sum(key_of(row) == key for row in rows) for key in best}
     rounded = [
-        {name: round(value, 3) if isinstance(value, float) else value for name, value in row.items()}
-        for row in rows
+        {
+            name: round(value, 3) if isinstance(value, float) else value
+            for name, value in {**asdict(row), "rounds": rounds[key]}.items()
+        }
+        for key, row in best.items()
     ]
     content = {"machine": facts, "rows": rounded, "aims": [asdict(aim) for aim in aims]}
     path.write_text(json.dumps(content, indent=1) + "\n")

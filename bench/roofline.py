@@ -7,6 +7,7 @@ file to write to, what would be stored is appended there and synced at the end; 
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import threading
 from collections.abc import Callable
@@ -20,6 +21,8 @@ import zstandard
 from blake3 import blake3
 
 from pipeline.crypto.aead import ENGINE, NONCE_BYTES, fastest_algorithm
+from pipeline.directio import open_direct, preallocate
+from pipeline.planning import BlockRanges
 from pipeline.rawfile import RawFileReader
 
 BLOCK_BYTES = 1 << 20
@@ -39,7 +42,10 @@ def offsets_of(image: Path) -> list[int]:
     return sorted(found)
 
 
-def on_all_cores(make_worker: Callable[[], Callable[[int], None]], items: list[int]) -> None:
+def on_all_cores(
+    make_worker: Callable[[], Callable[[int], None]], items: list[int], threads: int = 0
+) -> None:
+    """`threads` 0: one for each core."""
     numbers = count()
 
     def run() -> None:
@@ -47,9 +53,9 @@ def on_all_cores(make_worker: Callable[[], Callable[[int], None]], items: list[i
         while (number := next(numbers)) < len(items):
             work(items[number])
 
-    cores = len(os.sched_getaffinity(0))
-    with ThreadPoolExecutor(cores) as pool:
-        for done in [pool.submit(run) for _ in range(cores)]:
+    threads = threads or len(os.sched_getaffinity(0))
+    with ThreadPoolExecutor(threads) as pool:
+        for done in [pool.submit(run) for _ in range(threads)]:
             done.result()
 
 
@@ -104,34 +110,53 @@ def backup(image: Path, target: Path | None) -> dict[str, Any]:
 
 
 def restore(store: Path, target: Path | None, size_bytes: int) -> dict[str, Any]:
-    """Read what backup() stored, decrypt, decompress, hash; write it where there is a `target`."""
+    """Read what backup() stored, decrypt, decompress, hash; write it where there is a `target`, in the best
+    way that is known: into room made beforehand, past the page cache, from buffers that are used again.
+    """
     algorithm = fastest_algorithm()
     pieces = [Piece(*fields) for fields in json.loads(pieces_of(store).read_text())]
     source = os.open(store, os.O_RDONLY)
-    out = None if target is None else os.open(target, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
-    if out is not None:
-        os.ftruncate(out, size_bytes)
+    out = -1 if target is None else _room_for(target, pieces, size_bytes)
 
     def make_worker() -> Callable[[int], None]:
         decompressor = zstandard.ZstdDecompressor()
+        plain = bytearray(BLOCK_BYTES + 64)
+        content = memoryview(mmap.mmap(-1, BLOCK_BYTES))
 
         def work(number: int) -> None:
             piece = pieces[number]
             stored = os.pread(source, piece.stored_length, piece.stored_at)
-            content = ENGINE.decrypt(algorithm, KEY, bytes.fromhex(piece.nonce), b"", stored)
+            nonce = bytes.fromhex(piece.nonce)
+            length = ENGINE.decrypt_into(algorithm, KEY, nonce, b"", stored, plain)
             if piece.is_packed:
-                content = decompressor.decompress(content, max_output_size=BLOCK_BYTES)
+                decompressor.stream_reader(memoryview(plain)[:length]).readinto(content)
+            else:
+                content[:] = memoryview(plain)[:length]
             blake3(content, key=KEY).digest()
-            if out is not None:
+            if out >= 0:
                 os.pwrite(out, content, piece.offset)
 
         return work
 
-    on_all_cores(make_worker, list(range(len(pieces))))
-    if out is not None:
+    on_all_cores(make_worker, list(range(len(pieces))), threads=len(os.sched_getaffinity(0)) + 1)
+    if out >= 0:
         os.fsync(out)
         os.close(out)
     return {"stored_bytes": store.stat().st_size}
+
+
+def _room_for(target: Path, pieces: list[Piece], size_bytes: int) -> int:
+    """A file with room for all pieces; a descriptor for direct writes where there are such."""
+    out = os.open(target, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+    os.ftruncate(out, size_bytes)
+    blocks = sorted(piece.offset // BLOCK_BYTES for piece in pieces)
+    for first, end in BlockRanges((block, block + 1) for block in blocks):
+        preallocate(out, first * BLOCK_BYTES, (end - first) * BLOCK_BYTES)
+    direct = open_direct(out)
+    if direct < 0:
+        return out
+    os.close(out)
+    return direct
 
 
 def pieces_of(store: Path) -> Path:

@@ -56,6 +56,7 @@ def init(args: argparse.Namespace) -> dict[str, Any]:
         open_storage(str(args.repository), create=True),
         "bench",
         clock=time.time,
+        block_size_bytes=args.block_size_kib << 10,
         kdf_cost=KdfCost(ops=1, memory_kib=1024),
     )
     State(str(args.repository), repository.id, repository.key_material).save(args.state)
@@ -66,7 +67,7 @@ def backup(args: argparse.Namespace) -> dict[str, Any]:
     """`--changed` names a file with [offset, length] pairs; without it the backup is a full."""
     state = State.load(args.state)
     repository = state.open()
-    repository.makes_patches = args.patches
+    repository.makes_patches = bool(args.patches)
     reader = RawFileReader(args.image)
     changed = None
     if args.changed is not None:
@@ -156,6 +157,7 @@ def main() -> int:
     parser.add_argument("--store", type=Path)
     parser.add_argument("--compression", default="fast")
     parser.add_argument("--patches", type=int, default=1)
+    parser.add_argument("--block-size-kib", type=int, default=1024)
     parser.add_argument("--workers", type=int, default=0)
     args = parser.parse_args()
     answer = STEPS[args.step](args)

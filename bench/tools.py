@@ -5,6 +5,7 @@ four steps or some of them; every step runs in a directory that is its own.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -20,11 +21,20 @@ FULL: Final = "full"
 UNCHANGED: Final = "unchanged"
 INCREMENT: Final = "increment"
 RESTORE: Final = "restore"
+"""Of the newest restore point: after an increment, where the tool has such."""
+RESTORE_FULL: Final = "restore of the full"
+PLAIN: Final = "vmhaul, whole blocks"
+OS_DISK: Final = "os"
+DATABASE_DISK: Final = "database"
+HUGE_DISK: Final = "8 TiB"
+HUGE_BYTES: Final = 8 << 40  # ext4 takes files of up to 16 TiB
+HUGE_PLACES: Final = 256
 PASSWORD: Final = "bench"
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
+    disk: str
     tool: str
     step: str
     wall_s: float
@@ -45,10 +55,12 @@ class Row:
 
 @dataclass(slots=True)
 class Bench:
+    disk: str
     images: Images
     changed: list[Extent]
     work: Path
     rows: list[Row] = field(default_factory=list)
+    """Of all disks: the benches of one run share it."""
 
     def add(
         self,
@@ -63,6 +75,7 @@ class Bench:
         """`result`: the file or directory that the tool wrote; it is synced here, and that is timed."""
         sync_s = 0.0 if result is None else synced(result)
         row = Row(
+            self.disk,
             tool,
             step,
             measured.wall_s,
@@ -74,7 +87,7 @@ class Bench:
         )
         self.rows.append(row)
         print(
-            f"{tool:20} {step:10} wall {row.wall_s:7.2f} + {sync_s:5.2f} s  CPU {row.cpu_s:7.2f} s  "
+            f"{self.disk:8} {tool:22} {step:19} wall {row.wall_s:7.2f} + {sync_s:5.2f} s  CPU {row.cpu_s:7.2f} s  "
             f"peak {row.peak_bytes / 2**20:5.0f} MiB  added {added_bytes / 1e6:8.2f} MB",
             flush=True,
         )
@@ -91,42 +104,106 @@ def _step(*arguments: str | Path) -> Measured:
     return run([sys.executable, "-m", "bench.steps", *arguments], cwd=Path(__file__).parents[1])
 
 
-def vmhaul(bench: Bench, *, compare: bool) -> None:
-    directory = bench.scratch("vmhaul")
-    repository, state, changed = (directory / name for name in ("repository", "state", "changed"))
-    _step("init", "--repository", repository, "--state", state)
-    common: list[str | Path] = ["--state", state]
+class Vmhaul:
+    """A repository of its own, and steps on it."""
 
-    def backup(step: str, image: Path, *more: str | Path) -> None:
-        before = bytes_under(repository)
-        measured = _step("backup", "--image", image, "--name", step, *common, *more)
-        read_bytes = json.loads(measured.output)["read_bytes"]
-        bench.add(
-            "vmhaul",
+    def __init__(self, bench: Bench, tool: str = "vmhaul", *options: str) -> None:
+        """`options` go to every backup."""
+        self._bench = bench
+        self._tool = tool
+        self._options = options
+        self.directory = bench.scratch(tool.replace(" ", "-").replace(",", ""))
+        self.repository = self.directory / "repository"
+        self._state = self.directory / "state"
+
+    def create(self, *options: str) -> None:
+        _step("init", "--repository", self.repository, "--state", self._state, *options)
+
+    def copy_of(self, other: Vmhaul) -> None:
+        """Begin with what another has: its objects never change, so links will do."""
+        shutil.copytree(other.repository, self.repository, copy_function=os.link)
+        state = json.loads(other._state.read_text())
+        self._state.write_text(json.dumps({**state, "location": str(self.repository)}))
+
+    def backup(self, step: str, image: Path, changed: list[Extent] | None = None) -> None:
+        arguments: list[str | Path] = []
+        if changed is not None:
+            named = self.directory / "changed"
+            named.write_text(json.dumps([[extent.offset, extent.length] for extent in changed]))
+            arguments = ["--changed", named, "--base", FULL]
+        before = bytes_under(self.repository)
+        measured = _step(
+            *("backup", "--state", self._state, "--image", image, "--name", step),
+            *arguments,
+            *self._options,
+        )
+        self._bench.add(
+            self._tool,
             step,
             measured,
-            result=repository,
-            added_bytes=bytes_under(repository) - before,
-            read_bytes=read_bytes,
+            result=self.repository,
+            added_bytes=bytes_under(self.repository) - before,
+            read_bytes=json.loads(measured.output)["read_bytes"],
         )
 
-    backup(FULL, bench.images.day_one)
-    changed.write_text("[]")
-    backup(UNCHANGED, bench.images.day_one, "--changed", changed, "--base", FULL)
-    changed.write_text(json.dumps([[extent.offset, extent.length] for extent in bench.changed]))
-    backup(INCREMENT, bench.images.day_two, "--changed", changed, "--base", FULL)
-    target = directory / "restored.raw"
-    bench.add(
-        "vmhaul",
-        RESTORE,
-        _step(
-            "restore", "--image", bench.images.day_two, "--base", INCREMENT, "--target", target, *common
-        ),
-        result=target,
-    )
-    if compare:
-        run(["cmp", bench.images.day_two, target])
-    shutil.rmtree(directory)
+    def restore(self, step: str, base: str, image: Path, *, compare: bool) -> None:
+        target = self.directory / "restored.raw"
+        arguments: list[str | Path] = ["--image", image, "--base", base, "--target", target]
+        measured = _step("restore", "--state", self._state, *arguments)
+        self._bench.add(self._tool, step, measured, result=target)
+        if compare:
+            run(["cmp", image, target])
+        target.unlink()
+
+
+def vmhaul(bench: Bench, *, compare: bool) -> None:
+    images = bench.images
+    mover = Vmhaul(bench)
+    mover.create()
+    mover.backup(FULL, images.day_one)
+    mover.backup(UNCHANGED, images.day_one, [])
+    plain = Vmhaul(bench, PLAIN, "--patches", "0")
+    plain.copy_of(mover)
+    mover.backup(INCREMENT, images.day_two, bench.changed)
+    plain.backup(INCREMENT, images.day_two, bench.changed)
+    mover.restore(RESTORE_FULL, FULL, images.day_one, compare=compare)
+    mover.restore(RESTORE, INCREMENT, images.day_two, compare=compare)
+    plain.restore(RESTORE, INCREMENT, images.day_two, compare=False)
+    shutil.rmtree(mover.directory)
+    shutil.rmtree(plain.directory)
+
+
+def settings(bench: Bench) -> None:
+    """The other compression levels and block sizes; one round, for the documentation."""
+    for level in ("none", "balanced", "high"):
+        mover = Vmhaul(bench, f"vmhaul, {level}", "--compression", level)
+        mover.create()
+        mover.backup(FULL, bench.images.day_one)
+        mover.restore(RESTORE_FULL, FULL, bench.images.day_one, compare=False)
+        shutil.rmtree(mover.directory)
+    for size_kib in (256, 512, 4096):
+        mover = Vmhaul(bench, f"vmhaul, {size_kib} KiB")
+        mover.create("--block-size-kib", str(size_kib))
+        mover.backup(FULL, bench.images.day_one)
+        mover.backup(INCREMENT, bench.images.day_two, bench.changed)
+        mover.restore(RESTORE, INCREMENT, bench.images.day_two, compare=True)
+        shutil.rmtree(mover.directory)
+
+
+def unchanged_huge_disk(bench: Bench) -> None:
+    """A disk of 8 TiB with data in 256 places all over it: what an unchanged one costs."""
+    image = bench.work / "huge.raw"
+    with image.open("wb") as out:
+        out.truncate(HUGE_BYTES)
+        for number in range(HUGE_PLACES):
+            out.seek(number * (HUGE_BYTES // HUGE_PLACES))
+            out.write(os.urandom(1 << 20))
+    mover = Vmhaul(bench)
+    mover.create()
+    mover.backup(FULL, image)
+    mover.backup(UNCHANGED, image, [])
+    shutil.rmtree(mover.directory)
+    image.unlink()
 
 
 def rooflines(bench: Bench) -> None:
@@ -141,10 +218,10 @@ def rooflines(bench: Bench) -> None:
         result=store,
         added_bytes=store.stat().st_size,
     )
-    bench.add("roofline", RESTORE, _step("roofline-restore", *image, "--store", store))
+    bench.add("roofline", RESTORE_FULL, _step("roofline-restore", *image, "--store", store))
     bench.add(
         "roofline, stored",
-        RESTORE,
+        RESTORE_FULL,
         _step("roofline-restore", *image, "--store", store, "--target", target),
         result=target,
     )
