@@ -25,7 +25,14 @@ from pipeline.errors import (
     WrongPasswordError,
 )
 from pipeline.repository import Repository, layout
-from pipeline.storage import open_storage
+from pipeline.repository.immutability import (
+    Immutability,
+    keeping,
+    rebuild_index,
+    retention_of,
+)
+from pipeline.storage import Storage, open_storage
+from pipeline.storage.s3_recovery import recover_versions
 from proxy_worker.agent_keys import WRITING, KeyCalls, new_password, refuse_forgotten_epochs
 from proxy_worker.contracts.agent import WRONG_KEY, decode_restore_point, encode_restore_point
 from proxy_worker.contracts.envelope import Clock
@@ -59,6 +66,8 @@ class Agent:
             "space": self._space,
             "facts": self._facts,
             **KeyCalls(lambda: self._opened, self._own_key).calls(),
+            "immutable": self._immutable,
+            "recover": self._recover,
         }
 
     def answer(self, request: Any) -> dict[str, Any]:
@@ -95,21 +104,30 @@ class Agent:
     def _create(self, args: dict[str, Any]) -> dict[str, Any]:
         self._refuse_second()
         self._repository = Repository.create(
-            open_storage(args["location"], create=True),
+            self._storage(args, create=True),
             new_password(args["password"]),
             block_size_bytes=args["block_size_bytes"],
             clock=self._clock,
         )
+        self._repository.immutability = _immutability(args)
         self._own = by_password(args["password"])
         return self._identity()
 
     def _open(self, args: dict[str, Any]) -> dict[str, Any]:
         self._refuse_second()
         own = unlock_from_text(args["password"])
-        repository = Repository.open_by(open_storage(args["location"]), own, clock=self._clock)
+        repository = Repository.open_by(self._storage(args), own, clock=self._clock)
         refuse_forgotten_epochs(repository, int(args.get("least_epoch") or 1))
+        repository.immutability = _immutability(args)
         self._repository, self._own = repository, own
         return self._identity()
+
+    def _storage(self, args: dict[str, Any], *, create: bool = False) -> Storage:
+        days = int(args.get("immutable_days") or 0)
+        storage = open_storage(args["location"], secrets=_storage_secrets(args), create=create)
+        if days:
+            retention_of(storage)  # refused now, not in the middle of a backup
+        return keeping(storage, days, self._clock)
 
     def _refuse_second(self) -> None:
         if self._repository is not None:
@@ -127,7 +145,8 @@ class Agent:
     def _commit(self, args: dict[str, Any]) -> dict[str, Any]:
         point = decode_restore_point(args["point"])
         with turn(self._opened.storage.location, alone=False):
-            return {"created": self._opened.commit_point(point)}
+            created = self._opened.commit_point(point)
+        return {"created": created, "immutable_until_s": self._opened.immutable_until_s(point.id)}
 
     def _points(self, args: dict[str, Any]) -> dict[str, Any]:
         del args
@@ -198,6 +217,37 @@ class Agent:
             "keys": len(repository.list_keys()),
             "aead": AEAD_NAMES[repository.aead],
         }
+
+    def _immutable(self, args: dict[str, Any]) -> dict[str, Any]:
+        until_s = {point_id: self._opened.immutable_until_s(point_id) for point_id in args["ids"]}
+        return {"until_s": until_s}
+
+    def _recover(self, args: dict[str, Any]) -> dict[str, Any]:
+        """Object storage back to an earlier time, then the index from the packs."""
+        storage = open_storage(args["location"], secrets=_storage_secrets(args))
+        try:
+            done = recover_versions(
+                getattr(storage, "versions", None), float(args["as_of_s"]), storage.location
+            )
+            opened = Repository.open_by(storage, unlock_from_text(args["password"]), clock=self._clock)
+            rebuilt = rebuild_index(storage, opened.keyring, opened.aead)
+        finally:
+            storage.close()
+        return {
+            "uncovered": done.uncovered,
+            "set_aside": done.set_aside,
+            "lost": list(done.lost),
+            "rebuilt_packs": rebuilt,
+        }
+
+
+def _storage_secrets(args: dict[str, Any]) -> dict[str, str]:
+    return {str(name): str(value) for name, value in (args.get("storage_secrets") or {}).items()}
+
+
+def _immutability(args: dict[str, Any]) -> Immutability | None:
+    days = int(args.get("immutable_days") or 0)
+    return Immutability(days=days) if days else None
 
 
 def _kind(error: Exception) -> str:

@@ -5,6 +5,7 @@ Errors of `transports` and `pipeline` pass through; `outcomes` says what they me
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from pipeline.planning import BackupPlan
 from pipeline.progress import MoverProgress
 from pipeline.rawfile import RawFileWriter
 from pipeline.repository import Repository
+from pipeline.repository.immutability import keeping
 from pipeline.storage import open_storage
 from proxy_worker.contracts.envelope import Clock
 from proxy_worker.contracts.messages import (
@@ -68,7 +70,7 @@ class Tools:
 def carry_out(request: TaskRequest, secrets: TaskSecrets, tools: Tools) -> ResultReport:
     """Do what the order says; the result of a success or a warning."""
     tools.progress(phase_report(request, "opening"))
-    repository = _open(request.repository, secrets.repository_key, tools)
+    repository = _open(request.repository, secrets.repository_key, secrets.storage_secrets, tools)
     if request.kind is TaskKind.BACKUP_DISK:
         if request.backup is None:
             raise PermanentPipelineError("the order names no disk to back up")
@@ -84,10 +86,29 @@ def carry_out(request: TaskRequest, secrets: TaskSecrets, tools: Tools) -> Resul
     return _restore_to_vm(request, request.restore, repository, secrets, tools)
 
 
-def _open(ref: RepositoryRef, key: str, tools: Tools) -> Repository:
-    return Repository.open_with_key(
-        open_storage(ref.location), key, expected_id=ref.repository_id, clock=tools.clock
+def _open(ref: RepositoryRef, key: str, storage_secrets: str, tools: Tools) -> Repository:
+    storage = open_storage(
+        ref.location, secrets=storage_secrets_of(storage_secrets), cancel=tools.cancel
     )
+    return Repository.open_with_key(
+        keeping(storage, ref.immutable_days, tools.clock),
+        key,
+        expected_id=ref.repository_id,
+        clock=tools.clock,
+    )
+
+
+def storage_secrets_of(text: str) -> dict[str, str]:
+    """The secrets of a storage, as a task's secrets have them. Raises PermanentPipelineError."""
+    if not text:
+        return {}
+    try:
+        secrets = json.loads(text)
+        return {str(name): str(value) for name, value in secrets.items()}
+    except (ValueError, AttributeError):
+        raise PermanentPipelineError(
+            "the storage's secrets came in a form that is not understood; update server and proxies to the same release"
+        ) from None
 
 
 # ---- backup ---------------------------------------------------------------------------------------
@@ -215,7 +236,7 @@ def _copy(
     secrets: TaskSecrets,
     tools: Tools,
 ) -> ResultReport:
-    source = _open(order.source, secrets.source_repository_key, tools)
+    source = _open(order.source, secrets.source_repository_key, secrets.source_storage_secrets, tools)
     tools.progress(phase_report(request, "querying-changes"))
     plan = copy.plan_copy(
         source=source,

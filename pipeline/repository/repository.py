@@ -42,6 +42,14 @@ from pipeline.repository.format import (
     KNOWN_FEATURES,
     PACK_TARGET_BYTES,
 )
+from pipeline.repository.immutability import (
+    Immutability,
+    Needs,
+    keep_needed,
+    kept_until_s,
+    refuse_kept,
+    retention_of,
+)
 from pipeline.repository.index import IndexLoader, PackSegment
 from pipeline.repository.key_store import KeyInfo, KeyStore, open_by, refuse_older_epochs
 from pipeline.repository.keys import wrap_keyring, wrap_master_key
@@ -87,6 +95,8 @@ class Repository:
         """When a pack is closed. Smaller only where many small packs are wanted, as in tests."""
         self.makes_patches = False
         """Whether a changed block may be stored as a patch of the one before it."""
+        self.immutability: Immutability | None = None
+        """What a new restore point needs is kept for so long. Its storage should be a KeptStorage then."""
 
     # ---- creating and opening ------------------------------------------------------------------
 
@@ -334,10 +344,12 @@ class Repository:
                     f"restore point {point.id} of VM {point.vm.name} was forgotten; take a new backup"
                 )
             if self._is_committed(point):
+                self._keep(point, self._catalogue.load())  # who committed it may have died before
                 self._delete_works(point)
                 return False
             catalogue = self._catalogue.load()
             self._verify_reachable(point, catalogue)
+            until_s = self._keep_needed(point, catalogue)
             data = format_point(
                 self.keyring,
                 self.aead,
@@ -351,16 +363,24 @@ class Repository:
                 self.storage.put(name, data)
             except ObjectExistsError:
                 return not self._is_committed(point)
+            self._keep_point(point, until_s)
             self._delete_works(point)
             return True
+
+    def immutable_until_s(self, point_id: str) -> float:
+        """Until when the storage keeps the point and all that it needs; 0.0 when it does not."""
+        return kept_until_s(self.storage, point_id)
 
     def forget(self, point_ids: Iterable[str]) -> int:
         """Forget restore points; how many there were. Space comes back with prune().
 
-        A damaged point can be forgotten too. One that is not there is no error.
+        A damaged point can be forgotten too. One that is not there is no error. Raises
+        ObjectRetainedError, with nothing forgotten, when one of them is still immutable.
         """
         count = 0
+        point_ids = list(point_ids)
         with self._lock:
+            refuse_kept(self.storage, point_ids, self._clock())
             for point_id in point_ids:
                 name = layout.point_name(point_id)
                 try:
@@ -441,6 +461,32 @@ class Repository:
         return replace(report, problems=(*problems, *report.problems)) if problems else report
 
     # ---- inside ------------------------------------------------------------------------------------
+
+    def _keep(self, point: RestorePoint, catalogue: Catalogue) -> None:
+        """The point and what it needs, when that is not so yet."""
+        if self.immutability is None:
+            return
+        least_s = self.immutability.until_s(point.created_at.timestamp())
+        if self.immutable_until_s(point.id) < least_s:
+            self._loader.refresh()
+            self._keep_point(point, self._keep_needed(point, catalogue))
+
+    def _keep_needed(self, point: RestorePoint, catalogue: Catalogue) -> float:
+        if self.immutability is None:
+            return 0.0
+        newest = catalogue.newest_of(point.vm.instance_uuid)
+        needs = Needs(
+            storage=self.storage,
+            index=self._loader.index,
+            load_node=BlobReader(self.storage, self.keyring, self._loader.index).load_node,
+            block_size_bytes=self.block_size_bytes,
+        )
+        before = newest.point if newest is not None and newest.point.id != point.id else None
+        return keep_needed(needs, self.immutability, point, before, self._clock())
+
+    def _keep_point(self, point: RestorePoint, until_s: float) -> None:
+        if until_s:
+            retention_of(self.storage).keep(layout.point_name(point.id), until_s)
 
     def _key_problems(self) -> tuple[str, ...]:
         """Of key objects and epochs; an old version is none."""

@@ -114,6 +114,10 @@ class BucketVersions:
     def kept_until_s(self, name: str) -> float:
         return self._kept(checked_name(name), {})[0]
 
+    def version_kept_until_s(self, version: ObjectVersion) -> float:
+        """The same of one version."""
+        return self._kept(version.name, {"VersionId": version.version_id})[0]
+
     def _kept(self, name: str, version: dict[str, str]) -> tuple[float, float]:
         """Until when, and the time of the store's clock."""
         from botocore.exceptions import ClientError

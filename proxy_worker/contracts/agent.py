@@ -11,9 +11,9 @@ Calls and their args / ok:
 
 | call | args | ok |
 |---|---|---|
-| create | location, password, block_size_bytes | repository_id, master_key, key_epoch |
-| open | location, password, least_epoch? | repository_id, master_key, block_size_bytes, key_epoch |
-| commit | point (see encode_restore_point) | created: bool (false: it was there already, the same) |
+| create | location, password, block_size_bytes, storage_secrets?, immutable_days? | repository_id, master_key, key_epoch |
+| open | location, password, least_epoch?, storage_secrets?, immutable_days? | repository_id, master_key, block_size_bytes, key_epoch |
+| commit | point (see encode_restore_point) | created: bool (false: it was there already, the same), immutable_until_s (0: it is not) |
 | points | | points: [...] |
 | point | id | point |
 | forget | ids | forgotten: int |
@@ -28,11 +28,15 @@ Calls and their args / ok:
 | space | | free_bytes, total_bytes, used_bytes |
 | facts | | packs, stored_bytes (of all packs), features: [str], key_epoch, keys (how many open it), aead |
 
+| immutable | ids | until_s: {id: Unix time, 0 where it is not} |
+| recover | location, password, storage_secrets?, as_of_s | uncovered, set_aside, rebuilt_packs: int, lost: [str] |
+
 Wherever a repository is opened, `password` may also be a recovery key or the text of a key file. `least_epoch` of
 `open` is the newest key epoch that the server knows of: an older state is refused. An error with
-`"reason": "wrong-key"` says that the password opens nothing.
+`"reason": "wrong-key"` says that the password opens nothing. `storage_secrets` is an object of texts,
+`immutable_days` a number (0: nothing is kept).
 
-`create` and `open` come first and once. A master key is 64 hexadecimal digits and is what TaskSecrets
+`create` and `open` come first and once; `recover` opens nothing for the calls after it. A master key is 64 hexadecimal digits and is what TaskSecrets
 hands to a proxy. The program is `python -m proxy_worker.agent`.
 """
 

@@ -80,6 +80,8 @@ class RepositoryRef:
     location: str
     """What `pipeline.storage.open_storage` takes: the path of a directory, as the proxies see it, or the
     URL of a bucket."""
+    immutable_days: int = 0
+    """What is written is kept by the storage for so long; 0: it is not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
