@@ -17,7 +17,7 @@ from transports.vsphere.model import Secret
 
 HIDDEN: Final = "***"
 _SECRET_NAMES: Final = re.compile(
-    r"pass(word|wd|phrase)?$|secret|token|ticket|master_key|repository_key|authorization|cookie|^key$",
+    r"pass(word|wd|phrase)?$|secret|token|ticket|master_key|repository_key|account_key|access_key|service_account|authorization|cookie|^key$",
     re.IGNORECASE,
 )
 # user:password@host in a URL, and "Bearer ..." in a header

@@ -72,6 +72,19 @@ class Repository(Answer):
     max_tasks: int
     total_bytes: int | None
     free_bytes: int | None
+    storage_secrets: bool
+    """Whether the storage is opened with stored secrets."""
+    immutable_days: int
+
+
+class Recovered(Answer):
+    repository: str
+    as_of: str
+    uncovered: int
+    set_aside: int
+    rebuilt_packs: int
+    lost: list[str]
+    restore_points: int
 
 
 class RepositoryKey(Answer):

@@ -6,6 +6,7 @@ Whether values make sense together is the services' matter; this is about shape.
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
@@ -47,14 +48,26 @@ class VcenterChanges(Body):
 
 class RepositoryBody(Body):
     name: Name
-    location: str = Field(min_length=1, description="Directory, as server and proxies see it.")
+    location: str = Field(
+        min_length=1, description="Directory, as server and proxies see it, or the URL of a bucket."
+    )
     password: SecretStr
+    storage_secrets: dict[str, SecretStr] | None = Field(
+        default=None, description="What opens the bucket: access_key_id, secret_access_key and so on."
+    )
+    immutable_days: int = Field(
+        default=0,
+        ge=0,
+        description="Restore points are kept by the storage for so long; 0: they are not.",
+    )
     block_size_bytes: int | None = None
     max_tasks: int | None = Field(default=None, ge=1)
     import_existing: bool = Field(default=False, alias="import")
 
 
 class RepositoryChanges(Body):
+    storage_secrets: dict[str, SecretStr] | None = None
+    immutable_days: int | None = Field(default=None, ge=0)
     name: Name | None = None
     max_tasks: int | None = Field(default=None, ge=1)
     verification: Verification | None = None
@@ -73,6 +86,10 @@ class KeyChangeBody(Body):
 
 class KeyUseBody(Body):
     password: SecretStr
+
+
+class RecoverBody(Body):
+    as_of: datetime = Field(description="Time that the bucket is brought back to, with its zone.")
 
 
 class CheckBody(Body):

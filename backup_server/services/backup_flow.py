@@ -352,6 +352,7 @@ def finish(ctx: Context, vm_id: str) -> None:
     point, tasks = _point(ctx, work)
     repository_id = work.session.repository_id or ""
     ctx.agents.get(repository_id).commit(point)
+    kept = catalogue.immutable_until(ctx, repository_id, [point.id])
     figures = {task.disk_key: _figures(task) for task in tasks}
     for facts in work.details["disks"]:
         figures[facts["disk_key"]]["frozen_path"] = facts["frozen_path"]
@@ -363,6 +364,7 @@ def finish(ctx: Context, vm_id: str) -> None:
             job_id=work.session.job_id,
             session_id=work.session.id,
             figures=figures,
+            immutable_until=kept.get(point.id),
         )
         steps.end_vm(s, ctx, work, VmState.FINISHING, result, reason)
     _apply_retention(ctx, work)

@@ -6,14 +6,16 @@ forget, and all of them can be rebuilt from the repository at any time.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session as DbSession
 
-from backup_server.db.tables import Job, RestorePointRow
+from backup_server.db.tables import Job, Repository, RestorePointRow
 from backup_server.services.context import Context
+from backup_server.services.repository_agent import days_of
 from pipeline.model import RestorePoint
 from proxy_worker.contracts.codec import to_json
 
@@ -26,6 +28,7 @@ def add_point(
     job_id: str | None,
     session_id: str | None,
     figures: Mapping[int, Mapping[str, Any]] | None = None,
+    immutable_until: datetime | None = None,
 ) -> bool:
     """Write the row of a committed point; False when it is there already.
 
@@ -55,6 +58,7 @@ def add_point(
             disks=disks,
             size_bytes=sum(int(disk["stored_bytes"] or 0) for disk in disks),
             source_point_id=point.copied_from.point_id if point.copied_from else None,
+            immutable_until=immutable_until,
             deleting=False,
         )
     )
@@ -84,7 +88,30 @@ def rebuild(ctx: Context, repository_id: str) -> dict[str, int]:
             added += add_point(s, point, repository_id, job_id=job_id, session_id=None)
         for point_id in gone:
             s.execute(sa.delete(RestorePointRow).where(RestorePointRow.id == point_id))
+    known = immutable_until(ctx, repository_id, [point.id for point in points])
+    with ctx.db() as s:
+        for point_id, until in known.items():
+            s.execute(
+                sa.update(RestorePointRow)
+                .where(RestorePointRow.id == point_id)
+                .values(immutable_until=until)
+            )
     return {"points": len(points), "added": added, "removed": len(gone)}
+
+
+def immutable_until(
+    ctx: Context, repository_id: str, point_ids: Sequence[str]
+) -> dict[str, datetime | None]:
+    """Until when the storage keeps each point; nothing for a repository that is not immutable."""
+    with ctx.db.read() as s:
+        row = s.get(Repository, repository_id)
+        if row is None or not days_of(row):
+            return {}
+    until_s = ctx.agents.get(repository_id).immutable_until(point_ids)
+    return {
+        point_id: datetime.fromtimestamp(kept_s, UTC) if kept_s else None
+        for point_id, kept_s in until_s.items()
+    }
 
 
 def disk_in(row: RestorePointRow, disk: int | str) -> dict[str, Any] | None:

@@ -25,6 +25,7 @@ from backup_server.services import vcenters
 from backup_server.services.about import broker_problem, connect_broker
 from backup_server.services.context import Context
 from backup_server.services.proxies import state_of
+from backup_server.services.repository_storage import UNLIMITED_BYTES
 from backup_server.services.selection import select
 from transports.errors import TransportError
 from transports.vsphere.model import Inventory
@@ -295,6 +296,9 @@ def _repositories(ctx: Context) -> Iterator[Check]:
         except VmhaulError as error:
             advice = f"check that {row.location} is mounted and may be written"
             yield Check(name=name, level=ERROR, text=str(error), advice=advice)
+            continue
+        if space.total_bytes >= UNLIMITED_BYTES:
+            yield Check(name=name, level=OK, text="answers; its storage tells no free space")
             continue
         text = f"{space.free_bytes / 2**30:.1f} of {space.total_bytes / 2**30:.1f} GiB free"
         if space.free_bytes < space.total_bytes * LOW_SPACE_SHARE:

@@ -11,11 +11,18 @@ from sqlalchemy.exc import IntegrityError as DuplicateError
 from backup_server.db.states import SessionKind, SessionState
 from backup_server.db.tables import Job, Repository, RestorePointRow, Session, Task, new_id
 from backup_server.errors import ConflictError, InvalidError
-from backup_server.services import catalogue, repository_facts, sessions, verification
+from backup_server.services import (
+    catalogue,
+    repository_facts,
+    repository_storage,
+    sessions,
+    verification,
+)
 from backup_server.services.context import Context
 from backup_server.services.repository_agent import (
     OpenedRepository,
     RepositoryAccess,
+    StorageAccess,
     create_repository,
     open_repository,
 )
@@ -54,6 +61,8 @@ def add(
     block_size_bytes: int | None = None,
     max_tasks: int | None = None,
     import_existing: bool = False,
+    storage_secrets: Mapping[str, str] | None = None,
+    immutable_days: int = 0,
 ) -> dict[str, Any]:
     """Make a repository at `location`, or import the one that is there with its restore points."""
     given = Fields(
@@ -62,6 +71,8 @@ def add(
             "location": location,
             "block_size_bytes": block_size_bytes or DEFAULT_BLOCK_BYTES,
             "max_tasks": max_tasks or ctx.settings.repository_max_tasks,
+            "storage_secrets": storage_secrets,
+            "immutable_days": immutable_days,
         }
     )
     name = given.path_name()
@@ -77,9 +88,12 @@ def add(
     tasks = given.number("max_tasks", low=1, high=MAX_TASKS)
     if not import_existing and len(password.reveal()) < MIN_PASSWORD_CHARS:
         given.wrong("password", f"must have at least {MIN_PASSWORD_CHARS} characters")
+    secrets = given.checked("storage_secrets", repository_storage.check_secrets)
+    days = given.checked("immutable_days", repository_storage.check_days)
     given.finish("the repository")
+    storage = StorageAccess(secrets=secrets, immutable_days=days)
     _refuse_taken_name(ctx, name)  # before anything is made on the disk
-    opened = _reach(ctx, location, password, block, import_existing=import_existing)
+    opened = _reach(ctx, location, password, block, storage, import_existing=import_existing)
     now = ctx.clock()
     try:
         with ctx.db() as s:
@@ -96,6 +110,7 @@ def add(
                 space_at=None,
                 created_at=now,
             )
+            repository_storage.store(ctx, s, row, storage, now)
             s.add(row)
     except DuplicateError:
         raise ConflictError(
@@ -115,15 +130,23 @@ def _refuse_taken_name(ctx: Context, name: str) -> None:
 
 
 def _reach(
-    ctx: Context, location: str, password: Secret, block: int, *, import_existing: bool
+    ctx: Context,
+    location: str,
+    password: Secret,
+    block: int,
+    storage: StorageAccess,
+    *,
+    import_existing: bool,
 ) -> OpenedRepository:
     timeout_s = ctx.agents.timeout_s
     link = ctx.agents.start()
     try:
         if import_existing:
-            access = RepositoryAccess(location=location, password=password, repository_id="")
+            access = RepositoryAccess(
+                location=location, password=password, repository_id="", storage=storage
+            )
             return open_repository(link, access, timeout_s=timeout_s)
-        return create_repository(link, location, password, block, timeout_s=timeout_s)
+        return create_repository(link, location, password, block, timeout_s=timeout_s, storage=storage)
     except ConflictError as error:
         raise InvalidError(str(error), details={"location": str(error)}) from error
     finally:
@@ -131,8 +154,9 @@ def _reach(
 
 
 def edit(ctx: Context, ref: str, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Change name, max_tasks or verification (null ends its schedule)."""
+    """Change name, max_tasks, verification (null ends its schedule), storage_secrets or immutable_days."""
     given = Fields(changes)
+    storage = repository_storage.change(ctx, ref, given)
     values: dict[str, Any] = {}
     settings: dict[str, Any] = {}
     if given.has("name"):
@@ -150,8 +174,12 @@ def edit(ctx: Context, ref: str, changes: Mapping[str, Any]) -> dict[str, Any]:
                 row.next_check_at = verification.next_check(row.settings, ctx.clock())
             for field_name, value in values.items():
                 setattr(row, field_name, value)
+            if storage is not None:
+                repository_storage.store(ctx, s, row, storage, ctx.clock())
     except DuplicateError:
         raise ConflictError(f"a repository named {values['name']!r} exists already") from None
+    if storage is not None:
+        ctx.agents.forget(row.id)  # the next call opens it with what is stored now
     ctx.wake_dispatcher.set()
     return get(ctx, row.id)
 
@@ -178,13 +206,15 @@ def remove(ctx: Context, ref: str) -> None:
             raise ConflictError(
                 f"repository {row.name!r} is used by a session; wait for it or cancel it"
             )
-        credential = row.credential_id
+        credential, storage_credential = row.credential_id, row.storage_credential_id
         s.execute(sa.delete(RestorePointRow).where(RestorePointRow.repository_id == row.id))
         s.execute(sa.delete(Task).where(Task.repository_id == row.id))
         s.execute(sa.update(Session).where(Session.repository_id == row.id).values(repository_id=None))
         s.delete(row)
         s.flush()
         ctx.credentials.forget(s, credential)
+        if storage_credential is not None:
+            ctx.credentials.forget(s, storage_credential)
     ctx.agents.forget(row.id)
 
 

@@ -7,11 +7,14 @@ that commits do not wait for hours.
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
+
+from sqlalchemy.orm import Session as DbSession
 
 from backup_server.credentials import CredentialStore
 from backup_server.db.engine import Database
@@ -41,6 +44,33 @@ class Space:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StorageAccess:
+    """How a repository's storage is opened, and for how many days it keeps what is written (0: it does not)."""
+
+    secrets: Secret | None = None
+    """A JSON object of texts; None: it asks for none."""
+    immutable_days: int = 0
+
+    def secrets_object(self) -> dict[str, str]:
+        """For the agent's standard input, and nowhere else."""
+        if self.secrets is None:
+            return {}
+        return {str(name): str(text) for name, text in json.loads(self.secrets.reveal()).items()}
+
+    def args(self) -> dict[str, Any]:
+        """The agent's arguments; none for a plain directory."""
+        args: dict[str, Any] = {}
+        if self.secrets is not None:
+            args["storage_secrets"] = self.secrets_object()
+        if self.immutable_days:
+            args["immutable_days"] = self.immutable_days
+        return args
+
+
+_PLAIN: Final = StorageAccess()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RepositoryAccess:
     """Where a repository is and how it is opened."""
 
@@ -52,6 +82,19 @@ class RepositoryAccess:
     """The newest key epoch that the server knows of."""
     name: str = ""
     """What the server calls the repository, for messages; empty: it is not registered yet."""
+    storage: StorageAccess = _PLAIN
+
+
+def days_of(row: Repository) -> int:
+    """For how many days the repository is immutable; 0: it is not."""
+    return int((row.settings or {}).get("immutable_days") or 0)
+
+
+def secrets_of(credentials: CredentialStore, s: DbSession, row: Repository) -> Secret | None:
+    """The stored secrets of its storage, a JSON object; None where it needs none."""
+    if row.storage_credential_id is None:
+        return None
+    return credentials.fetch(s, row.storage_credential_id)
 
 
 class RepositoryAgent:
@@ -133,6 +176,11 @@ class RepositoryAgent:
         """Number of points that were there. Forgetting what is gone is no error."""
         return int(self._call("forget", {"ids": list(ids)})["forgotten"])
 
+    def immutable_until(self, ids: Sequence[str]) -> dict[str, float]:
+        """Until when the storage keeps each point, Unix time; 0.0 for one that it does not keep."""
+        answer = self._call("immutable", {"ids": list(ids)}, self._long_timeout_s)
+        return {str(one): float(until_s) for one, until_s in answer["until_s"].items()}
+
     def prune(self, keep_task_ids: Sequence[str], min_age_s: float) -> dict[str, Any]:
         args = {"keep_task_ids": list(keep_task_ids), "min_age_s": min_age_s}
         return self._call("prune", args, self._long_timeout_s)
@@ -196,6 +244,7 @@ def open_repository(link: AgentLink, access: RepositoryAccess, *, timeout_s: flo
     args: dict[str, Any] = {"location": access.location, "password": access.password.reveal()}
     if access.least_epoch > 1:
         args["least_epoch"] = access.least_epoch
+    args |= access.storage.args()
     opened = _opened(link.call("open", args, timeout_s=timeout_s))
     if access.repository_id and opened.repository_id != access.repository_id:
         raise ConflictError(
@@ -206,12 +255,19 @@ def open_repository(link: AgentLink, access: RepositoryAccess, *, timeout_s: flo
 
 
 def create_repository(
-    link: AgentLink, location: str, password: Secret, block_size_bytes: int, *, timeout_s: float
+    link: AgentLink,
+    location: str,
+    password: Secret,
+    block_size_bytes: int,
+    *,
+    timeout_s: float,
+    storage: StorageAccess = _PLAIN,
 ) -> OpenedRepository:
     args = {
         "location": location,
         "password": password.reveal(),
         "block_size_bytes": block_size_bytes,
+        **storage.args(),
     }
     answer = link.call("create", args, timeout_s=timeout_s)
     return _opened({"block_size_bytes": block_size_bytes, **answer})
@@ -248,7 +304,7 @@ class AgentPool:
         self._credentials = credentials
         self.start = start
         self.timeout_s = timeout_s
-        self._long_timeout_s = long_timeout_s
+        self.long_timeout_s = long_timeout_s
         self._lock = threading.Lock()
         self._agents: dict[str, RepositoryAgent] = {}
 
@@ -280,12 +336,15 @@ class AgentPool:
                 repository_id=row.repository_id,
                 least_epoch=int((row.settings or {}).get("key_epoch") or 1),
                 name=row.name,
+                storage=StorageAccess(
+                    secrets=secrets_of(self._credentials, s, row), immutable_days=days_of(row)
+                ),
             )
 
     def _make(self, repository_id: str) -> RepositoryAgent:
         access = self.access(repository_id)
         return RepositoryAgent(
-            self.start, access, timeout_s=self.timeout_s, long_timeout_s=self._long_timeout_s
+            self.start, access, timeout_s=self.timeout_s, long_timeout_s=self.long_timeout_s
         )
 
     def forget(self, repository_id: str) -> None:

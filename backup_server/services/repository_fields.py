@@ -6,18 +6,24 @@ from pathlib import Path
 from typing import Any, Final
 
 DEFAULT_BLOCK_BYTES: Final = 1 << 20
+BUCKETS: Final = ("s3://", "az://", "gs://")
 MIN_BLOCK_BYTES: Final = 1 << 16
 MAX_BLOCK_BYTES: Final = 1 << 24
 
 
 def check_location(value: Any) -> str:
-    if not isinstance(value, str) or not value.startswith("/"):
-        raise ValueError("must be an absolute path of a directory, as server and proxies see it")
+    if not isinstance(value, str) or not value.startswith(("/", *BUCKETS)):
+        raise ValueError(
+            "must be an absolute path of a directory, as server and proxies see it, or the URL of a bucket "
+            f"({', '.join(BUCKETS)})"
+        )
+    if value.startswith(BUCKETS) and "@" in value.partition("?")[0]:
+        raise ValueError("must hold no secrets; they are given apart")
     return value
 
 
 def is_inside(location: str, directory: Path) -> bool:
-    return Path(location).resolve().is_relative_to(directory.resolve())
+    return location.startswith("/") and Path(location).resolve().is_relative_to(directory.resolve())
 
 
 def check_block(value: Any) -> int:

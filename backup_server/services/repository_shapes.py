@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session as DbSession
 from backup_server.db.states import SessionKind
 from backup_server.db.tables import Repository, RestorePointRow
 from backup_server.services import repository_facts
+from backup_server.services.repository_agent import days_of
 from backup_server.services.shapes import when
 
 
@@ -51,7 +52,8 @@ def _own(row: Repository) -> dict[str, Any]:
         "total_bytes": row.total_bytes,
         "free_bytes": row.free_bytes,
         "space_at": when(row.space_at),
-        "immutable_days": row.settings.get("immutable_days"),
+        "storage_secrets": row.storage_credential_id is not None,
+        "immutable_days": days_of(row),
         "verification": row.settings.get("verification"),
         "next_check_at": when(row.next_check_at),
         "created_at": when(row.created_at),

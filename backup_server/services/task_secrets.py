@@ -10,6 +10,7 @@ from backup_server.db.tables import Repository, Task, Vcenter
 from backup_server.errors import ForbiddenError, UnavailableError
 from backup_server.services.context import Context
 from backup_server.services.placement import WITHOUT_VSPHERE
+from backup_server.services.repository_agent import secrets_of
 from backup_server.services.vcenters import as_server_error
 from proxy_worker.contracts.ids import Attempt, TaskId
 from proxy_worker.contracts.messages import TaskKind, TaskSecrets, VsphereAccess
@@ -60,7 +61,9 @@ def redeem(ctx: Context, proxy_id: str, task_id: str, attempt: int) -> TaskSecre
         task_id=TaskId(row.id),
         attempt=Attempt(row.attempt),
         repository_key=opened.master_key.reveal(),
+        storage_secrets=_storage_secrets(ctx, row.repository_id),
         source_repository_key=_source_key(ctx, source_id),
+        source_storage_secrets=_storage_secrets(ctx, source_id),
         vsphere=access,
     )
 
@@ -80,3 +83,12 @@ def _source_of(s: DbSession, row: Task) -> str | None:
 
 def _source_key(ctx: Context, source_id: str | None) -> str:
     return "" if source_id is None else ctx.agents.get(source_id).opened().master_key.reveal()
+
+
+def _storage_secrets(ctx: Context, repository_id: str | None) -> str:
+    """What opens the storage of a repository, as JSON; empty where it asks for nothing."""
+    if repository_id is None:
+        return ""
+    with ctx.db.read() as s:
+        secrets = secrets_of(ctx.credentials, s, s.get_one(Repository, repository_id))
+    return "" if secrets is None else secrets.reveal()

@@ -20,6 +20,7 @@ from sqlalchemy.orm import Session as DbSession
 from backup_server.db.states import Result, SessionState, StaleStateError, TaskState, change_state
 from backup_server.db.tables import OutboxRow, Repository, Session, Task
 from backup_server.services import events
+from backup_server.services.repository_agent import days_of
 from proxy_worker.contracts.codec import decode_order, to_json
 from proxy_worker.contracts.events import EventName
 from proxy_worker.contracts.ids import Attempt, ProxyId, SessionId, TaskId
@@ -152,7 +153,11 @@ def _request(
         expires_at_s=expires_at.timestamp(),
         title=row.title,
         mode=placement.mode,
-        repository=RepositoryRef(repository_id=repository.repository_id, location=repository.location),
+        repository=RepositoryRef(
+            repository_id=repository.repository_id,
+            location=repository.location,
+            immutable_days=days_of(repository),
+        ),
         backup=order if isinstance(order, BackupDiskOrder) else None,
         restore=order if isinstance(order, RestoreDiskOrder) else None,
         copy=order if isinstance(order, CopyDiskOrder) else None,

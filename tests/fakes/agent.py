@@ -27,6 +27,10 @@ class FakeRepository:
     damage: list[dict[str, Any]] = field(default_factory=list)
     checked: list[tuple[float, float | None]] = field(default_factory=list)
     """Share and start of each check's sample."""
+    storage_secrets: dict[str, str] = field(default_factory=dict)
+    immutable_days: int = 0
+    immutable_until_s: dict[str, float] = field(default_factory=dict)
+    recovered_to_s: list[float] = field(default_factory=list)
 
 
 class FakeRepositories:
@@ -82,20 +86,44 @@ class FakeAgent:
         assert self._repository is not None, "create or open come first"
         return self._repository
 
-    def _create(self, *, location: str, password: str, block_size_bytes: int) -> dict[str, Any]:
+    def _create(
+        self,
+        *,
+        location: str,
+        password: str,
+        block_size_bytes: int,
+        storage_secrets: dict[str, str] | None = None,
+        immutable_days: int = 0,
+    ) -> dict[str, Any]:
         if location in self._site.at:
             return {"error": {"kind": "permanent", "message": f"{location} is not empty"}}
-        found = FakeRepository(password=password, block_size_bytes=block_size_bytes)
+        found = FakeRepository(
+            password=password,
+            block_size_bytes=block_size_bytes,
+            storage_secrets=storage_secrets or {},
+            immutable_days=immutable_days,
+        )
         self._site.at[location] = self._repository = found
         return {"repository_id": found.repository_id, "master_key": found.master_key}
 
-    def _open(self, *, location: str, password: str, least_epoch: int = 1) -> dict[str, Any]:
+    def _open(
+        self,
+        *,
+        location: str,
+        password: str,
+        least_epoch: int = 1,
+        storage_secrets: dict[str, str] | None = None,
+        immutable_days: int = 0,
+    ) -> dict[str, Any]:
         assert least_epoch >= 1
         found = self._site.at.get(location)
         if found is None:
             return {"error": {"kind": "permanent", "message": f"no repository at {location}"}}
         if found.password != password:
             return {"error": {"kind": "permanent", "message": "the password is wrong"}}
+        if found.storage_secrets != (storage_secrets or {}):
+            return {"error": {"kind": "permanent", "message": "the storage refuses these keys"}}
+        found.immutable_days = immutable_days
         self._repository = found
         return {
             "repository_id": found.repository_id,
@@ -114,6 +142,18 @@ class FakeAgent:
         self._open_one.commits.append(decoded.id)
         self._open_one.points[decoded.id] = encode_restore_point(decoded)
         return {"created": known is None}
+
+    def _immutable(self, *, ids: list[str]) -> dict[str, Any]:
+        known = self._open_one.immutable_until_s
+        return {"until_s": {one: known.get(one, 0.0) for one in ids}}
+
+    def _recover(
+        self, *, location: str, password: str, storage_secrets: dict[str, str], as_of_s: float
+    ) -> dict[str, Any]:
+        found = self._site.at[location]
+        assert (found.password, found.storage_secrets) == (password, storage_secrets)
+        found.recovered_to_s.append(as_of_s)
+        return {"uncovered": 3, "set_aside": 1, "lost": [], "rebuilt_packs": 2}
 
     def _points(self) -> dict[str, Any]:
         return {"points": list(self._open_one.points.values())}

@@ -5,11 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import APIRouter
+from pydantic import SecretStr
 
 from backup_server.api import answers
 from backup_server.api.deps import DEFAULT_LIMIT, Ctx, Cursor, Limit, page
-from backup_server.api.schemas import CheckBody, NothingBody, RepositoryBody, RepositoryChanges
-from backup_server.services import repositories, verification
+from backup_server.api.schemas import (
+    CheckBody,
+    NothingBody,
+    RecoverBody,
+    RepositoryBody,
+    RepositoryChanges,
+)
+from backup_server.services import repositories, repository_storage, verification
 from transports.vsphere.model import Secret
 
 router = APIRouter(prefix="/repositories", tags=["repositories"])
@@ -31,6 +38,8 @@ def add_repository(ctx: Ctx, body: RepositoryBody) -> Any:
         block_size_bytes=body.block_size_bytes,
         max_tasks=body.max_tasks,
         import_existing=body.import_existing,
+        storage_secrets=shown(body.storage_secrets),
+        immutable_days=body.immutable_days,
     )
 
 
@@ -41,7 +50,23 @@ def get_repository(ctx: Ctx, ref: str) -> Any:
 
 @router.patch("/{ref}", responses=answers.ok(answers.Repository, 404, 409, 422))
 def edit_repository(ctx: Ctx, ref: str, body: RepositoryChanges) -> Any:
-    return repositories.edit(ctx, ref, body.given())
+    changes = body.given()
+    if body.storage_secrets is not None:
+        changes["storage_secrets"] = shown(body.storage_secrets)
+    return repositories.edit(ctx, ref, changes)
+
+
+@router.post("/{ref}/recover", responses=answers.ok(answers.Recovered, 404, 409, 422, 503))
+def recover_repository(ctx: Ctx, ref: str, body: RecoverBody) -> Any:
+    """Bring a bucket with object lock back to an earlier time from its kept versions."""
+    return repository_storage.recover(ctx, ref, body.as_of)
+
+
+def shown(secrets: dict[str, SecretStr] | None) -> dict[str, str] | None:
+    """Out of the door's wrapping, for the service that seals them."""
+    if secrets is None:
+        return None
+    return {name: secret.get_secret_value() for name, secret in secrets.items()}
 
 
 @router.delete("/{ref}", status_code=204, responses={404: {"model": answers.ErrorAnswer}})

@@ -5,7 +5,7 @@ registers its own, in the order of the help.
 from __future__ import annotations
 
 from backup_server.cli.door import noun
-from backup_server.cli.repository import add, edit, key, maintenance, show
+from backup_server.cli.repository import add, edit, key, maintenance, recover, show
 
 app = noun("Repositories: where restore points are kept.")
 add.register(app)
@@ -13,3 +13,4 @@ show.register(app)
 edit.register(app)
 maintenance.register(app)
 key.register(app)
+recover.register(app)

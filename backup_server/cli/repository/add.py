@@ -10,6 +10,7 @@ import typer
 from backup_server import formats
 from backup_server.cli import output, secrets_in, sizes
 from backup_server.cli.door import Door, with_door
+from backup_server.cli.repository import storage_options
 
 
 def register(app: typer.Typer) -> None:
@@ -20,7 +21,11 @@ def add(
     door: Door,
     name: Annotated[str, typer.Argument(metavar="NAME", help="What to call it.")],
     path: Annotated[
-        str, typer.Argument(metavar="PATH", help="Directory, as server and proxies see it.")
+        str,
+        typer.Argument(
+            metavar="PLACE",
+            help="Directory, as server and proxies see it, or a bucket: s3://, az:// or gs://.",
+        ),
     ],
     password_stdin: Annotated[
         bool,
@@ -37,11 +42,24 @@ def add(
     import_: Annotated[
         bool, typer.Option("--import", help="Take over an existing repository with its restore points.")
     ] = False,
+    access_key_id: storage_options.AccessKeyOption = None,
+    secret_access_key_file: storage_options.SecretKeyFileOption = None,
+    account_key_file: storage_options.AccountKeyFileOption = None,
+    sas_token_file: storage_options.SasTokenFileOption = None,
+    service_account_file: storage_options.ServiceAccountFileOption = None,
+    immutable_days: storage_options.ImmutableDaysOption = None,
 ) -> None:
     """Create a repository, or take over an existing one with --import.
 
     Without its password nothing can be restored: keep it in a second place.
     """
+    secrets = storage_options.storage_secrets(
+        access_key_id=access_key_id,
+        secret_access_key_file=secret_access_key_file,
+        account_key_file=account_key_file,
+        sas_token_file=sas_token_file,
+        service_account_file=service_account_file,
+    )
     password = secrets_in.read_secret(
         "Repository password",
         from_stdin=password_stdin,
@@ -49,12 +67,17 @@ def add(
         confirm=not import_,
     )
     # The server may run elsewhere, but a relative path can only mean this shell's directory.
-    location = path if door.remote else str(Path(path).expanduser().absolute())
+    as_it_is = door.remote or storage_options.is_bucket(path)
+    location = path if as_it_is else str(Path(path).expanduser().absolute())
     body: dict[str, Any] = {"name": name, "location": location, "password": password, "import": import_}
     if block_size:
         body["block_size_bytes"] = sizes.parse_size(block_size)
     if max_tasks:
         body["max_tasks"] = max_tasks
+    if secrets:
+        body["storage_secrets"] = secrets
+    if immutable_days:
+        body["immutable_days"] = immutable_days
     repository = door.api.post("/repositories", body, slow=True)
     if door.json:
         output.print_json(repository)

@@ -10,6 +10,7 @@ from backup_server.cli import output, sizes
 from backup_server.cli.client import part
 from backup_server.cli.door import Door, with_door
 from backup_server.cli.exits import CliError, Exit
+from backup_server.cli.repository import storage_options
 from backup_server.cli.repository.common import NameArgument
 from backup_server.cli.repository.show import print_repository
 
@@ -55,12 +56,29 @@ def edit(
             "every 30 days; structure: none.",
         ),
     ] = None,
+    access_key_id: storage_options.AccessKeyOption = None,
+    secret_access_key_file: storage_options.SecretKeyFileOption = None,
+    account_key_file: storage_options.AccountKeyFileOption = None,
+    sas_token_file: storage_options.SasTokenFileOption = None,
+    service_account_file: storage_options.ServiceAccountFileOption = None,
+    immutable_days: storage_options.ImmutableDaysOption = None,
 ) -> None:
     """Change a repository: what is not named stays."""
     path = f"/repositories/{part(name)}"
-    changes: dict[str, Any] = {
-        key: value for key, value in (("name", new_name), ("max_tasks", max_tasks)) if value is not None
+    secrets = storage_options.storage_secrets(
+        access_key_id=access_key_id,
+        secret_access_key_file=secret_access_key_file,
+        account_key_file=account_key_file,
+        sas_token_file=sas_token_file,
+        service_account_file=service_account_file,
+    )
+    given: dict[str, Any] = {
+        "name": new_name,
+        "max_tasks": max_tasks,
+        "storage_secrets": secrets or None,
+        "immutable_days": immutable_days,
     }
+    changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     if verify_every is not None or verify_time_zone is not None or verify_sample is not None:
         old = door.api.get(path).get("verification")
         changes["verification"] = verification(old, verify_every, verify_time_zone, verify_sample)
