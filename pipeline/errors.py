@@ -22,6 +22,12 @@ class IntegrityError(PipelineError):
     """Stored bytes are not what was written: damaged, truncated, replaced or missing."""
 
 
+class NewerEpochError(IntegrityError):
+    """Says of itself that it was written with a later data key than those that are open here. Where the
+    data key was changed meanwhile, the same goes well with the key material of now.
+    """
+
+
 class CancelledError(PipelineError):
     """Stopped because the caller asked for it. What was durable by then stays usable."""
 

@@ -11,7 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from pipeline.errors import CancelledError, IntegrityError, RestorePointRefusedError
+from pipeline.errors import (
+    CancelledError,
+    IntegrityError,
+    NewerEpochError,
+    RestorePointRefusedError,
+)
 from pipeline.model import BlobId, BlockCounts, DiskStats, ReadMode, StageTimes
 from pipeline.planning import ZERO_ROOT, BackupPlan, BlockRanges
 from pipeline.progress import MoverProgress
@@ -138,6 +143,8 @@ class _Run:
         repository, plan = self._repository, self._plan
         try:
             record = read_work(repository.storage, repository.keyring, self._work_id)
+        except NewerEpochError:
+            raise
         except IntegrityError:
             return None  # a damaged record only costs the time to read again
         if record is None or (

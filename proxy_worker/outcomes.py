@@ -7,6 +7,7 @@ from typing import Final
 from pipeline.errors import (
     CancelledError,
     IntegrityError,
+    NewerEpochError,
     PermanentPipelineError,
     StorageMissingError,
     TransientPipelineError,
@@ -22,6 +23,7 @@ from transports.errors import (
 OUTCOMES: Final[dict[type[BaseException], TaskOutcome]] = {
     CancelledError: TaskOutcome.CANCELLED,
     IntegrityError: TaskOutcome.FAILED,
+    NewerEpochError: TaskOutcome.RETRY,  # the data key was changed; the next attempt gets the new one
     TransientPipelineError: TaskOutcome.RETRY,
     PermanentPipelineError: TaskOutcome.FAILED,
     StorageMissingError: TaskOutcome.RETRY,  # not mounted here, now; another proxy may have it

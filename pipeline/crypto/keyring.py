@@ -11,7 +11,7 @@ from blake3 import blake3
 from nacl.exceptions import BadSignatureError
 from nacl.signing import SigningKey, VerifyKey
 
-from pipeline.errors import IntegrityError
+from pipeline.errors import IntegrityError, NewerEpochError
 
 MASTER_KEY_BYTES: Final = 32
 FIRST_EPOCH: Final = 1
@@ -82,10 +82,13 @@ class Keyring:
         return self._epoch_secrets
 
     def encryption_key_of(self, epoch: int, what: str) -> bytes:
-        """Raises IntegrityError naming `what` for an epoch whose key is not here."""
+        """Raises IntegrityError naming `what` for an epoch whose key is not here; NewerEpochError where
+        that is later than all that are.
+        """
         key = self._encryption_keys.get(epoch)
         if key is None:
-            raise IntegrityError(
+            kind = NewerEpochError if epoch > self.epoch else IntegrityError
+            raise kind(
                 f"{what} has key epoch {epoch}, which this key does not open: damaged, or written after "
                 "the data key was changed; open the repository again"
             )

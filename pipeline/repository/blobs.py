@@ -235,10 +235,11 @@ class BlobCodec:
         is_plain = facts.encoding is Encoding.RAW and length == len(out)
         if len(self._scratch) < length and not is_plain:
             self._scratch = bytearray(length)
+        key = self._keyring.encryption_key_of(facts.key_epoch, what)
         try:
             length = ENGINE.decrypt_into(
                 facts.aead,
-                self._keyring.encryption_key_of(facts.key_epoch, what),
+                key,
                 facts.nonce,
                 associated,
                 view[BLOB_HEADER.size :],

@@ -12,7 +12,12 @@ from typing import Final
 
 from pipeline.crypto.aead import Aead
 from pipeline.crypto.keyring import Keyring
-from pipeline.errors import IntegrityError, ObjectNotFoundError, StorageUnavailableError
+from pipeline.errors import (
+    IntegrityError,
+    NewerEpochError,
+    ObjectNotFoundError,
+    StorageUnavailableError,
+)
 from pipeline.model import DiskPoint
 from pipeline.repository import layout
 from pipeline.repository.catalogue import Catalogue
@@ -169,6 +174,8 @@ class Pruner:
         for work_id in work_ids(self._storage):
             try:
                 record = read_work(self._storage, self._keyring, work_id)
+            except NewerEpochError:
+                raise  # of a writer that has a later data key than this prune: what it needs is unknown
             except IntegrityError:
                 record = None  # a damaged record helps nobody: the attempt begins anew
             if record is not None and (

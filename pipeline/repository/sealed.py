@@ -67,10 +67,11 @@ def unseal(keyring: Keyring, kind: SealedKind, name: str, data: bytes | memoryvi
         raise IntegrityError(f"{name} is damaged: its header is not one of {kind.name.lower()} objects")
     algorithm = checked_aead(aead, nonce, name)
     associated = header + keyring.repository_id + name.encode("ascii")
+    key = keyring.encryption_key_of(epoch, name)
     try:
         body = ENGINE.decrypt(
             algorithm,
-            keyring.encryption_key_of(epoch, name),
+            key,
             nonce[: NONCE_BYTES[algorithm]],
             associated,
             memoryview(data)[SEALED_HEADER.size :],

@@ -1,4 +1,5 @@
-"""Two writers, a collector of garbage and a checker at random against a model, each dying now and then.
+"""Two writers, a collector of garbage and a checker at random against a model, each dying now and then,
+while the data key is changed.
 
 They are real threads over the product's code, under a scheduler that lets one go on at a time: which one
 is drawn from a seed at every call of the storage and at every wait. A seed gives the same history again.
@@ -20,6 +21,7 @@ from uuid import UUID
 
 import pytest
 
+from pipeline.errors import NewerEpochError
 from pipeline.model import RestorePoint
 from pipeline.mover import MoverOptions
 from pipeline.planning import BackupPlan
@@ -50,6 +52,8 @@ ROUNDS = int(os.environ.get("VMHAUL_MODEL_ROUNDS", "300"))
 SEED = int(os.environ.get("VMHAUL_PROPERTY_SEED", "1"))
 MIN_AGE_S = 3600.0
 CRASH_SHARE = 0.5
+PATCHES_SHARE = 0.0
+NEW_KEY_SHARE = 0.15
 MOST_CHANGES_OF_A_LIFE = 12
 SMALL_BLOCKS, LARGE_BLOCKS = 40, 1030  # the larger one has a map of two levels
 
@@ -147,7 +151,9 @@ class Site:
             block_size_bytes=BLOCK_SIZE_BYTES,
             kdf_cost=CHEAP_KDF,
         )
-        self.model = Model(lambda: self.founder)
+        self.material = self.founder.key_material
+        """What the backup server would hand out now."""
+        self.model = Model(self.plainly_opened)
         self.rounds_left = rounds
         self.crashes = 0
         self.writing = 2
@@ -166,6 +172,8 @@ class Site:
         self.busy_until_recorded = 0
         """Writers whose begin, or whose last pack, nothing in the storage tells yet."""
         self.checks = self.restores = self.backups = self.collections = 0
+        self.outdated = 0
+        """Runs that met what was written with a later data key than theirs."""
 
     # ---- processes -------------------------------------------------------------------------------
 
@@ -174,11 +182,16 @@ class Site:
         return Process(name, self.rng.randrange(1, MOST_CHANGES_OF_A_LIFE) if mortal else None)
 
     def bench(self, process: Process) -> Workbench:
+        """The agent opens with the password, as the one who must know of every data key."""
         storage = SharedStorage(self.memory, self.scheduler, process, self.trace, self.model.changed)
-        material = self.founder.key_material
-        repository = Repository.open_with_key(
-            storage, material, expected_id=self.founder.id, clock=self.clock
-        )
+        if process.name == "agent":
+            repository = Repository.open_with_password(storage, PASSWORD, clock=self.clock)
+            self.material = repository.key_material
+        else:
+            repository = Repository.open_with_key(
+                storage, self.material, expected_id=self.founder.id, clock=self.clock
+            )
+        repository.makes_patches = self.rng.random() < PATCHES_SHARE
         return Workbench(storage, self.clock, repository=repository)
 
     def newborn(self, name: str) -> Workbench:
@@ -259,9 +272,7 @@ class Site:
         return frozenset(found)
 
     def plainly_opened(self) -> Repository:
-        return Repository.open_with_key(
-            self.memory, self.founder.key_material, expected_id=None, clock=self.clock
-        )
+        return Repository.open_with_key(self.memory, self.material, expected_id=None, clock=self.clock)
 
     def back_up(self, guest: Guest, work_id: str, base: RestorePoint | None) -> str:
         """Attempt after attempt, each in a new process."""
@@ -280,6 +291,9 @@ class Site:
                 return self.attempt(guest, bench, plan, work_id)
             except Crash:
                 self.crashes += 1
+            except NewerEpochError:
+                self.outdated += 1
+                assert bench.repository.key_epoch < self.key_epoch
 
     def attempt(self, guest: Guest, bench: Workbench, plan: BackupPlan, work_id: str) -> str:
         self.busy_until_recorded += 1
@@ -305,9 +319,19 @@ class Site:
             if self.rng.random() < 0.3 and point.id not in self.in_use
         ]
         self.forget(unwanted)
+        if self.rng.random() < NEW_KEY_SHARE:
+            self.by_agent(self.change_key)
         self.collections += 1
         keep = sorted(self.open_works)
         self.by_agent(lambda repository: repository.prune(keep_work_ids=keep, min_age_s=MIN_AGE_S))
+
+    @property
+    def key_epoch(self) -> int:
+        return self.agent.repository.key_epoch
+
+    def change_key(self, repository: Repository) -> None:
+        repository.rotate_data_key()
+        self.material = repository.key_material
 
     def pass_time(self) -> None:
         """Long enough for everything that is there to be old, while nobody is where only age protects
@@ -328,8 +352,16 @@ class Site:
     def look(self) -> None:
         self.checks += 1
         bench = self.newborn("checker")
-        assert bench.problems(read_data=self.rng.random() < 0.5) == ()
-        self.restore_one(bench)
+        problems = bench.problems(read_data=self.rng.random() < 0.5)
+        if bench.repository.key_epoch < self.key_epoch:
+            self.outdated += 1  # what is new it cannot read
+            return
+        assert problems == ()
+        try:
+            self.restore_one(bench)
+        except NewerEpochError:
+            self.outdated += 1
+            assert bench.repository.key_epoch < self.key_epoch
 
     def restore_one(self, bench: Workbench) -> None:
         entries = [entry for guest in self.guests for entry in guest.points]
@@ -399,7 +431,7 @@ def test_whatever_comes_between_every_committed_point_restores(
     verify(site)
     print(
         f"{site.backups} backups, {site.collections} collections, {site.checks} checks, "
-        f"{site.restores} restores, {site.crashes} crashes, {site.model.deleted_packs} packs deleted, "
+        f"{site.restores} restores, {site.crashes} crashes, {site.key_epoch} keys, {site.outdated} outdated, {site.model.deleted_packs} packs deleted, "
         f"{len(site.trace)} storage calls, {site.scheduler.switches} switches"
     )
     assert site.backups

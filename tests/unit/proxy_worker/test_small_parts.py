@@ -16,6 +16,7 @@ import structlog
 from pipeline.errors import (
     CancelledError,
     IntegrityError,
+    NewerEpochError,
     StorageFullError,
     StorageMissingError,
     StorageUnavailableError,
@@ -330,6 +331,7 @@ def test_flower_hears_of_every_fifth_percent_or_half_minute() -> None:
     [
         (CancelledError("x"), TaskOutcome.CANCELLED),
         (IntegrityError("x"), TaskOutcome.FAILED),
+        (NewerEpochError("x"), TaskOutcome.RETRY),
         (StorageFullError("x"), TaskOutcome.FAILED),
         (StorageMissingError("x"), TaskOutcome.RETRY),
         (StorageUnavailableError("x"), TaskOutcome.RETRY),
