@@ -57,6 +57,8 @@ class RecentIndex:
         """Numbers of packs that no index object names any more."""
         self.bases = bytearray()
         """Ids of patches' bases, back to back."""
+        self.places = 0
+        """Of all packs, dead ones too."""
 
     def __len__(self) -> int:
         """Places, without those in dead packs."""
@@ -65,10 +67,13 @@ class RecentIndex:
     def add(self, segment: PackSegment, edition: int, *, is_cached: bool = False) -> None:
         """`is_cached`: a cache file has its blobs; only remember the name."""
         if is_cached or edition in self._numbers:
+            self.dead.discard(self.number_of(edition))
             return
         number = len(self.packs)
         self._numbers[edition] = number
         self.packs.append(RecentPack(segment.pack_id, segment.pack_size, len(segment.entries), edition))
+        self.dead.discard(number)
+        self.places += len(segment.entries)
         for entry in segment.entries:
             base = 0
             if entry.encoding == Encoding.PATCH:
@@ -108,12 +113,23 @@ class RecentIndex:
         values = [value, *self.further.get(blob_id[:KEY_BYTES], ())]
         return [place for each in values if (place := self._place(each)) is not None]
 
+    def raw(self) -> bytes:
+        """Every record, also those in dead packs."""
+        further = (key + value for key, values in self.further.items() for value in values)
+        return self.table.raw() + b"".join(further)
+
     def settle(self) -> None:
         """Bring it to its smallest form."""
         self.table.settle()
 
     def sizes(self) -> dict[bytes, int]:
         return {p.pack_id: p.size for number, p in enumerate(self.packs) if number not in self.dead}
+
+    def size_of(self, pack_id: bytes) -> int | None:
+        for number, pack in enumerate(self.packs):
+            if pack.pack_id == pack_id and number not in self.dead:
+                return pack.size
+        return None
 
     def _put(self, blob_id: bytes, value: bytes) -> None:
         if self.table.get(blob_id) is None:

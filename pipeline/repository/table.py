@@ -82,6 +82,11 @@ class CompactTable:
             for at in range(0, len(records), size):
                 yield bytes(records[at : at + KEY_BYTES]), bytes(records[at + KEY_BYTES : at + size])
 
+    def raw(self) -> bytes:
+        """Keys and values back to back, ascending."""
+        self.settle()
+        return b"".join(self._sorted)
+
     def _merge(self, bucket: int) -> None:
         recent = self._recent[bucket]
         records = self._sorted[bucket]
