@@ -1,14 +1,12 @@
-"""Which blob is where. Built from the index objects of a repository, added to while writing."""
+"""Which blob is where: the names that the rest of the package uses.
+
+`entries` has the values and their bytes, `index_view` the index that is asked, `index_loader` what keeps
+it up to date, `index_cache` the files on this machine (`index_run` reads one, `index_build` makes one),
+`index_recent` what is in memory.
+"""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterable
-from dataclasses import replace
-
-from pipeline.crypto.aead import Aead
-from pipeline.crypto.keyring import Keyring
-from pipeline.repository import layout
 from pipeline.repository.entries import (
     BlobEntry,
     Location,
@@ -18,17 +16,14 @@ from pipeline.repository.entries import (
     parse_entries,
     parse_segments,
 )
-from pipeline.repository.format import SealedKind
-from pipeline.repository.index_cache import CacheState
-from pipeline.repository.index_recent import RecentIndex, edition_of_segment
-from pipeline.repository.index_record import FIELD_BITS, FIELD_MASK, KEY_BYTES, VALUE
-from pipeline.repository.index_run import CacheDamagedError, Run
-from pipeline.repository.sealed import seal, unseal
-from pipeline.storage.base import Storage
+from pipeline.repository.index_loader import IndexLoader
+from pipeline.repository.index_objects import read_index_object, write_index_object
+from pipeline.repository.index_view import Index
 
 __all__ = [
     "BlobEntry",
     "Index",
+    "IndexLoader",
     "Location",
     "PackSegment",
     "format_entries",
@@ -38,195 +33,3 @@ __all__ = [
     "read_index_object",
     "write_index_object",
 ]
-
-class Index:
-    """All blobs that can be found: in the runs of a cache, and in memory what is newer. May be used by several
-    threads; stays the same object while it is brought up to date.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._recent = RecentIndex()
-        self._cached = CacheState()
-        self._on_damage: Callable[[], None] | None = None
-
-    def __contains__(self, blob_id: bytes) -> bool:
-        with self._lock:
-            if self._recent.has(blob_id):
-                return True
-            cached = self._cached
-        return bool(cached.runs) and bool(self._in_runs(blob_id))
-
-    def __len__(self) -> int:
-        """Number of places; slow, for figures only."""
-        with self._lock:
-            return len(self._recent) + sum(
-                run.pack(number)[2]
-                for run, dead in zip(self._cached.runs, self._cached.dead, strict=True)
-                for number in range(run.pack_count)
-                if not (dead and dead[number])
-            )
-
-    def find(self, blob_id: bytes) -> Location | None:
-        """A place of the blob; where it has several, one that holds all of its content before a patch."""
-        found = self.find_all(blob_id)
-        return found[0] if found else None
-
-    def find_all(self, blob_id: bytes) -> list[Location]:
-        """Every place of the blob, patches last. A reader that finds one damaged takes the next."""
-        with self._lock:
-            found = self._recent.find_all(blob_id)
-            cached = self._cached
-        if cached.runs:
-            found.extend(place for place in self._in_runs(blob_id) if place not in found)
-        if len(found) > 1:
-            found.sort(key=lambda location: location.is_patch)
-        return found
-
-    def add(self, segment: PackSegment) -> None:
-        """Take over what this process itself made durable in a pack."""
-        edition = edition_of_segment(segment)
-        with self._lock:
-            self._recent.add(segment, edition)
-            self._recent.pin(edition)
-
-    def settle(self) -> None:
-        """Bring it to its smallest form after much was added."""
-        with self._lock:
-            self._recent.settle()
-
-    def pack_sizes(self) -> dict[bytes, int]:
-        """Every pack that the index names, with the size it should have."""
-        with self._lock:
-            sizes = self._recent.sizes()
-            cached = self._cached
-        for run, dead in zip(cached.runs, cached.dead, strict=True):
-            for number in range(run.pack_count):
-                if not (dead and dead[number]):
-                    pack_id, size, _, _ = run.pack(number)
-                    sizes[pack_id] = size
-        return sizes
-
-    def pack_size_of(self, pack_id: bytes) -> int | None:
-        """The size that a pack should have; None when the index does not name it."""
-        with self._lock:
-            size = self._recent.size_of(pack_id)
-            cached = self._cached
-        for run, dead in zip(cached.runs, cached.dead, strict=True):
-            if size is not None:
-                break
-            for number in run.numbers_of(pack_id):
-                if not (dead and dead[number]):
-                    size = run.pack(number)[1]
-        return size
-
-    def runs(self) -> tuple[Run, ...]:
-        """The runs of the cache as they are now; they stay readable while this is kept."""
-        return self._cached.runs
-
-    # ---- for the loader ------------------------------------------------------------------------
-
-    @property
-    def recent(self) -> RecentIndex:
-        """What is in memory; under `held()` only."""
-        return self._recent
-
-    def held(self) -> threading.Lock:
-        """The lock: nobody finds or adds anything while it is held."""
-        return self._lock
-
-    def take(self, object_id: bytes, segments: Iterable[PackSegment]) -> None:
-        """Take over what an index object says."""
-        told = [(segment, edition_of_segment(segment)) for segment in segments]
-        with self._lock:
-            self._recent.named.setdefault(object_id, [])
-            for segment, edition in told:
-                is_cached = self._revive(segment.pack_id, edition)
-                self._recent.add(segment, edition, is_cached=is_cached)
-                self._recent.name(object_id, edition)
-
-    def adopt(self, state: CacheState, recent: RecentIndex | None = None) -> None:
-        """Use these runs from now on, with `recent` (as it is, when None) beside them. Under held()."""
-        if recent is not None:
-            self._recent = recent
-        self._cached = state
-        alive = {edition for named in self._recent.named.values() for edition in named}
-        if any(state.dead):
-            self._cached = replace(state, dead=tuple(map(_without(alive), state.runs, state.dead)))
-
-    def on_damage(self, rebuild: Callable[[], None]) -> None:
-        self._on_damage = rebuild
-
-    # ---- inside --------------------------------------------------------------------------------
-
-    def _in_runs(self, blob_id: bytes) -> list[Location]:
-        try:
-            return _find_in(self._cached, blob_id)
-        except CacheDamagedError:
-            if self._on_damage is None:
-                raise
-            self._on_damage()
-        with self._lock:
-            found = self._recent.find_all(blob_id)
-        return found + _find_in(self._cached, blob_id)
-
-    def _revive(self, pack_id: bytes, edition: int) -> bool:
-        """Whether a run has this pack; an index object names it again."""
-        cached = self._cached
-        for position, run in enumerate(cached.runs):
-            for number in run.numbers_of(pack_id):
-                if run.pack(number)[3] != edition:
-                    continue
-                flags = cached.dead[position]
-                if flags and flags[number]:
-                    flags = flags[:number] + b"\0" + flags[number + 1 :]
-                    dead = (*cached.dead[:position], flags, *cached.dead[position + 1 :])
-                    self._cached = replace(cached, dead=dead)
-                return True
-        return False
-
-
-def _find_in(cached: CacheState, blob_id: bytes) -> list[Location]:
-    key = blob_id[:KEY_BYTES]
-    found: list[Location] = []
-    for run, dead in zip(cached.runs, cached.dead, strict=True):
-        for value, base_id in run.find(key):
-            number, offset, length, _ = VALUE.unpack(value)
-            if dead and dead[number]:
-                continue
-            place = Location(
-                run.pack_id(number),
-                offset & FIELD_MASK,
-                length & FIELD_MASK,
-                length >> FIELD_BITS,
-                base_id,
-            )
-            if place not in found:
-                found.append(place)
-    return found
-
-
-def _without(alive: set[int]) -> Callable[[Run, bytes], bytes]:
-    """Dead flags of a run when these editions live after all."""
-
-    def flags_of(run: Run, flags: bytes) -> bytes:
-        if not flags or not alive:
-            return flags
-        return bytes(
-            flag and run.pack(number)[3] not in alive for number, flag in enumerate(flags)
-        )
-
-    return flags_of
-
-
-def read_index_object(storage: Storage, keyring: Keyring, name: str) -> list[PackSegment]:
-    return parse_segments(unseal(keyring, SealedKind.INDEX, name, storage.read(name)), name)
-
-
-def write_index_object(
-    storage: Storage, keyring: Keyring, algorithm: Aead, segments: Iterable[PackSegment]
-) -> str:
-    """Returns the name of the object; it is durable."""
-    name = layout.index_name(layout.new_object_id())
-    storage.put(name, seal(keyring, algorithm, SealedKind.INDEX, name, format_segments(segments)))
-    return name

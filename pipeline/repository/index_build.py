@@ -27,8 +27,8 @@ from pipeline.repository.format import (
     MAX_PACK_BYTES,
     Encoding,
 )
-from pipeline.repository.index_record import FIELD_BITS
 from pipeline.repository.index_recent import RecentPack, edition_of
+from pipeline.repository.index_record import FIELD_BITS
 from pipeline.repository.index_run import (
     BUCKETS_AT,
     HEAD,
@@ -87,7 +87,8 @@ def joined(parts: Sequence[Records]) -> Records:
         return parts[0]
     if not parts:
         return no_records()
-    rows = np.concatenate([part.rows for part in parts])
+    # As plain bytes: joining structures would turn their big-endian keys round.
+    rows = np.concatenate([part.rows.view(BASE) for part in parts]).view(RECORD)
     at = first = 0
     for part in parts:
         mine = rows[at : at + len(part)]
@@ -186,7 +187,9 @@ class RunWriter:
         self.bits = bucket_bits_for(records_at_most)
         self._path = path
         self._repository_id = repository_id
-        self._file = path.open("xb", opener=lambda name, flags: os.open(name, flags, 0o600))
+        self._file = os.fdopen(
+            os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb"
+        )
         self._file.seek(BUCKETS_AT)
         self._units = self._records = 0
         self._starts, self._counts, self._sums = array("I"), array("I"), array("I")
@@ -221,9 +224,7 @@ class RunWriter:
     def close(self, packs: Array) -> None:
         """End the file and make it durable. `packs` as numbered by the records."""
         self._starts.append(self._units)
-        tables = b"".join(
-            (_le(self._starts), _le(self._counts), _le(self._sums), packs.tobytes())
-        )
+        tables = b"".join((_le(self._starts), _le(self._counts), _le(self._sums), packs.tobytes()))
         self._file.write(tables)
         head = HEAD.pack(
             MAGIC,
@@ -326,11 +327,9 @@ def write_run(path: Path, repository_id: bytes, records: Records, packs: Array, 
         writer.abort()
 
 
-def merge_runs(
-    path: Path, repository_id: bytes, runs: Sequence[Run], dead: Sequence[bytes]
-) -> None:
+def merge_runs(path: Path, repository_id: bytes, runs: Sequence[Run], dead: Sequence[bytes]) -> None:
     """One run of several, without what is in dead packs (`dead`: a byte for each pack of a run, or empty)."""
-    packs = np.concatenate([np.frombuffer(run.packs, PACK_ROW) for run in runs])
+    packs = np.frombuffer(b"".join(run.packs for run in runs), PACK_ROW)
     keep = np.concatenate(
         [
             np.frombuffer(flags, np.uint8) == 0 if flags else np.ones(run.pack_count, bool)
@@ -400,4 +399,3 @@ def dead_places(run: Run, flags: bytes) -> int:
         return 0
     counts = np.frombuffer(run.packs, PACK_ROW)["count"]
     return int(counts[np.frombuffer(flags, np.uint8) == 1].sum())
-

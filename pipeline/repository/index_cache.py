@@ -88,9 +88,7 @@ class Names:
         for at in range(0, len(self.ids), OBJECT_ID_BYTES):
             yield self.ids[at : at + OBJECT_ID_BYTES]
 
-    def changed(
-        self, *, without: Collection[bytes], added: Mapping[bytes, Iterable[int]]
-    ) -> Names:
+    def changed(self, *, without: Collection[bytes], added: Mapping[bytes, Iterable[int]]) -> Names:
         ids, counts, editions = bytearray(), array("I"), array("Q")
         fresh = sorted(added.items(), reverse=True)
         for object_id, named in self.each():
@@ -246,6 +244,8 @@ class IndexCache:
             index_build.write_run(path, self._repository_id, records, rows, keep)
             runs.append(Run(path, self._repository_id))
             dead.append(b"")
+        alive = {edition for named in added.values() for edition in named}
+        dead = [revived(run, flags, alive) for run, flags in zip(runs, dead, strict=True)]
         self._publish(runs, dead, self.state.names.changed(without=(), added=added))
 
     def forget(self, is_listed: Callable[[bytes], bool]) -> None:
@@ -272,8 +272,7 @@ class IndexCache:
 
         state = self.state
         dead_places = [
-            index_build.dead_places(run, dead)
-            for run, dead in zip(state.runs, state.dead, strict=True)
+            index_build.dead_places(run, dead) for run, dead in zip(state.runs, state.dead, strict=True)
         ]
         chosen = to_merge([run.records for run in state.runs], dead_places)
         if not chosen:
@@ -302,7 +301,7 @@ class IndexCache:
         for entry in list(os.scandir(self.directory)):
             if entry.name not in counts and entry.name.startswith(("run-", "names-", CURRENT)):
                 with contextlib.suppress(OSError):
-                    os.unlink(entry.path)
+                    Path(entry.path).unlink()
 
     def _publish(self, runs: list[Run], dead: list[bytes], names: Names) -> None:
         path = self._new("names")
@@ -335,6 +334,13 @@ class IndexCache:
 
     def _new(self, kind: str) -> Path:
         return self.directory / f"{kind}-{os.urandom(8).hex()}"
+
+
+def revived(run: Run, flags: bytes, alive: Collection[int]) -> bytes:
+    """The dead flags of a run's packs when these editions live after all."""
+    if not flags:
+        return flags
+    return bytes(flag and run.pack(number)[3] not in alive for number, flag in enumerate(flags))
 
 
 def to_merge(sizes: Sequence[int], dead: Sequence[int]) -> set[int]:

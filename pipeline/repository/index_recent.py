@@ -4,7 +4,7 @@ everything where there is none.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 from blake3 import blake3
@@ -15,6 +15,7 @@ from pipeline.repository.index_record import (
     FIELD_BITS,
     FIELD_MASK,
     KEY_BYTES,
+    RECORD_BYTES,
     VALUE,
     pack_value,
 )
@@ -53,6 +54,8 @@ class RecentIndex:
         """Editions by the id of the index object that names them, whether the pack is here or cached."""
         self.pinned: set[int] = set()
         """Editions that this process added without an index object's name."""
+        self.elsewhere: dict[int, bytes] = {}
+        """Pack ids by edition: named by an object that is in `named`, with their places in a run."""
         self.dead: set[int] = set()
         """Numbers of packs that no index object names any more."""
         self.bases = bytearray()
@@ -66,8 +69,11 @@ class RecentIndex:
 
     def add(self, segment: PackSegment, edition: int, *, is_cached: bool = False) -> None:
         """`is_cached`: a cache file has its blobs; only remember the name."""
-        if is_cached or edition in self._numbers:
-            self.dead.discard(self.number_of(edition))
+        if edition in self._numbers:
+            self.dead.discard(self._numbers[edition])
+            return
+        if is_cached:
+            self.elsewhere[edition] = segment.pack_id
             return
         number = len(self.packs)
         self._numbers[edition] = number
@@ -89,6 +95,17 @@ class RecentIndex:
     def number_of(self, edition: int) -> int:
         """-1 where a cache file has it."""
         return self._numbers.get(edition, -1)
+
+    def lose(self, editions: Collection[int]) -> None:
+        """The runs do not have these after all: whoever names them has to be read again."""
+        for edition in editions:
+            self.elsewhere.pop(edition, None)
+        if editions:
+            self.named = {
+                object_id: named
+                for object_id, named in self.named.items()
+                if not any(edition in editions for edition in named)
+            }
 
     def pin(self, edition: int) -> None:
         self.pinned.add(edition)
@@ -112,6 +129,37 @@ class RecentIndex:
             return []
         values = [value, *self.further.get(blob_id[:KEY_BYTES], ())]
         return [place for each in values if (place := self._place(each)) is not None]
+
+    def is_superfluous(self, number: int, is_cached: Callable[[bytes, int], bool]) -> bool:
+        """Dead, or in a run by now."""
+        pack = self.packs[number]
+        return number in self.dead or is_cached(pack.pack_id, pack.edition)
+
+    def keep_pinned_of(self, other: RecentIndex) -> None:
+        """Take over what another one has without a name: no index object would tell of it again."""
+        numbers = {other.number_of(edition): edition for edition in other.pinned}
+        for raw, value in other.places_of(set(numbers)):
+            number, offset, length, base = VALUE.unpack(value)
+            pack = other.packs[number]
+            if pack.edition not in self._numbers:
+                self._numbers[pack.edition] = len(self.packs)
+                self.packs.append(pack)
+                self.places += pack.entry_count
+                self.pinned.add(pack.edition)
+            if base:
+                self.bases += other.bases[(base - 1) * 32 : base * 32]
+                base = len(self.bases) // 32
+            self._put(raw, VALUE.pack(self._numbers[pack.edition], offset, length, base))
+
+    def places_of(self, numbers: Collection[int]) -> Iterator[tuple[bytes, bytes]]:
+        """Keys and values of what is in these packs."""
+        if not numbers:
+            return
+        raw = self.raw()
+        for at in range(0, len(raw), RECORD_BYTES):
+            value = raw[at + KEY_BYTES : at + RECORD_BYTES]
+            if VALUE.unpack(value)[0] in numbers:
+                yield raw[at : at + KEY_BYTES], value
 
     def raw(self) -> bytes:
         """Every record, also those in dead packs."""

@@ -65,9 +65,11 @@ class Run:
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         head = self._read(HEAD.size + HEAD_HASH_BYTES, 0)
         fields = HEAD.unpack(head[: HEAD.size])
-        magic, version, self.bits, self.pack_count, its_id, self.units, self.records, length, digest = (
-            fields
-        )
+        magic, version, bits, pack_count, its_id, units, records, length, digest = fields
+        self.bits: Final[int] = bits
+        self.pack_count: Final[int] = pack_count
+        self.units: Final[int] = units
+        self.records: Final[int] = records
         if (
             blake3(head[: HEAD.size]).digest(HEAD_HASH_BYTES) != head[HEAD.size :]
             or (magic, version, its_id) != (MAGIC, VERSION, repository_id)
