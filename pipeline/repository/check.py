@@ -5,10 +5,13 @@ What is found is told in the words of who has to act: VM, disk, restore point, g
 
 from __future__ import annotations
 
+import math
+import os
 import random
 import threading
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from typing import Final
 
 from pipeline.crypto.aead import Aead
@@ -23,10 +26,29 @@ from pipeline.model import DiskPoint
 from pipeline.repository import layout
 from pipeline.repository.blobs import BlobCodec, LoadBase
 from pipeline.repository.catalogue import Catalogue, chain_problems, describe
-from pipeline.repository.damage import Damage, DamagedBlob, DamagedPack
-from pipeline.repository.format import NODE_ENTRIES_BITS, PACK_HEADER, PACK_TRAILER, BlobKind
-from pipeline.repository.index import BlobEntry, Index, PackSegment, read_index_object
+from pipeline.repository.damage import (
+    BLOCKS_PER_DAMAGE,
+    MAX_DAMAGES,
+    Damage,
+    DamagedBlob,
+    DamagedPack,
+)
+from pipeline.repository.format import (
+    MAX_PATCH_DEPTH,
+    NODE_ENTRIES_BITS,
+    PACK_HEADER,
+    PACK_TRAILER,
+    BlobKind,
+)
+from pipeline.repository.index import (
+    BlobEntry,
+    IndexLoader,
+    Location,
+    PackSegment,
+    read_index_object,
+)
 from pipeline.repository.maps import MapEntry, block_count_of, decode_node, ids_of, level_for
+from pipeline.repository.marks import BlobBits
 from pipeline.repository.packs import (
     check_pack_header,
     expected_footer_offset,
@@ -34,12 +56,15 @@ from pipeline.repository.packs import (
     parse_footer,
     parse_trailer,
 )
+from pipeline.repository.points import StoredPoint
 from pipeline.repository.reader import BlobReader
-from pipeline.repository.table import IdSet
 from pipeline.storage.base import Buffer, Storage
 
 READ_WINDOW_BYTES: Final = 8 << 20
 MAX_EXTENTS_NAMED: Final = 10
+MAX_LISTINGS: Final = 20
+CONFIDENCE: Final = 0.99
+"""How sure of a find the last number in the text about a sample is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,18 +84,69 @@ class CheckReport:
     """What a check of a sample would have found, and how surely; empty when nothing was read."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckProgress:
+    """How far a check is."""
+
+    phase: str
+    """`index`, `data` (bytes of packs) or `maps` (disks)."""
+    done: int
+    total: int
+
+
 class _Findings:
-    problems: list[str] = field(default_factory=list)
-    bad_packs: set[bytes] = field(default_factory=set)
-    """Missing, truncated, or unreadable as a whole."""
-    bad_blobs: IdSet = field(default_factory=IdSet)
-    blobs: int = 0
-    read_bytes: int = 0
+    """What the threads of a check find."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.problems: list[str] = []
+        self.gone_packs: dict[bytes, str] = {}
+        """Missing, truncated, or unreadable as a whole; with what is wrong."""
+        self.packs: list[DamagedPack] = []
+        self.blobs: list[tuple[PackSegment, BlobEntry, str]] = []
+        self.bad_places: set[tuple[bytes, int]] = set()
+        self.read_bytes = 0
+
+    def pack(self, pack_id: bytes, reason: str, *, is_gone: bool) -> None:
+        with self._lock:
+            self.problems.append(reason)
+            if is_gone:
+                self.gone_packs[pack_id] = reason
+            if len(self.packs) < MAX_DAMAGES:
+                self.packs.append(DamagedPack(pack_id=pack_id, reason=reason, is_gone=is_gone))
+
+    def blob(self, segment: PackSegment, entry: BlobEntry, reason: str) -> None:
+        with self._lock:
+            self.bad_places.add((segment.pack_id, entry.offset))
+            if len(self.blobs) < MAX_DAMAGES:
+                bare = PackSegment(segment.pack_id, segment.pack_size, ())
+                self.blobs.append((bare, entry, reason))
+
+    def read(self, count: int) -> None:
+        with self._lock:
+            self.read_bytes += count
+
+    def is_bad(self, place: Location) -> bool:
+        return place.pack_id in self.gone_packs or (place.pack_id, place.offset) in self.bad_places
+
+
+@dataclass(frozen=True, slots=True)
+class _Lost:
+    """Blocks of a disk that cannot be restored."""
+
+    first: int
+    end: int
+    level: int
+    blob_id: bytes
+    why: str
 
 
 class Checker:
-    """One run. May run beside writers; beside a prune it may name packs that prune just removed."""
+    """One run. May run beside writers and beside a prune.
+
+    Memory, with a cache of the index: one bit for each blob, some 200 bytes for each pack, and for each
+    thread a window of a pack.
+    """
 
     def __init__(
         self,
@@ -82,7 +158,13 @@ class Checker:
         read_data: bool,
         sample_share: float,
         cancel: threading.Event | None,
+        make_loader: Callable[[Collection[str]], IndexLoader] | None = None,
+        progress: Callable[[CheckProgress], None] | None = None,
+        workers: int = 0,
     ) -> None:
+        """`make_loader` gives a view of the index without the damaged objects that it is told. `workers`
+        0: one for each core of this process.
+        """
         self._storage = storage
         self._keyring = keyring
         self._catalogue = catalogue
@@ -90,74 +172,155 @@ class Checker:
         self._read_data = read_data
         self._sample_share = sample_share
         self._cancel = cancel
-        self._index = Index()
+        self._make_loader = make_loader or self._loader_in_memory
+        self._progress = progress or (lambda _progress: None)
+        self._workers = workers or len(os.sched_getaffinity(0))
+        self._codecs = threading.local()
         self._found = _Findings()
-        self._reader = BlobReader(storage, keyring, self._index)
-        self._sound = IdSet()
+        self._confidence = ""
+        self._damage: list[Damage] = []
 
     def run(self) -> CheckReport:
         """Raises CancelledError, and storage errors; damage is in the report."""
-        known: dict[bytes, int] = {}
-        for segment in self._segments(self._found.problems):
-            known[segment.pack_id] = segment.pack_size
-            self._index.add(segment)
-            self._found.blobs += len(segment.entries)
+        damaged_objects = self._look_at_index_objects()
+        self._found.problems.extend(damaged_objects.values())
+        self._index = self._make_loader(tuple(damaged_objects)).refresh()
+        self._reader = BlobReader(self._storage, self._keyring, self._index)
+        self._sound = BlobBits(self._index)
+        known = self._index.pack_sizes()
         # The packs are listed after the index was read: a pack is there before its index object.
-        sizes = {entry.name: entry.size_bytes for entry in self._storage.list(layout.PACKS)}
-        whole = [pack_id for pack_id, size in known.items() if self._is_whole(pack_id, size, sizes)]
+        whole = self._whole_packs(known)
         if self._read_data:
-            chosen = set(self._sampled(whole))
-            # Read again rather than kept: the entries of a large repository fill the memory.
-            for segment in self._segments([]):
-                if segment.pack_id in chosen:
-                    self._check_pack(segment)
+            chosen = self._sampled(whole)
+            self._confidence = confidence_of(len(chosen), len(known))
+            self._read_packs(set(chosen), sum(known[pack_id] for pack_id in chosen), damaged_objects)
+        damaged_blobs = tuple(self._damaged_blobs())
         self._found.problems.extend(self._catalogue.damaged.values())
         self._found.problems.extend(chain_problems(self._catalogue))
-        for stored in self._catalogue.points.values():
-            for disk in stored.point.disks:
-                self._stop_if_cancelled()
-                self._check_disk(f"{describe(stored)}, {disk.label}", disk)
+        self._check_maps()
         return CheckReport(
             problems=tuple(self._found.problems),
             points=len(self._catalogue.points),
             packs=len(known),
-            blobs=self._found.blobs,
+            blobs=len(self._index),
             read_bytes=self._found.read_bytes,
+            damage=tuple(self._damage),
+            damaged_blobs=damaged_blobs,
+            damaged_packs=tuple(self._found.packs),
+            confidence=self._confidence,
         )
 
-    # ---- index and packs -----------------------------------------------------------------------
+    def _loader_in_memory(self, skipped: Collection[str]) -> IndexLoader:
+        loader = IndexLoader(self._storage, self._keyring)
+        loader.skip(skipped)
+        return loader
 
-    def _segments(self, problems: list[str]) -> Iterator[PackSegment]:
-        """The first segment of each pack, reading one index object at a time."""
-        seen: set[bytes] = set()
-        for entry in self._storage.list(layout.INDEX):
-            try:
-                segments = read_index_object(self._storage, self._keyring, entry.name)
-            except ObjectNotFoundError:
-                continue
-            except IntegrityError as error:
-                problems.append(str(error))
-                continue
-            for segment in segments:
-                if segment.pack_id not in seen:
-                    seen.add(segment.pack_id)
-                    yield segment
+    # ---- index ---------------------------------------------------------------------------------
 
-    def _is_whole(self, pack_id: bytes, pack_size: int, sizes: dict[str, int]) -> bool:
-        name = layout.pack_name(pack_id)
-        size = sizes.get(name)
-        if size == pack_size:
-            return True
-        wrong = "is missing" if size is None else f"has {size} bytes instead of {pack_size}"
-        self._found.problems.append(f"{name} {wrong}")
-        self._found.bad_packs.add(pack_id)
-        return False
+    def _look_at_index_objects(self) -> dict[str, str]:
+        """Read each, also those that a cache knows; what is wrong, by name."""
+        damaged: dict[str, str] = {}
+        for _ in self._index_objects(damaged):
+            self._stop_if_cancelled()
+        return damaged
+
+    def _index_objects(self, damaged: dict[str, str]) -> Iterator[list[PackSegment]]:
+        """What each index object says; `damaged` takes up those that cannot be read, and those in it are
+        left out. Objects that a prune replaces meanwhile are met as what they were replaced by.
+        """
+        seen: set[str] = set()
+        for _ in range(MAX_LISTINGS):
+            is_whole = True
+            names = [entry.name for entry in self._storage.list(layout.INDEX)]
+            for name in names:
+                if name in seen or name in damaged:
+                    continue
+                try:
+                    segments = read_index_object(self._storage, self._keyring, name)
+                except ObjectNotFoundError:
+                    is_whole = False
+                    continue
+                except IntegrityError as error:
+                    damaged[name] = str(error)
+                    continue
+                seen.add(name)
+                self._progress(CheckProgress(phase="index", done=len(seen), total=len(names)))
+                yield segments
+            if is_whole:
+                return
+
+    # ---- packs ---------------------------------------------------------------------------------
+
+    def _whole_packs(self, known: dict[bytes, int]) -> list[bytes]:
+        """Packs that are there with the size that the index tells."""
+        missing = set(known)
+        whole = []
+        for entry in self._storage.list(layout.PACKS):
+            pack_id = layout.pack_id_of(entry.name)
+            if pack_id is None or pack_id not in missing:
+                continue
+            missing.discard(pack_id)
+            if entry.size_bytes == known[pack_id]:
+                whole.append(pack_id)
+            else:
+                wrong = f"has {entry.size_bytes} bytes instead of {known[pack_id]}"
+                self._found.pack(pack_id, f"{entry.name} {wrong}", is_gone=True)
+        for pack_id in sorted(missing):
+            self._found.pack(pack_id, f"{layout.pack_name(pack_id)} is missing", is_gone=True)
+        return whole
 
     def _sampled(self, pack_ids: list[bytes]) -> list[bytes]:
         if self._sample_share >= 1:
             return pack_ids
         count = min(len(pack_ids), max(1, round(len(pack_ids) * self._sample_share)))
         return random.SystemRandom().sample(pack_ids, count)
+
+    def _read_packs(self, chosen: set[bytes], total_bytes: int, damaged: dict[str, str]) -> None:
+        """All bytes of these packs, by several threads, so many packs at a time."""
+        done_bytes = 0
+        for size in self._checked_packs(self._chosen_segments(chosen, damaged)):
+            self._stop_if_cancelled()
+            done_bytes += size
+            self._progress(CheckProgress(phase="data", done=done_bytes, total=total_bytes))
+
+    def _chosen_segments(self, chosen: set[bytes], damaged: dict[str, str]) -> Iterator[PackSegment]:
+        """Each chosen pack once. Read again rather than kept: the entries of a large repository fill the
+        memory.
+        """
+        for segments in self._index_objects(dict(damaged)):
+            for segment in segments:
+                if segment.pack_id in chosen:
+                    chosen.discard(segment.pack_id)
+                    yield segment
+
+    def _checked_packs(self, segments: Iterator[PackSegment]) -> Iterator[int]:
+        """Bytes of packs as they are checked."""
+        if self._workers == 1:
+            for segment in segments:
+                self._check_pack(segment)
+                yield segment.pack_size
+            return
+        underway: dict[Future[None], int] = {}
+        with ThreadPoolExecutor(self._workers, "check") as pool:
+            try:
+                for segment in segments:
+                    while len(underway) >= 2 * self._workers:
+                        yield self._reap(underway)
+                    underway[pool.submit(self._check_pack, segment)] = segment.pack_size
+                while underway:
+                    yield self._reap(underway)
+            finally:
+                for future in underway:
+                    future.cancel()
+
+    def _reap(self, underway: dict[Future[None], int]) -> int:
+        """Wait for some; raises what they raised."""
+        done, _ = wait(underway, return_when=FIRST_COMPLETED)
+        size = 0
+        for future in done:
+            size += underway.pop(future)
+            future.result()
+        return size
 
     def _check_pack(self, segment: PackSegment) -> None:
         """Every byte of a pack: header, blobs, footer, trailer."""
@@ -171,28 +334,25 @@ class Checker:
             offset, length = parse_trailer(trailer, segment.pack_id, segment.pack_size)
             footer = self._storage.read_range(name, offset, length)
             said = parse_footer(self._keyring, segment.pack_id, segment.pack_size, footer)
-            if said.entries != segment.entries or expected_footer_offset(segment) != offset:
+            # A repair may have taken damaged places out of the index.
+            if not set(segment.entries) <= set(said.entries) or expected_footer_offset(said) != offset:
                 raise IntegrityError(f"{name}: index and footer of the pack differ")
         except (IntegrityError, PermanentPipelineError) as error:
             # The blobs may still be sound; they are looked at one by one.
-            self._found.problems.append(str(error))
+            self._found.pack(segment.pack_id, str(error), is_gone=False)
         self._check_blobs(segment)
 
     def _check_blobs(self, segment: PackSegment) -> None:
-        codec = BlobCodec(self._keyring, Aead.XCHACHA20_POLY1305)
-        name = layout.pack_name(segment.pack_id)
         try:
             for blob in iterate_pack(self._storage, segment, READ_WINDOW_BYTES):
                 self._stop_if_cancelled()
-                self._found.read_bytes += blob.entry.length
-                self._check_blob(codec, blob.entry, blob.stored, name)
+                self._found.read(blob.entry.length)
+                self._check_blob(segment, blob.entry, blob.stored)
         except (IntegrityError, ObjectNotFoundError) as error:
-            self._found.problems.append(str(error))
-            self._found.bad_packs.add(segment.pack_id)
+            self._found.pack(segment.pack_id, str(error), is_gone=True)
 
-    def _check_blob(
-        self, codec: BlobCodec, entry: BlobEntry, stored: bytes | bytearray | memoryview, name: str
-    ) -> None:
+    def _check_blob(self, segment: PackSegment, entry: BlobEntry, stored: Buffer) -> None:
+        codec = self._codec()
         try:
             content = codec.decode(BlobKind(entry.kind), entry.blob_id, stored, self._base_of(entry))
             if len(content) != entry.raw_length:
@@ -200,8 +360,13 @@ class Checker:
                     f"blob {entry.blob_id.hex()} has another length than the index says"
                 )
         except (IntegrityError, ValueError) as error:
-            self._found.problems.append(f"{name}: {error}")
-            self._found.bad_blobs.add(entry.blob_id)
+            self._found.blob(segment, entry, str(error))
+
+    def _codec(self) -> BlobCodec:
+        codec: BlobCodec | None = getattr(self._codecs, "codec", None)
+        if codec is None:
+            codec = self._codecs.codec = BlobCodec(self._keyring, Aead.XCHACHA20_POLY1305)
+        return codec
 
     def _base_of(self, entry: BlobEntry) -> LoadBase:
         def load_base(base_id: bytes) -> Buffer:
@@ -213,16 +378,48 @@ class Checker:
 
         return load_base
 
+    def _damaged_blobs(self) -> Iterator[DamagedBlob]:
+        """Now that all is read: which of them have another place."""
+        for segment, entry, reason in self._found.blobs:
+            name = layout.pack_name(segment.pack_id)
+            is_elsewhere = not self._wrong_with(entry.blob_id)
+            mended = (
+                "; another place holds it, so nothing is lost: run a repair" if is_elsewhere else ""
+            )
+            self._found.problems.append(f"{name}: {reason}{mended}")
+            yield DamagedBlob(
+                pack_id=segment.pack_id,
+                blob_id=entry.blob_id,
+                offset=entry.offset,
+                length=entry.length,
+                kind=entry.kind,
+                reason=reason,
+                is_elsewhere=is_elsewhere,
+            )
+
     # ---- disk maps -----------------------------------------------------------------------------
 
-    def _check_disk(self, label: str, disk: DiskPoint) -> None:
+    def _check_maps(self) -> None:
+        points = self._catalogue.points.values()
+        total = sum(len(stored.point.disks) for stored in points)
+        done = 0
+        for stored in points:
+            for disk in stored.point.disks:
+                self._stop_if_cancelled()
+                self._progress(CheckProgress(phase="maps", done=done, total=total))
+                self._check_disk(stored, disk)
+                done += 1
+
+    def _check_disk(self, stored: StoredPoint, disk: DiskPoint) -> None:
         """Walks the whole map; what is missing below a damaged node is one extent."""
+        label = f"{describe(stored)}, {disk.label}"
         count = block_count_of(disk.capacity_bytes, self._block_size_bytes)
         root = bytes.fromhex(disk.map_root)
-        lost: list[tuple[int, int, str]] = []
+        lost: list[_Lost] = []
         if any(root):
             self._check_entry(MapEntry(level_for(count), 0, root), count, lost)
-        for number, (first, end, why) in enumerate(joined(lost)):
+        runs = joined([(each.first, each.end, each.why) for each in lost])
+        for number, (first, end, why) in enumerate(runs):
             if number == MAX_EXTENTS_NAMED:
                 self._found.problems.append(f"{label}: and more extents")
                 break
@@ -231,8 +428,25 @@ class Checker:
             self._found.problems.append(
                 f"{label}: guest extent {start_byte}-{end_byte} cannot be restored: {why}"
             )
+        for group in _grouped(lost):
+            if len(self._damage) < MAX_DAMAGES:
+                self._damage.append(self._damage_of(stored, disk, group))
 
-    def _check_entry(self, entry: MapEntry, count: int, lost: list[tuple[int, int, str]]) -> bool:
+    def _damage_of(self, stored: StoredPoint, disk: DiskPoint, group: list[_Lost]) -> Damage:
+        return Damage(
+            point_id=stored.point.id,
+            vm_name=stored.point.vm.name,
+            vm_instance_uuid=stored.point.vm.instance_uuid,
+            disk_key=disk.disk_key,
+            disk_label=disk.label,
+            start_bytes=group[0].first * self._block_size_bytes,
+            end_bytes=min(group[-1].end * self._block_size_bytes, disk.capacity_bytes),
+            level=group[0].level,
+            blob_ids=tuple(each.blob_id for each in group),
+            reason=group[0].why,
+        )
+
+    def _check_entry(self, entry: MapEntry, count: int, lost: list[_Lost]) -> bool:
         """Adds what cannot be restored to `lost`; True when there is nothing. Subtrees that were found
         sound once, in another point, are not walked again.
         """
@@ -247,32 +461,88 @@ class Checker:
                 wrong = str(error)
         if wrong:
             covered = 1 << (NODE_ENTRIES_BITS * (entry.level + 1))
-            lost.append((entry.first_block, min(count, entry.first_block + covered), wrong))
+            end = min(count, entry.first_block + covered)
+            lost.append(_Lost(entry.first_block, end, entry.level, entry.blob_id, wrong))
             return False
         is_sound = True
         for position, blob_id in ids_of(entries):
             first = entry.first_block + (position << (NODE_ENTRIES_BITS * entry.level))
             if first >= count:
-                lost.append((entry.first_block, count, "its map reaches beyond the disk"))
+                beyond = "its map reaches beyond the disk"
+                lost.append(_Lost(entry.first_block, count, entry.level, entry.blob_id, beyond))
                 return False
             is_sound &= self._check_entry(MapEntry(entry.level - 1, first, blob_id), count, lost)
         if is_sound and entry.level >= 0:
             self._sound.add(entry.blob_id)
         return is_sound
 
-    def _wrong_with(self, blob_id: bytes) -> str:
-        place = self._index.find(blob_id)
-        if place is None:
+    def _wrong_with(self, blob_id: bytes, depth: int = 0) -> str:
+        """Empty when one of its places is sound, as far as was looked."""
+        places = self._index.find_all(blob_id)
+        for place in places:
+            if not self._found.is_bad(place) and not self._wrong_with_base(place, depth):
+                return ""
+        if not places:
             return f"blob {blob_id.hex()} is not in the index"
-        if place.pack_id in self._found.bad_packs:
-            return f"blob {blob_id.hex()} is in {layout.pack_name(place.pack_id)}, which is not whole"
-        if blob_id in self._found.bad_blobs:
+        first = places[0]
+        if first.pack_id in self._found.gone_packs:
+            return f"blob {blob_id.hex()} is in {layout.pack_name(first.pack_id)}, which is not whole"
+        if self._found.is_bad(first):
             return f"blob {blob_id.hex()} is damaged"
-        return ""
+        return f"blob {blob_id.hex()} is a patch, and {self._wrong_with_base(first, depth)}"
+
+    def _wrong_with_base(self, place: Location, depth: int) -> str:
+        if not place.base_id:
+            return ""
+        if depth >= MAX_PATCH_DEPTH:
+            return f"more than {MAX_PATCH_DEPTH} patches build on one another"
+        return self._wrong_with(place.base_id, depth + 1)
 
     def _stop_if_cancelled(self) -> None:
         if self._cancel is not None and self._cancel.is_set():
             raise CancelledError(f"check of {self._storage.location} was cancelled")
+
+
+def confidence_of(read_packs: int, packs: int) -> str:
+    """What a check that read so many of so many packs, chosen at random, would have found."""
+    if read_packs >= packs:
+        return f"all {packs} packs were read: damage in any of them would have been found"
+    share = read_packs / packs
+    sentences = [
+        f"in {k} pack{'s' if k > 1 else ''} with probability {1 - (1 - share) ** k:.1%}"
+        for k in sorted({1, 10, packs_for(share, CONFIDENCE)})
+        if k <= packs
+    ]
+    return (
+        f"{read_packs} of {packs} packs were read ({share:.1%}): damage would have been found when it sits "
+        + ", ".join(sentences)
+    )
+
+
+def packs_for(share: float, confidence: float) -> int:
+    """In how many packs damage must sit to be found so surely, with that share of the packs read."""
+    if share <= 0:
+        return 1 << 62
+    return math.ceil(math.log(1 - confidence) / math.log(1 - share)) if share < 1 else 1
+
+
+def _grouped(lost: list[_Lost]) -> Iterator[list[_Lost]]:
+    """Lost blocks that follow each other together, so many at most; lost nodes each by itself."""
+    group: list[_Lost] = []
+    for each in lost:
+        follows = (
+            bool(group)
+            and each.level < 0
+            and group[-1].level < 0
+            and group[-1].end == each.first
+            and len(group) < BLOCKS_PER_DAMAGE
+        )
+        if group and not follows:
+            yield group
+            group = []
+        group.append(each)
+    if group:
+        yield group
 
 
 def joined(lost: list[tuple[int, int, str]]) -> list[tuple[int, int, str]]:

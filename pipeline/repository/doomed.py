@@ -101,13 +101,13 @@ def bring_back(
     The clock of their records begins anew: a prune whose listings do not show the index object or the
     restore point yet must not find them old enough.
     """
-    indexed = loader.index.pack_sizes()
+    index = loader.index
     back = []
     for record in read_doomed(storage, keyring):
         found = [
             segment
             for segment in record.segments
-            if segment.pack_id not in indexed
+            if index.pack_size_of(segment.pack_id) is None
             and any(entry.blob_id in needed for entry in segment.entries)
             and is_whole(storage, segment)
         ]
@@ -115,9 +115,7 @@ def bring_back(
             arm_doomed(storage, keyring, algorithm, record.name, record.segments, now_s)
         back += found
     if back:
-        loader.written(write_index_object(storage, keyring, algorithm, back))
-        for segment in back:
-            loader.index.add(segment)
+        loader.written(write_index_object(storage, keyring, algorithm, back), back)
     return bool(back)
 
 

@@ -53,8 +53,13 @@ class IndexLoader:
         self._unlisted: set[bytes] = set()
         """Objects that this process wrote and that no listing has shown yet."""
         self._lock = threading.RLock()
+        self._skipped: frozenset[bytes] = frozenset()
         self.index = Index()
         self.index.on_damage(self._rebuild)
+
+    def skip(self, names: Iterable[str]) -> None:
+        """Leave these index objects out, because they are damaged. Before the first refresh()."""
+        self._skipped = frozenset(layout.index_id_of(name) for name in names)
 
     def refresh(self) -> Index:
         """The index as it is now: only what is new is read. Packs that no index object names any more
@@ -64,7 +69,7 @@ class IndexLoader:
         with self._lock:
             self._open_cache()
             for _ in range(MAX_LISTINGS):
-                listing = _Listing(self._storage)
+                listing = _Listing(self._storage, self._skipped)
                 try:
                     self._read_new(listing)
                     self._drop_gone(listing)
@@ -88,7 +93,7 @@ class IndexLoader:
         passing trouble: a writer that does not see a blob stores it once more, nothing else.
         """
         with self._lock:
-            listing = _Listing(self._storage)
+            listing = _Listing(self._storage, self._skipped)
             try:
                 if sum(size for _, size in self._new(listing)) < BULK_BYTES:
                     self._read_new(listing)
@@ -345,12 +350,14 @@ class _Gathered:
 class _Listing:
     """Ids and sizes of the index objects at one moment, 24 bytes each."""
 
-    def __init__(self, storage: Storage) -> None:
+    def __init__(self, storage: Storage, skipped: frozenset[bytes]) -> None:
         self._ids = bytearray()
         self._sizes = array("Q")
         self.foreign: list[str] = []
         for entry in storage.list(layout.INDEX):
             object_id = layout.index_id_of(entry.name)
+            if object_id in skipped:
+                continue
             if len(object_id) != OBJECT_ID_BYTES or layout.index_name(object_id) != entry.name:
                 self.foreign.append(entry.name)
                 continue

@@ -50,6 +50,8 @@ class RecentIndex:
         self.packs: list[RecentPack] = []
         self._numbers: dict[int, int] = {}
         """Of packs, by edition."""
+        self._by_id: dict[bytes, list[int]] = {}
+        """Numbers of packs by id: one for each edition."""
         self.named: dict[bytes, list[int]] = {}
         """Editions by the id of the index object that names them, whether the pack is here or cached."""
         self.pinned: set[int] = set()
@@ -78,6 +80,7 @@ class RecentIndex:
         number = len(self.packs)
         self._numbers[edition] = number
         self.packs.append(RecentPack(segment.pack_id, segment.pack_size, len(segment.entries), edition))
+        self._by_id.setdefault(segment.pack_id, []).append(number)
         self.dead.discard(number)
         self.places += len(segment.entries)
         for entry in segment.entries:
@@ -143,6 +146,7 @@ class RecentIndex:
             pack = other.packs[number]
             if pack.edition not in self._numbers:
                 self._numbers[pack.edition] = len(self.packs)
+                self._by_id.setdefault(pack.pack_id, []).append(len(self.packs))
                 self.packs.append(pack)
                 self.places += pack.entry_count
                 self.pinned.add(pack.edition)
@@ -174,9 +178,9 @@ class RecentIndex:
         return {p.pack_id: p.size for number, p in enumerate(self.packs) if number not in self.dead}
 
     def size_of(self, pack_id: bytes) -> int | None:
-        for number, pack in enumerate(self.packs):
-            if pack.pack_id == pack_id and number not in self.dead:
-                return pack.size
+        for number in self._by_id.get(pack_id, ()):
+            if number not in self.dead:
+                return self.packs[number].size
         return None
 
     def _put(self, blob_id: bytes, value: bytes) -> None:

@@ -103,12 +103,18 @@ class Run:
             found.append((value, data[base : base + UNIT] if base else b""))
         return found
 
-    def unit_of(self, key: bytes) -> int | None:
-        """Number of the first record of a key in this run; None when it has none."""
-        _, places = self._places(key)
+    def first_of(self, key: bytes) -> tuple[int, list[bytes]]:
+        """Number of the first unit of a key in this run (-1: none), and the values of all its records."""
+        data, places = self._places(key)
         if not places:
-            return None
-        return self.starts[bucket_of(key, self.bits)] + places[0] // UNIT
+            return -1, []
+        unit = self.starts[bucket_of(key, self.bits)] + places[0] // UNIT
+        return unit, [data[at + KEY_BYTES : at + UNIT] for at in places]
+
+    def unit_of(self, key: bytes) -> int | None:
+        """Number of the first unit of a key in this run; None when it has none."""
+        unit = self.first_of(key)[0]
+        return None if unit < 0 else unit
 
     def bucket(self, number: int) -> bytes:
         """The bytes of a bucket, verified."""

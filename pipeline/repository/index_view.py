@@ -101,6 +101,11 @@ class Index:
         """The runs of the cache as they are now; they stay readable while this is kept."""
         return self._cached.runs
 
+    def runs_and_dead(self) -> tuple[tuple[Run, ...], tuple[bytes, ...]]:
+        """With them, for each run a byte for each of its packs (1: dead), or nothing."""
+        cached = self._cached
+        return cached.runs, cached.dead
+
     # ---- for the loader ------------------------------------------------------------------------
 
     @property

@@ -1,12 +1,13 @@
 """Freeing what no restore point needs. Mark, then sweep in two steps; section 11 of the format has the
 order, and why.
 
-Memory: the ids that are live, 16 bytes each, and the index segment that is being looked at.
+Memory, with a cache of the index: one bit for each blob, some 100 bytes for each pack, and the index object
+that is being looked at.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -16,6 +17,7 @@ from pipeline.errors import (
     IntegrityError,
     NewerEpochError,
     ObjectNotFoundError,
+    ObjectRetainedError,
     StorageUnavailableError,
 )
 from pipeline.model import DiskPoint
@@ -23,17 +25,20 @@ from pipeline.repository import layout
 from pipeline.repository.catalogue import Catalogue
 from pipeline.repository.doomed import DoomedRecord, arm_doomed, bring_back, read_doomed, write_doomed
 from pipeline.repository.index import (
+    BlobEntry,
     Index,
     IndexLoader,
+    Location,
     PackSegment,
     read_index_object,
     write_index_object,
 )
+from pipeline.repository.index_run import CacheDamagedError
 from pipeline.repository.maps import block_count_of
+from pipeline.repository.marks import Needed
 from pipeline.repository.packs import PackWriter, iterate_pack
 from pipeline.repository.reach import mark_map, mark_work, missing_blobs
 from pipeline.repository.reader import BlobReader
-from pipeline.repository.table import IdSet
 from pipeline.repository.work import WorkRecord, delete_work, read_work, work_ids
 from pipeline.storage.base import Storage
 
@@ -57,15 +62,56 @@ class PruneReport:
     kept_packs: int
     doomed_packs: int
     """Out of the index, waiting to be old enough."""
+    retained_packs: int = 0
+    """Useless, or of little use, and kept by the storage: immutable until a time that is still to come."""
 
 
 @dataclass(slots=True)
 class _Plan:
+    there: set[bytes] = field(default_factory=set)
+    """Packs that the storage has."""
+    young: set[bytes] = field(default_factory=set)
+    """Packs whose writer may not have put their blobs into a work record yet: left alone."""
     go: set[bytes] = field(default_factory=set)
     """Packs to doom."""
-    placed: IdSet = field(default_factory=IdSet)
-    """Live blobs that are in a pack that stays, or were moved to one."""
-    staying_entries: int = 0
+    small_objects: int = 0
+    """Index objects that are less than half full."""
+
+    def chosen(self, places: list[Location]) -> Location:
+        """Of several places of a blob the one that counts: there, whole, not in the way of a writer."""
+        if len(places) == 1:
+            return places[0]
+        return min(
+            places,
+            key=lambda p: (
+                p.pack_id not in self.there,
+                p.is_patch,
+                p.pack_id not in self.young,
+                p.pack_id,
+                p.offset,
+            ),
+        )
+
+    def counts_here(self, entry: BlobEntry, pack_id: bytes, places: list[Location]) -> bool:
+        """Whether this place of a blob is the one that counts."""
+        if not places:
+            return True  # the index lost it since: stay on the safe side
+        place = self.chosen(places)
+        return (place.pack_id, place.offset) == (pack_id, entry.offset)
+
+    def is_moving(self, entry: BlobEntry, pack_id: bytes, places: list[Location]) -> bool:
+        """Whether a needed blob of a pack that goes must be stored again from this place of it."""
+        if not self.counts_here(entry, pack_id, places):
+            return False
+        if not places:
+            return True
+        place = self.chosen(places)
+        return not any(
+            other.pack_id in self.there
+            and other.pack_id not in self.go
+            and other.is_patch == place.is_patch
+            for other in places
+        )
 
 
 class _Batch:
@@ -103,6 +149,7 @@ class Pruner:
         min_age_s: float,
         clock: Callable[[], float],
         pack_target_bytes: int,
+        loader: IndexLoader,
         wait: Callable[[float], object],
     ) -> None:
         self._storage = storage
@@ -115,15 +162,17 @@ class Pruner:
         self._clock = clock
         self._now_s = clock()
         self._pack_target_bytes = pack_target_bytes
-        self._removed_packs = 0
-        self._removed_bytes = 0
-        self._rewritten_bytes = 0
+        self._loader = loader
         self._wait = wait
         self._written: set[str] = set()
         """Index objects and doomed records of this run."""
         self._named: set[bytes] = set()
         """Packs that the index named when this run began, or that this run put into it. A listing need not
         show yet what was written a moment ago."""
+        self._retained: set[bytes] = set()
+        self._removed_packs = 0
+        self._removed_bytes = 0
+        self._rewritten_bytes = 0
 
     def run(self) -> PruneReport:
         """Raises IntegrityError, before anything is deleted, when it cannot tell what is needed."""
@@ -135,17 +184,19 @@ class Pruner:
             )
         self._finish_forgetting()
         works = self._kept_works()
-        index_names = [entry.name for entry in self._storage.list(layout.INDEX)]
-        loader = IndexLoader(self._storage, self._keyring)
-        live = self._mark_with_doomed(loader, works)
-        plan = self._plan(index_names, live)
-        self._execute(plan, index_names, live)
-        self._arm()
-        self._sweep_doomed(live, works)
-        # A live blob that no listed index object names: one is missing, or is not listed yet. Then what
-        # looks like an orphan may be the pack that it names.
-        if len(plan.placed) == len(live):
-            self._sweep_orphans(loader)
+        try:
+            index_names = [entry.name for entry in self._storage.list(layout.INDEX)]
+            needed = self._mark_with_doomed(works)
+            self._execute(self._plan(index_names, needed), index_names, needed)
+            self._arm()
+            self._sweep_doomed(needed, works)
+            # A needed blob that no listed index object names: one is missing, or is not listed yet. Then
+            # what looks like an orphan may be the pack that it names.
+            if not needed.unknown:
+                self._sweep_orphans()
+        except CacheDamagedError:
+            self._loader.discard_cache()
+            raise
         self._removed_bytes += self._storage.clean(self._now_s - self._min_age_s)
         doomed = {
             s.pack_id for record in read_doomed(self._storage, self._keyring) for s in record.segments
@@ -156,6 +207,7 @@ class Pruner:
             rewritten_bytes=self._rewritten_bytes,
             kept_packs=sum(1 for _ in self._storage.list(layout.PACKS)) - len(doomed),
             doomed_packs=len(doomed),
+            retained_packs=len(self._retained),
         )
 
     # ---- marking -----------------------------------------------------------------------------
@@ -186,24 +238,29 @@ class Pruner:
                 delete_work(self._storage, work_id)
         return kept
 
-    def _mark_with_doomed(self, loader: IndexLoader, works: list[WorkRecord]) -> IdSet:
+    def _mark_with_doomed(self, works: list[WorkRecord]) -> Needed:
         """As _mark. A restore point that was committed beside an earlier prune which did not see it yet
         (listings may be late) gets its packs back first.
         """
         try:
-            return self._mark(loader.refresh(), works)
+            return self._mark(self._loader.refresh(), works)
         except IntegrityError:
-            if not self._bring_back(loader):
+            if not self._bring_back():
                 raise
-            return self._mark(loader.index, works)
+            return self._mark(self._loader.index, works)
 
-    def _bring_back(self, loader: IndexLoader) -> bool:
+    def _bring_back(self) -> bool:
         came_back = False
         for stored in self._catalogue.points.values():
             for disk in stored.point.disks:
-                while missing := self._missing(disk, loader.index):
+                while missing := self._missing(disk, self._loader.index):
                     if not bring_back(
-                        self._storage, self._keyring, self._algorithm, loader, missing, self._now_s
+                        self._storage,
+                        self._keyring,
+                        self._algorithm,
+                        self._loader,
+                        missing,
+                        self._now_s,
                     ):
                         break
                     came_back = True
@@ -213,8 +270,8 @@ class Pruner:
         load_node = BlobReader(self._storage, self._keyring, index).load_node
         return set(missing_blobs(disk, self._block_size_bytes, index, load_node, [], set()))
 
-    def _mark(self, index: Index, works: list[WorkRecord]) -> IdSet:
-        live = IdSet()
+    def _mark(self, index: Index, works: list[WorkRecord]) -> Needed:
+        live = Needed(index)
         load_node = BlobReader(self._storage, self._keyring, index).load_node
         for stored in self._catalogue.points.values():
             for disk in stored.point.disks:
@@ -236,42 +293,81 @@ class Pruner:
 
     # ---- what stays, moves, goes ---------------------------------------------------------------
 
-    def _plan(self, index_names: list[str], live: IdSet) -> _Plan:
+    def _plan(self, index_names: list[str], live: Needed) -> _Plan:
         """Which packs go, decided without writing anything."""
         plan = _Plan()
-        written_at_s = {entry.name: entry.modified_at_s for entry in self._storage.list(layout.PACKS)}
-        for segment in self._each_pack_once(index_names):
-            needed = [e for e in segment.entries if e.blob_id in live and e.blob_id not in plan.placed]
-            needed_bytes = sum(entry.length for entry in needed)
-            self._named.add(segment.pack_id)
-            # Of the blobs, not of the pack: header and footer of a small pack outweigh a small blob, and
-            # rewriting that would make the same pack again, in every prune.
-            blob_bytes = sum(entry.length for entry in segment.entries)
-            # A young pack may be one whose blobs its writer has not put into a work record yet.
-            is_young = self._is_young(written_at_s.get(layout.pack_name(segment.pack_id), 0.0))
-            if is_young or (needed and needed_bytes >= blob_bytes * REWRITE_BELOW_SHARE):
-                for entry in needed:
-                    plan.placed.add(entry.blob_id)
-                plan.staying_entries += len(segment.entries)
-            else:
-                plan.go.add(segment.pack_id)
+        for entry in self._storage.list(layout.PACKS):
+            pack_id = layout.pack_id_of(entry.name)
+            if pack_id is not None:
+                plan.there.add(pack_id)
+                if self._is_young(entry.modified_at_s):
+                    plan.young.add(pack_id)
+        for name in index_names:
+            segments = self._read_index(name)
+            entries = sum(len(segment.entries) for segment in segments)
+            plan.small_objects += entries < ENTRIES_PER_INDEX_OBJECT // 2
+            for segment in segments:
+                if segment.pack_id not in self._named:
+                    self._named.add(segment.pack_id)
+                    if self._may_go(segment, plan, live) and not self._is_retained(segment.pack_id):
+                        plan.go.add(segment.pack_id)
         return plan
 
-    def _execute(self, plan: _Plan, index_names: list[str], live: IdSet) -> None:
+    def _may_go(self, segment: PackSegment, plan: _Plan, live: Needed) -> bool:
+        if segment.pack_id in plan.young:
+            return False
+        index = self._loader.index
+        needed_bytes = blob_bytes = 0
+        # Of the blobs, not of the pack: header and footer of a small pack outweigh a small blob, and
+        # rewriting that would make the same pack again, in every prune.
+        for entry in segment.entries:
+            blob_bytes += entry.length
+            if entry.blob_id in live and plan.counts_here(
+                entry, segment.pack_id, index.find_all(entry.blob_id)
+            ):
+                needed_bytes += entry.length
+        if needed_bytes and segment.pack_id not in plan.there:
+            return False  # nothing could be moved; a check tells of it
+        return not needed_bytes or needed_bytes < blob_bytes * REWRITE_BELOW_SHARE
+
+    def _is_retained(self, pack_id: bytes) -> bool:
+        """The storage keeps it: taking it out of the index would win nothing."""
+        retention = self._storage.retention
+        if retention is None:
+            return False
+        try:
+            until_s = retention.kept_until_s(layout.pack_name(pack_id))
+        except ObjectNotFoundError:
+            return False
+        if until_s > self._now_s:
+            self._retained.add(pack_id)
+        return until_s > self._now_s
+
+    def _execute(self, plan: _Plan, index_names: list[str], live: Needed) -> None:
         """New packs, new index objects and doomed records; only then the old index objects go."""
-        wanted_objects = 1 + plan.staying_entries // ENTRIES_PER_INDEX_OBJECT
-        if not plan.go and len(index_names) <= wanted_objects + SPARE_INDEX_OBJECTS:
+        is_merging = plan.small_objects > SPARE_INDEX_OBJECTS
+        if not plan.go and not is_merging:
             return
         stay = _Batch(self._write_index)
         doom = _Batch(self._write_unarmed)
         packs = PackWriter(self._storage, self._keyring, self._algorithm, self._pack_target_bytes)
+        replaced = []
+        seen: set[bytes] = set()
         try:
-            for segment in self._each_pack_once(index_names):
-                if segment.pack_id not in plan.go:
-                    stay.add(segment)
-                    continue
-                self._move_live(segment, plan, live, packs, stay)
-                doom.add(segment)
+            for name in index_names:
+                segments = self._read_index(name)
+                entries = sum(len(segment.entries) for segment in segments)
+                is_small = is_merging and entries < ENTRIES_PER_INDEX_OBJECT // 2
+                if not is_small and plan.go.isdisjoint(s.pack_id for s in segments):
+                    continue  # nobody has to read again what stays as it is
+                replaced.append(name)
+                for segment in segments:
+                    if segment.pack_id not in plan.go:
+                        stay.add(segment)
+                    elif segment.pack_id not in seen:
+                        seen.add(segment.pack_id)
+                        self._move_live(segment, plan, live, packs, stay)
+                        doom.add(segment)
             if (last := packs.close()) is not None:
                 stay.add(last)
         finally:
@@ -279,34 +375,33 @@ class Pruner:
         stay.flush()
         doom.flush()
         self._await_listed()
-        for name in index_names:
+        for name in replaced:
             self._storage.delete(name)
 
     def _move_live(
-        self, segment: PackSegment, plan: _Plan, live: IdSet, packs: PackWriter, stay: _Batch
+        self, segment: PackSegment, plan: _Plan, live: Needed, packs: PackWriter, stay: _Batch
     ) -> None:
-        moving = tuple(e for e in segment.entries if e.blob_id in live and e.blob_id not in plan.placed)
+        index = self._loader.index
+        moving = tuple(
+            entry
+            for entry in segment.entries
+            if entry.blob_id in live
+            and plan.is_moving(entry, segment.pack_id, index.find_all(entry.blob_id))
+        )
         part = PackSegment(segment.pack_id, segment.pack_size, moving)
         for blob in iterate_pack(self._storage, part, READ_WINDOW_BYTES):
-            plan.placed.add(blob.entry.blob_id)
             packs.append_stored(blob)
             self._rewritten_bytes += blob.entry.length
             if packs.is_full and (full := packs.close()) is not None:
                 stay.add(full)
 
-    def _each_pack_once(self, index_names: list[str]) -> Iterator[PackSegment]:
-        seen: set[bytes] = set()
-        for name in index_names:
-            try:
-                segments = read_index_object(self._storage, self._keyring, name)
-            except ObjectNotFoundError as error:
-                raise IntegrityError(
-                    f"{name} vanished: another prune of {self._storage.location} is running; stop one"
-                ) from error
-            for segment in segments:
-                if segment.pack_id not in seen:
-                    seen.add(segment.pack_id)
-                    yield segment
+    def _read_index(self, name: str) -> list[PackSegment]:
+        try:
+            return read_index_object(self._storage, self._keyring, name)
+        except ObjectNotFoundError as error:
+            raise IntegrityError(
+                f"{name} vanished: another prune of {self._storage.location} is running; stop one"
+            ) from error
 
     def _write_index(self, segments: list[PackSegment]) -> None:
         self._named.update(segment.pack_id for segment in segments)
@@ -340,11 +435,11 @@ class Pruner:
         """Start the clock of doomed packs that the index does not name any more: only now can no new
         writer find them. Packs that it does name (a prune died in between) are not doomed.
         """
-        indexed = IndexLoader(self._storage, self._keyring).refresh().pack_sizes()
+        index = self._loader.refresh()
         for record in read_doomed(self._storage, self._keyring):
             if record.doomed_at_s is not None:
                 continue
-            gone = [segment for segment in record.segments if segment.pack_id not in indexed]
+            gone = [s for s in record.segments if index.pack_size_of(s.pack_id) is None]
             if gone:
                 self._start_clock(replace(record, segments=tuple(gone)))
             else:
@@ -360,18 +455,16 @@ class Pruner:
             self._clock(),
         )
 
-    def _sweep_doomed(self, live: IdSet, works: list[WorkRecord]) -> None:
+    def _sweep_doomed(self, live: Needed, works: list[WorkRecord]) -> None:
         """Delete packs that were doomed long enough ago, before every writer that is kept began."""
         oldest_writer_s = min((record.begun_at_s for record in works), default=float("inf"))
-        index = IndexLoader(self._storage, self._keyring).refresh()
-        indexed = index.pack_sizes()
+        index = self._loader.refresh()
         records = read_doomed(self._storage, self._keyring)
         last_doomed_s = _last_doomed(records)
         for record in records:
             doomed_at_s = record.doomed_at_s
-            needed = [
-                s for s in record.segments if s.pack_id not in indexed and _is_needed(s, live, index)
-            ]
+            out = [s for s in record.segments if index.pack_size_of(s.pack_id) is None]
+            needed = [s for s in out if _is_needed(s, live, index)]
             if needed:
                 self._write_index(needed)
                 if doomed_at_s is not None:
@@ -380,27 +473,52 @@ class Pruner:
                 continue
             if doomed_at_s is None or self._is_young(doomed_at_s) or doomed_at_s >= oldest_writer_s:
                 continue
-            for segment in record.segments:
-                # A pack may have come back and been doomed again: what was written meanwhile counts on it.
-                was_doomed_again = last_doomed_s[segment.pack_id] > doomed_at_s
-                if segment.pack_id not in indexed and not was_doomed_again:
-                    self._delete_pack(segment.pack_id, segment.pack_size)
-            self._storage.delete(record.name)
+            # A pack may have come back and been doomed again: what was written meanwhile counts on it.
+            left = [
+                segment
+                for segment in out
+                if last_doomed_s[segment.pack_id] <= doomed_at_s
+                and not self._delete_pack(segment.pack_id, segment.pack_size)
+            ]
+            if left:
+                arm_doomed(
+                    self._storage, self._keyring, self._algorithm, record.name, left, doomed_at_s
+                )
+            else:
+                self._storage.delete(record.name)
 
-    def _sweep_orphans(self, loader: IndexLoader) -> None:
+    def _sweep_orphans(self) -> None:
         """Packs that nothing names: their writer died before the index object, or prune did."""
-        known = self._named | loader.refresh().pack_sizes().keys()
-        for record in read_doomed(self._storage, self._keyring):
-            known.update(segment.pack_id for segment in record.segments)
-        for entry in list(self._storage.list(layout.PACKS)):
+        index = self._loader.refresh()
+        doomed = {
+            segment.pack_id
+            for record in read_doomed(self._storage, self._keyring)
+            for segment in record.segments
+        }
+        orphans = []
+        for entry in self._storage.list(layout.PACKS):
             pack_id = layout.pack_id_of(entry.name)
-            if pack_id is not None and pack_id not in known and not self._is_young(entry.modified_at_s):
-                self._delete_pack(pack_id, entry.size_bytes)
+            if (
+                pack_id is not None
+                and not self._is_young(entry.modified_at_s)
+                and pack_id not in self._named
+                and pack_id not in doomed
+                and index.pack_size_of(pack_id) is None
+            ):
+                orphans.append((pack_id, entry.size_bytes))
+        for pack_id, size_bytes in orphans:
+            self._delete_pack(pack_id, size_bytes)
 
-    def _delete_pack(self, pack_id: bytes, size_bytes: int) -> None:
-        self._storage.delete(layout.pack_name(pack_id))
+    def _delete_pack(self, pack_id: bytes, size_bytes: int) -> bool:
+        """False when the storage keeps it."""
+        try:
+            self._storage.delete(layout.pack_name(pack_id))
+        except ObjectRetainedError:
+            self._retained.add(pack_id)
+            return False
         self._removed_packs += 1
         self._removed_bytes += size_bytes
+        return True
 
     def _is_young(self, time_s: float) -> bool:
         return time_s > self._now_s - self._min_age_s
@@ -416,5 +534,5 @@ def _last_doomed(records: Iterable[DoomedRecord]) -> dict[bytes, float]:
     return last_doomed_s
 
 
-def _is_needed(segment: PackSegment, live: IdSet, index: Index) -> bool:
+def _is_needed(segment: PackSegment, live: Needed, index: Index) -> bool:
     return any(entry.blob_id in live and entry.blob_id not in index for entry in segment.entries)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Protocol
 
 from pipeline.model import DiskPoint
-from pipeline.repository.format import NODE_ENTRIES_BITS, ZERO_ID
+from pipeline.repository.format import MAX_PATCH_DEPTH, NODE_ENTRIES_BITS, ZERO_ID
 from pipeline.repository.index import Index
 from pipeline.repository.maps import (
     LoadNode,
@@ -17,8 +18,14 @@ from pipeline.repository.maps import (
     open_node_ids,
     walk,
 )
-from pipeline.repository.table import IdSet
 from pipeline.repository.work import WorkRecord
+
+
+class IdCollection(Protocol):
+    """What marking needs of a set of ids."""
+
+    def add(self, blob_id: bytes, /) -> bool:
+        """True when it was new."""
 
 
 def id_at(load_node: LoadNode, root: bytes, block_count: int, *, level: int, first_block: int) -> bytes:
@@ -59,12 +66,15 @@ def missing_blobs(
                 return False
         return note(entry.blob_id)
 
-    def note(blob_id: bytes) -> bool:
+    def note(blob_id: bytes, depth: int = 0) -> bool:
         location = index.find(blob_id)
         if location is None:
             missing.append(blob_id)
             return False
         packs.add(location.pack_id)
+        # Of a patch the base is needed as well; it is no part of the map, so nobody else asks for it.
+        if location.base_id and depth < MAX_PATCH_DEPTH:
+            note(location.base_id, depth + 1)
         return True
 
     root = bytes.fromhex(disk.map_root)
@@ -76,7 +86,7 @@ def missing_blobs(
     yield from missing
 
 
-def mark_map(load_node: LoadNode, root: bytes, block_count: int, live: IdSet) -> None:
+def mark_map(load_node: LoadNode, root: bytes, block_count: int, live: IdCollection) -> None:
     """Add everything that a map reaches. A subtree that is in the set already is not walked again:
     whoever added its node added what is below it.
     """
@@ -85,7 +95,9 @@ def mark_map(load_node: LoadNode, root: bytes, block_count: int, live: IdSet) ->
             live.add(entry.blob_id)
 
 
-def mark_work(load_node: LoadNode, record: WorkRecord, block_size_bytes: int, live: IdSet) -> None:
+def mark_work(
+    load_node: LoadNode, record: WorkRecord, block_size_bytes: int, live: IdCollection
+) -> None:
     """Add everything that a work record reaches: its final map, or its open nodes and their base."""
     block_count = block_count_of(record.capacity_bytes, block_size_bytes)
     for root in (record.map_root, record.base_root):
@@ -98,7 +110,7 @@ def mark_work(load_node: LoadNode, record: WorkRecord, block_size_bytes: int, li
             mark_subtree(load_node, blob_id, level, live)
 
 
-def mark_subtree(load_node: LoadNode, node: bytes, level: int, live: IdSet) -> None:
+def mark_subtree(load_node: LoadNode, node: bytes, level: int, live: IdCollection) -> None:
     """As mark_map, below a node that was added already."""
     for _, blob_id in ids_of(decode_node(load_node(node), level)):
         if live.add(blob_id) and level > 0:

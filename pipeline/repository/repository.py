@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
 import threading
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Final
 from uuid import uuid4
 
@@ -26,7 +29,7 @@ from pipeline.errors import (
 from pipeline.model import DiskPoint, RepositoryId, RestorePoint
 from pipeline.repository import layout
 from pipeline.repository.catalogue import Catalogue, CatalogueLoader
-from pipeline.repository.check import Checker, CheckReport
+from pipeline.repository.check import Checker, CheckProgress, CheckReport
 from pipeline.repository.configuration import (
     Configuration,
     checked_block_size,
@@ -89,6 +92,7 @@ class Repository:
         self._configuration = configuration
         self._clock = clock
         self._lock = threading.RLock()
+        self._cache_directory: Path | None = None
         self._loader = IndexLoader(storage, keyring)
         self._catalogue = CatalogueLoader(storage, keyring)
         self.pack_target_bytes = PACK_TARGET_BYTES
@@ -111,9 +115,10 @@ class Repository:
         kdf_cost: KdfCost | None = None,
         aead: Aead | None = None,
         features: Collection[str] = KNOWN_FEATURES,
+        cache_dir: Path | None = None,
     ) -> Repository:
         """Make a repository in a storage that has none. `aead` None: the fastest of this machine. Without
-        `features` it is one that vmhaul 0.1.0 reads.
+        `features` it is one that vmhaul 0.1.0 reads. `cache_dir`: see use_cache().
 
         Raises RepositoryExistsError, ValueError for a block size that the format does not have or an
         empty password, and storage errors.
@@ -143,27 +148,39 @@ class Repository:
         except ObjectExistsError as error:
             storage.delete(key_name)
             raise _exists(storage) from error
-        return cls.open_with_key(storage, keyring.material(), expected_id=None, clock=clock)
+        return cls.open_with_key(
+            storage, keyring.material(), expected_id=None, clock=clock, cache_dir=cache_dir
+        )
 
     @classmethod
-    def open_with_password(cls, storage: Storage, password: str, *, clock: Clock) -> Repository:
+    def open_with_password(
+        cls, storage: Storage, password: str, *, clock: Clock, cache_dir: Path | None = None
+    ) -> Repository:
         """Raises RepositoryNotFoundError, WrongPasswordError, UnsupportedFormatError, IntegrityError."""
-        return cls.open_by(storage, by_password(password), clock=clock)
+        return cls.open_by(storage, by_password(password), clock=clock, cache_dir=cache_dir)
 
     @classmethod
-    def open_by(cls, storage: Storage, unlock: Unlock, *, clock: Clock) -> Repository:
+    def open_by(
+        cls, storage: Storage, unlock: Unlock, *, clock: Clock, cache_dir: Path | None = None
+    ) -> Repository:
         """Open with a password, key file or recovery key. Raises like open_with_password()."""
         configuration = read_configuration(storage)
         opened = open_by(storage, configuration.id_bytes, unlock)
         repository = cls.open_with_key(
-            storage, opened.keyring.material(), expected_id=None, clock=clock
+            storage, opened.keyring.material(), expected_id=None, clock=clock, cache_dir=cache_dir
         )
         repository.opened_key_id = opened.key_id.hex()
         return repository
 
     @classmethod
     def open_with_key(
-        cls, storage: Storage, key_material: str, *, expected_id: str | None, clock: Clock
+        cls,
+        storage: Storage,
+        key_material: str,
+        *,
+        expected_id: str | None,
+        clock: Clock,
+        cache_dir: Path | None = None,
     ) -> Repository:
         """Open with what `key_material` of an open repository gave. `expected_id` None: whichever repository it is.
 
@@ -178,7 +195,10 @@ class Repository:
         keyring = Keyring.from_material(key_material, configuration.id_bytes)
         verify_configuration(storage, configuration, keyring)
         refuse_older_epochs(storage, keyring)
-        return cls(storage=storage, keyring=keyring, configuration=configuration, clock=clock)
+        repository = cls(storage=storage, keyring=keyring, configuration=configuration, clock=clock)
+        if cache_dir is not None:
+            repository.use_cache(cache_dir)
+        return repository
 
     # ---- facts -----------------------------------------------------------------------------------
 
@@ -212,9 +232,17 @@ class Repository:
     def space(self) -> Space:
         return self.storage.space()
 
+    def use_cache(self, cache_dir: Path) -> None:
+        """Keep the index in files of this machine, in a directory of the repository's id below
+        `cache_dir`, from now on; without, all of it is in memory. Several processes may share it.
+        """
+        with self._lock:
+            self._cache_directory = cache_dir / self.id
+            self._loader = self.index_loader()
+
     def index_loader(self) -> IndexLoader:
         """A new view of the index, not read yet; each writer has its own."""
-        return IndexLoader(self.storage, self.keyring)
+        return IndexLoader(self.storage, self.keyring, self._cache_directory)
 
     def reader(self) -> BlobReader:
         """Reads blobs by the index as it is now."""
@@ -426,6 +454,7 @@ class Repository:
                 clock=self._clock,
                 pack_target_bytes=self.pack_target_bytes,
                 wait=wait or threading.Event().wait,
+                loader=self.index_loader(),
             )
             try:
                 return pruner.run()
@@ -439,26 +468,48 @@ class Repository:
         read_data: bool = False,
         sample_share: float = 1.0,
         cancel: threading.Event | None = None,
+        progress: Callable[[CheckProgress], None] | None = None,
+        workers: int = 0,
     ) -> CheckReport:
         """Look for damage: structure always; with `read_data` also every byte of packs, or of a random
-        `sample_share` of them. Raises CancelledError and storage errors; damage is in the report.
+        `sample_share` of them, with `workers` threads (0: one for each core). `progress` is called on the
+        caller's thread. Raises CancelledError and storage errors; damage is in the report.
         """
         if not 0 < sample_share <= 1:
             raise ValueError(
                 f"a sample of {sample_share} of the packs; give a share above 0 and up to 1"
             )
         catalogue = CatalogueLoader(self.storage, self.keyring).load()
-        report = Checker(
-            storage=self.storage,
-            keyring=self.keyring,
-            catalogue=catalogue,
-            block_size_bytes=self.block_size_bytes,
-            read_data=read_data,
-            sample_share=sample_share,
-            cancel=cancel,
-        ).run()
+        with contextlib.ExitStack() as stack:
+            report = Checker(
+                storage=self.storage,
+                keyring=self.keyring,
+                catalogue=catalogue,
+                block_size_bytes=self.block_size_bytes,
+                read_data=read_data,
+                sample_share=sample_share,
+                cancel=cancel,
+                make_loader=lambda skipped: self._loader_without(skipped, stack),
+                progress=progress,
+                workers=workers,
+            ).run()
         problems = self._key_problems()
         return replace(report, problems=(*problems, *report.problems)) if problems else report
+
+    def _loader_without(self, skipped: Collection[str], stack: contextlib.ExitStack) -> IndexLoader:
+        """A view of the index without damaged objects. What this machine remembers of them does not count:
+        another one could not restore with it.
+        """
+        if not skipped or self._cache_directory is None:
+            loader = self.index_loader()
+        else:
+            self._cache_directory.parent.mkdir(parents=True, exist_ok=True)
+            directory = stack.enter_context(
+                tempfile.TemporaryDirectory(prefix="check-", dir=self._cache_directory.parent)
+            )
+            loader = IndexLoader(self.storage, self.keyring, Path(directory))
+        loader.skip(skipped)
+        return loader
 
     # ---- inside ------------------------------------------------------------------------------------
 
@@ -551,9 +602,9 @@ class Repository:
                     packs,
                 )
             )
-        sizes = self._loader.index.pack_sizes()
         for pack_id in packs:
-            if not is_whole(self.storage, PackSegment(pack_id, sizes[pack_id], ())):
+            size = self._loader.index.pack_size_of(pack_id) or 0
+            if not is_whole(self.storage, PackSegment(pack_id, size, ())):
                 raise RestorePointRefusedError(
                     f"restore point {point.id} of VM {point.vm.name} is not complete: "
                     f"{layout.pack_name(pack_id)} is missing or truncated; run a check"

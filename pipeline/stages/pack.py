@@ -135,8 +135,7 @@ class PackStage:
         if segment is None:
             raise AssertionError("an empty pack was handed on")
         name = write_index_object(self._storage, self._keyring, self._algorithm, [segment])
-        self._loader.written(name)
-        self._loader.index.add(segment)
+        self._loader.written(name, [segment])
         stored_bytes = segment.pack_size + self._storage.size_bytes(name)
         ids = [entry.blob_id for entry in segment.entries]
         # Only now that the index has them: somebody may ask at any moment.
