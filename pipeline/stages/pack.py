@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from typing import Final
 
 from pipeline.crypto.aead import Aead
 from pipeline.crypto.keyring import Keyring
+from pipeline.errors import NewerEpochError
 from pipeline.repository.blobs import EncodedBlob
 from pipeline.repository.index import IndexLoader, write_index_object
 from pipeline.repository.packs import PackWriter
@@ -150,8 +152,13 @@ class PackStage:
     def _learn_from_others(self) -> None:
         """What other writers have stored meanwhile need not be stored again."""
         if self._clock() - self._refreshed_s >= REFRESH_EVERY_S:
-            self._loader.refresh()
-            self._refreshed_s = self._clock()
+            try:
+                self._loader.refresh()
+                self._refreshed_s = self._clock()
+            except NewerEpochError:
+                # The data key was changed meanwhile. This task goes on with the one that it began with, and
+                # stores again what others store with the new one.
+                self._refreshed_s = math.inf
 
     def _new_pack(self) -> PackWriter:
         return PackWriter(self._storage, self._keyring, self._algorithm, self._target_bytes)

@@ -10,7 +10,9 @@ import typer
 from backup_server import formats
 from backup_server.cli import output, secrets_in, sizes
 from backup_server.cli.door import Door, with_door
+from backup_server.cli.exits import CliError, Exit
 from backup_server.cli.repository import storage_options
+from backup_server.cli.repository.key import read_key
 
 
 def register(app: typer.Typer) -> None:
@@ -33,7 +35,12 @@ def add(
     ] = False,
     block_size: Annotated[
         str | None,
-        typer.Option("--block-size", metavar="SIZE", help="Grid of deduplication; 1MiB by default."),
+        typer.Option(
+            "--block-size",
+            metavar="SIZE",
+            help="Grid of deduplication: 256KiB, 512KiB, 1MiB (the default) or 4MiB. Smaller finds more that is "
+            "equal, larger needs less index.",
+        ),
     ] = None,
     max_tasks: Annotated[
         int | None,
@@ -48,10 +55,17 @@ def add(
     sas_token_file: storage_options.SasTokenFileOption = None,
     service_account_file: storage_options.ServiceAccountFileOption = None,
     immutable_days: storage_options.ImmutableDaysOption = None,
+    key_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--key-file", metavar="FILE", help="With --import: a key file instead of a password."
+        ),
+    ] = None,
 ) -> None:
     """Create a repository, or take over an existing one with --import.
 
-    Without its password nothing can be restored: keep it in a second place.
+    Without its password nothing can be restored: keep it in a second place. With --import a recovery key is
+    good in place of the password.
     """
     secrets = storage_options.storage_secrets(
         access_key_id=access_key_id,
@@ -60,12 +74,17 @@ def add(
         sas_token_file=sas_token_file,
         service_account_file=service_account_file,
     )
-    password = secrets_in.read_secret(
-        "Repository password",
-        from_stdin=password_stdin,
-        option="--password-stdin",
-        confirm=not import_,
-    )
+    if key_file is not None and not import_:
+        raise CliError(
+            "--key-file goes with --import; a new repository gets one with `vmhaul repository key add`",
+            Exit.USAGE,
+        )
+    if import_:
+        password = read_key(key_file, password_stdin=password_stdin)
+    else:
+        password = secrets_in.read_secret(
+            "Repository password", from_stdin=password_stdin, option="--password-stdin", confirm=True
+        )
     # The server may run elsewhere, but a relative path can only mean this shell's directory.
     as_it_is = door.remote or storage_options.is_bucket(path)
     location = path if as_it_is else str(Path(path).expanduser().absolute())
@@ -85,5 +104,6 @@ def add(
     done = "taken over" if import_ else "created"
     output.say(
         f"Repository '{name}' {done} at {repository['location']}, blocks of "
-        f"{formats.size(repository['block_size_bytes'])}. Keep its password: nothing can be restored without it."
+        f"{formats.size(repository['block_size_bytes'])}. Keep its password: nothing can be restored without it. "
+        f"A second way in, on paper: `vmhaul repository key recovery {name}`."
     )

@@ -13,6 +13,7 @@ from pipeline.crypto.unlock import KeyKind, Unlock, by_password, new_key_file, n
 from pipeline.errors import (
     IntegrityError,
     KeyRefusedError,
+    NewerEpochError,
     UnsupportedFormatError,
     WrongPasswordError,
 )
@@ -28,6 +29,7 @@ from pipeline.testing.builders import (
     disk_point,
     restore_point,
 )
+from pipeline.testing.disks import MemoryDisk
 from pipeline.testing.storage import Crash, CrashingStorage, MemoryStorage
 
 CAPACITY_BYTES = 6 * BLOCK_SIZE_BYTES
@@ -323,12 +325,23 @@ def test_a_task_with_the_old_key_goes_on_beside_the_new_one(
     bench: Workbench, storage: MemoryStorage, clock: ManualClock
 ) -> None:
     old = bench.on(storage)
-    bench.repository.rotate_data_key()
-    image = random.Random(5).randbytes(CAPACITY_BYTES)
-    root = old.backup(image).map_root
-    bench.commit(restore_point(disk_point(root, CAPACITY_BYTES)))
-    assert bench.restored(root, CAPACITY_BYTES) == image
+    image = random.Random(5).randbytes(100 * BLOCK_SIZE_BYTES)
+    rotated: list[int] = []
+
+    def change_the_key(offset: int) -> None:
+        if offset and not rotated:
+            rotated.append(bench.repository.rotate_data_key())
+            backed_up(bench, 6)
+        clock.now_s += 60  # so that the writer looks what others have stored
+
+    disk = MemoryDisk(image, max_request_bytes=4 * BLOCK_SIZE_BYTES, before_read=change_the_key)
+    root = old.backup(disk).map_root
+    assert rotated == [2]
+    bench.commit(restore_point(disk_point(root, len(image))))
+    assert bench.restored(root, len(image)) == image
     assert bench.problems() == ()
+    with pytest.raises(NewerEpochError, match="after the data key was changed"):
+        old.on(storage).backup(image)
 
 
 # ---- version 1 ----------------------------------------------------------------------------------
