@@ -11,6 +11,7 @@ from typing import Final
 from pipeline.errors import StorageMissingError
 from pipeline.storage.base import Buffer, ObjectWriter, Retention, Space, Storage, StoredObject
 from pipeline.storage.extents import is_scale_out, open_scale_out
+from pipeline.storage.immutable import split_location
 from pipeline.storage.local import LocalStorage
 from pipeline.storage.location import is_object_location, parse_object_location
 from pipeline.storage.mounts import is_network_mount
@@ -29,7 +30,7 @@ def open_storage(
     cancel: threading.Event | None = None,
 ) -> Storage:
     """The driver for a location, and around it what a storage behind a network needs. A location is the
-    absolute path of a directory, whose last part `create` makes, or the URL of a bucket (see `location`), or
+    absolute path of a directory (`?keeper=socket` where vmhaul-keeper makes it immutable), whose last part `create` makes, or the URL of a bucket (see `location`), or
     `scale-out:` and a list of those (see `extents`).
     `secrets`: what opens the storage, where it asks for something. `cancel` ends waiting for a storage
     that does not answer.
@@ -49,11 +50,12 @@ def open_storage(
 
         bucket = ObjectStorage(parse_object_location(location), secrets=secrets, create=create)
         return RetryingObjectStorage(bucket, wait=wait_for(cancel, location))
-    if not Path(location).is_absolute():
+    directory, keeper = split_location(location)
+    if not Path(directory).is_absolute():
         raise StorageMissingError(
             f"repository location {location!r} is not an absolute path; give the full path of a directory"
         )
-    storage = LocalStorage(location, create=create)
-    if is_network_mount(location):
+    storage = LocalStorage(directory, create=create, keeper=keeper)
+    if is_network_mount(directory):
         return RetryingStorage(storage, wait=wait_for(cancel, storage.location))
     return storage

@@ -23,6 +23,7 @@ from pipeline.errors import (
     IntegrityError,
     ObjectExistsError,
     ObjectNotFoundError,
+    ObjectRetainedError,
     PermanentPipelineError,
     PipelineError,
     StorageFullError,
@@ -31,6 +32,7 @@ from pipeline.errors import (
     StorageUnavailableError,
 )
 from pipeline.storage.base import Buffer, ObjectWriter, Retention, Space, StoredObject, checked_name
+from pipeline.storage.immutable import KeeperRetention, is_immutable
 from pipeline.storage.writeback import start_writeback
 
 TEMPORARY_DIRECTORY: Final = "tmp"
@@ -83,11 +85,13 @@ def translate(error: OSError, doing: str, where: str) -> PipelineError:
 class LocalStorage:
     """Storage in a directory; see the module's text."""
 
-    def __init__(self, path: str | os.PathLike[str], *, create: bool = False) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, create: bool = False, keeper: str = "") -> None:
         """Open the directory; `create` makes its last part (never its parents: a mistyped mount
-        point must not become a repository). Raises StorageMissingError.
+        point must not become a repository). `keeper`: socket of the program that makes objects immutable.
+        Raises StorageMissingError.
         """
         self._path = Path(path)
+        self._retention = KeeperRetention(keeper, str(self._path)) if keeper else None
         if create:
             _refuse_foreign(self._path)
             with (
@@ -108,7 +112,7 @@ class LocalStorage:
 
     @property
     def retention(self) -> Retention | None:
-        return None
+        return self._retention
 
     def create(self, name: str) -> ObjectWriter:
         checked_name(name)
@@ -152,10 +156,31 @@ class LocalStorage:
     def delete(self, name: str) -> None:
         with translated_os_errors(f"deleting {checked_name(name)}", self.location):
             try:
-                os.unlink(name, dir_fd=self._root)
+                self._unlink(name)
             except FileNotFoundError:
                 return
             self._sync_directory(parent_of(name))
+
+    def _unlink(self, name: str) -> None:
+        try:
+            os.unlink(name, dir_fd=self._root)
+        except PermissionError:
+            if not self._is_immutable(name):
+                raise
+            if self._retention is not None:
+                # Its time may be over, and the keeper's next round still to come.
+                with contextlib.suppress(StoragePermissionError, StorageUnavailableError):
+                    self._retention.release_due()
+            if self._is_immutable(name):
+                raise _retained(name, self.location) from None
+            os.unlink(name, dir_fd=self._root)
+
+    def _is_immutable(self, name: str) -> bool:
+        try:
+            with self._opened(name) as fd:
+                return is_immutable(fd)
+        except ObjectNotFoundError:
+            return False
 
     def clean(self, older_than_s: float) -> int:
         freed_bytes = 0
@@ -197,6 +222,8 @@ class LocalStorage:
             root, self._root = self._root, -1
         if root >= 0:
             os.close(root)
+        if self._retention is not None:
+            self._retention.close()
 
     # ---- for the object writer ---------------------------------------------------------------
 
@@ -210,7 +237,12 @@ class LocalStorage:
         directory = parent_of(name)
         self._make_directory(directory)
         if over:
-            os.rename(temporary, name, src_dir_fd=self._root, dst_dir_fd=self._root)
+            try:
+                os.rename(temporary, name, src_dir_fd=self._root, dst_dir_fd=self._root)
+            except PermissionError:
+                if self._is_immutable(name):
+                    raise _retained(name, self.location) from None
+                raise
         else:
             self._link(temporary, name)
         self._sync_directory(directory)
@@ -382,6 +414,12 @@ def sync_directory(fd: int) -> None:
     except OSError as error:
         if error.errno not in {errno.EINVAL, errno.EBADF}:  # file systems that cannot sync one
             raise
+
+
+def _retained(name: str, location: str) -> ObjectRetainedError:
+    return ObjectRetainedError(
+        f"{name} in {location} is immutable; it can be deleted when the time for which it is kept is over"
+    )
 
 
 def parent_of(name: str) -> str:
