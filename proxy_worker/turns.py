@@ -7,11 +7,13 @@ that imported the repository, or an agent that outlived its server.
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from pipeline.errors import StorageUnavailableError
+from pipeline.storage.scale_out import SCHEME
 
 
 @contextmanager
@@ -21,6 +23,13 @@ def turn(location: str, *, alone: bool) -> Iterator[None]:
     StorageUnavailableError at once when somebody else holds it otherwise. Where the file system locks no
     directories (NFS gives no exclusive lock on one), nothing is held: then one server is what is safe.
     """
+    if location.startswith(SCHEME):
+        # All of its extents that are online: two agents that differ in one have another in common.
+        with ExitStack() as stack:
+            for place in sorted(json.loads(location.removeprefix(SCHEME))):
+                stack.enter_context(turn(place, alone=alone))
+            yield
+        return
     if not location.startswith("/"):
         yield  # object storage has no locks either
         return

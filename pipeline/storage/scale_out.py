@@ -16,6 +16,7 @@ object".
 from __future__ import annotations
 
 import heapq
+import json
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -111,7 +112,7 @@ class ScaleOutStorage:
 
     @property
     def location(self) -> str:
-        return SCHEME + ",".join(extent.storage.location for extent in self.extents)
+        return SCHEME + json.dumps([extent.storage.location for extent in self.extents])
 
     @property
     def retention(self) -> Retention | None:

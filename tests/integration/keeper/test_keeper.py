@@ -6,12 +6,15 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +26,17 @@ from pipeline.errors import (
     StoragePermissionError,
     StorageUnavailableError,
 )
+from pipeline.repository.immutability import Immutability, keeping
 from pipeline.storage import open_storage
 from pipeline.storage.immutable import KeeperRetention, is_immutable
 from pipeline.storage.local import LocalStorage
+from pipeline.testing.builders import (
+    BLOCK_SIZE_BYTES,
+    ManualClock,
+    Workbench,
+    disk_point,
+    restore_point,
+)
 from proxy_worker.keeper import DAY_S, Clock, Journal, Keeper, Missing, Refused, set_immutable
 
 NOBODY = 65534
@@ -609,3 +620,30 @@ def test_the_program_needs_nothing_but_the_standard_library() -> None:
     loaded, own = done.stdout.splitlines()
     assert loaded == "[]"
     assert own == "['proxy_worker', 'proxy_worker.keeper', 'proxy_worker.keeper_server']"
+
+
+# ---- a whole repository --------------------------------------------------------------------------
+
+
+def test_a_repository_whose_points_nobody_deletes(program: Program, directory: Path) -> None:
+    clock = ManualClock(float(int(time.time())))
+    days = 2
+    storage = keeping(open_storage(f"{directory}?keeper={program.socket}"), days, clock)
+    bench = Workbench(storage, clock)
+    bench.repository.immutability = Immutability(days=days)
+    image = random.Random(5).randbytes(40 * BLOCK_SIZE_BYTES)
+    root = bench.backup(image).map_root
+    created_at = datetime.fromtimestamp(clock(), UTC)
+    point = bench.commit(restore_point(disk_point(root, len(image)), created_at=created_at))
+    names = [entry.name for entry in storage.list("") if entry.name.startswith(("packs/", "points/"))]
+    assert len(names) > 2
+    for name in names:
+        with pytest.raises(ObjectRetainedError):
+            storage.delete(name)
+    with pytest.raises(ObjectRetainedError):
+        bench.repository.forget([point.id])
+    clock.now_s += 3600
+    bench.repository.prune(keep_work_ids=(), min_age_s=60)
+    assert bench.problems() == ()
+    assert bench.restored(root, len(image)) == image
+    storage.close()
