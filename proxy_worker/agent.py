@@ -24,6 +24,7 @@ from pipeline.errors import (
     TransientPipelineError,
     WrongPasswordError,
 )
+from pipeline.repair import PointSource, repair
 from pipeline.repository import Repository, layout
 from pipeline.repository.immutability import (
     Immutability,
@@ -63,6 +64,7 @@ class Agent:
             "forget": self._forget,
             "prune": self._prune,
             "check": self._check,
+            "repair": self._repair,
             "space": self._space,
             "facts": self._facts,
             **KeyCalls(lambda: self._opened, self._own_key).calls(),
@@ -195,6 +197,45 @@ class Agent:
                 for lost in report.damage
             ],
         }
+
+    def _repair(self, args: dict[str, Any]) -> dict[str, Any]:
+        repository = self._opened
+        with turn(repository.storage.location, alone=True):
+            sources = [self._source(copy) for copy in args["copies"]]
+            report = repair(repository, sources, dry_run=bool(args["dry_run"]))
+        return {
+            "damage": list(report.damage),
+            "damaged_packs": report.damaged_packs,
+            "damaged_blobs": report.damaged_blobs,
+            "repaired_blobs": report.repaired_blobs,
+            "repaired_from": report.repaired_from,
+            "moved_blobs": report.moved_blobs,
+            "stored_bytes": report.stored_bytes,
+            "read_bytes": report.read_bytes,
+            "problems": list(report.problems),
+            "lost": [
+                {
+                    "point_id": lost.point_id,
+                    "vm": lost.vm_name,
+                    "disk_key": lost.disk_key,
+                    "disk": lost.disk_label,
+                    "start_bytes": lost.start_bytes,
+                    "end_bytes": lost.end_bytes,
+                    "reason": lost.reason,
+                    "text": str(lost),
+                }
+                for lost in report.lost
+            ],
+        }
+
+    def _source(self, copy: dict[str, Any]) -> PointSource:
+        repository = Repository.open_with_key(
+            open_storage(copy["location"], secrets=_storage_secrets(copy)),
+            copy["key"],
+            expected_id=copy["repository_id"],
+            clock=self._clock,
+        )
+        return PointSource(copy["name"], repository)
 
     def _space(self, args: dict[str, Any]) -> dict[str, Any]:
         del args

@@ -240,6 +240,7 @@ class RestorePoint(Answer):
     consistency: str
     disks: list[dict[str, Any]]
     previous: str | None
+    copy_of: str | None
     size_bytes: int
 
 

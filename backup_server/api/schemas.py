@@ -107,6 +107,14 @@ class Verification(Body):
     read_data: bool = True
 
 
+class RepairBody(Body):
+    sources: list[str] | None = Field(
+        default=None, description="Repositories to look in; null: all that hold the same points."
+    )
+    from_live: bool = False
+    dry_run: bool = False
+
+
 class NothingBody(Body):
     """An empty object, or no body at all."""
 

@@ -70,6 +70,7 @@ class SessionKind(StrEnum):
     COPY = "copy"
     CHECK = "repository-check"
     PRUNE = "prune"
+    REPAIR = "repair"
     RESCAN = "rescan"
 
 

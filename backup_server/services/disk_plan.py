@@ -27,6 +27,9 @@ NOT_TRACKED = "the disk is not tracked: its snapshot has no change id"
 NO_STORED_ID = "the previous restore point has no change id of this disk"
 TRACKING_RESET = "change tracking was reset since the previous restore point"
 WENT_BACK = "the VM was reverted to an older state since the previous restore point"
+BASE_DAMAGED = (
+    "the previous restore point has lost a part of this disk: everything is read and stored anew"
+)
 DISK_NEW = "the disk is new in this VM"
 DISK_REPLACED = "the disk was replaced by another since the previous restore point"
 SNAPSHOTS_CHANGED = (
@@ -50,6 +53,8 @@ class PreviousDisk:
     """Root of the chain of files then."""
     frozen_path: str = ""
     """File that was read then; empty when only the repository knows the point."""
+    is_damaged: bool = False
+    """A check found a part of it lost: nothing may build on it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +91,7 @@ def previous_from_row(
                 change_id=str(disk["change_id"]),
                 base_path=str(disk.get("path") or ""),
                 frozen_path=str(disk.get("frozen_path") or ""),
+                is_damaged=bool(disk.get("damage")),
             )
             for disk in disks
         ),
@@ -131,6 +137,8 @@ def plan_disks(
         base, why_not = match_disk(disk, previous.disks, unique=uuids[disk.uuid] == 1)
         if base is None:
             plans[disk.key] = _full(disk, why_not)
+        elif base.is_damaged:
+            plans[disk.key] = _full(disk, BASE_DAMAGED)
         elif base.capacity_bytes != disk.capacity_bytes:
             change = f"from {base.capacity_bytes} to {disk.capacity_bytes} bytes"
             plans[disk.key] = DiskPlan(

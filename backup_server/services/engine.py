@@ -51,6 +51,7 @@ _FLOWS: Final[dict[str, Any]] = {
     SessionKind.COPY.value: copy_flow,
 }
 _WITHOUT_VMS: Final = (SessionKind.CHECK.value, SessionKind.RESCAN.value)
+_ALONE: Final = (SessionKind.PRUNE.value, SessionKind.REPAIR.value)
 _ACTIVE: Final = (VmState.PREPARING, VmState.RUNNING, VmState.FINISHING)
 _LOOK_AHEAD: Final = 200
 
@@ -151,7 +152,7 @@ class SessionEngine:
         if session.kind == SessionKind.COPY.value:
             self._submit(session.id, self._pool, copy_flow.begin, self._ctx, session.id)
             return
-        if session.kind == SessionKind.PRUNE.value and self._needed_by_others(session, others):
+        if session.kind in _ALONE and self._needed_by_others(session, others):
             return
         if session.kind in _WITHOUT_VMS and _is_pruned(session, others):
             return  # a check would take packs that are being replaced for missing ones
@@ -170,7 +171,7 @@ class SessionEngine:
 
     @staticmethod
     def _needed_by_others(session: Session, others: list[Session]) -> bool:
-        """A prune runs alone in its repository."""
+        """A prune and a repair run alone in their repository."""
         return any(
             other.id != session.id
             and other.repository_id == session.repository_id
@@ -396,9 +397,9 @@ class SessionEngine:
 
 
 def _is_pruned(session: Session, others: list[Session]) -> bool:
-    """Whether a prune of the session's repository is under way."""
+    """Whether a prune or a repair of the session's repository is under way."""
     return any(
-        other.kind == SessionKind.PRUNE.value
+        other.kind in _ALONE
         and other.state == SessionState.RUNNING.value
         and other.repository_id == session.repository_id
         for other in others

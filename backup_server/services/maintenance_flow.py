@@ -1,4 +1,4 @@
-"""Check, prune and rescan: sessions without VMs, carried out by an agent of their own."""
+"""Check, prune, repair and rescan: sessions without VMs, carried out by an agent of their own."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from backup_server.services import (
     catalogue,
     damage,
     events,
+    repairs,
     repositories,
     restore_points,
     verification,
@@ -44,6 +45,10 @@ def run(ctx: Context, session_id: str) -> None:
     with ctx.db() as s:
         if session.kind == SessionKind.CHECK.value and session.repository_id and report:
             report["damaged_points"] = _mark_damaged(s, session, lost, now)
+            if report["damaged_points"]:
+                repairs.queue(ctx, s, session.repository_id)
+        if session.kind == SessionKind.REPAIR.value and report:
+            repairs.note_result(ctx, s, session, report)
         change_state(
             s,
             Session,
@@ -80,6 +85,8 @@ def _carry_out(ctx: Context, session: Session, repository_id: str) -> dict[str, 
                     sample_share=float(session.options.get("sample_share", 0.0)),
                     sample_start=session.options.get("sample_start"),
                 )
+        case SessionKind.REPAIR.value:
+            report = repairs.carry_out(ctx, session, repository_id)
         case SessionKind.PRUNE.value:
             restore_points.forget_marked(ctx, repository_id)
             with ctx.agents.dedicated(repository_id) as agent:
@@ -115,4 +122,6 @@ def _verdict(session: Session, report: dict[str, Any]) -> tuple[Result, str]:
         shown = "; ".join(str(text) for text in problems[:_SHOWN_PROBLEMS])
         more = len(problems) - _SHOWN_PROBLEMS
         return Result.FAILED, shown + (f"; and {more} more" if more > 0 else "")
+    if session.kind == SessionKind.REPAIR.value:
+        return repairs.verdict(session, report)
     return Result.SUCCESS, ""

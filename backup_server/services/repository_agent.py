@@ -97,6 +97,17 @@ def secrets_of(credentials: CredentialStore, s: DbSession, row: Repository) -> S
     return credentials.fetch(s, row.storage_credential_id)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RepairSource:
+    """A repository that may hold what another one lost."""
+
+    name: str
+    location: str
+    repository_id: str
+    key: Secret
+    storage: StorageAccess = _PLAIN
+
+
 class RepositoryAgent:
     """One repository through one agent process. May be used by several threads."""
 
@@ -193,6 +204,23 @@ class RepositoryAgent:
         if sample_start is not None:
             args["sample_start"] = sample_start
         return self._call("check", args, self._long_timeout_s)
+
+    def repair(self, copies: Sequence[RepairSource], *, dry_run: bool) -> dict[str, Any]:
+        """What was found, brought back and lost, as the contract tells."""
+        args = {
+            "dry_run": dry_run,
+            "copies": [
+                {
+                    "name": copy.name,
+                    "location": copy.location,
+                    "repository_id": copy.repository_id,
+                    "key": copy.key.reveal(),
+                    "storage_secrets": copy.storage.secrets_object(),
+                }
+                for copy in copies
+            ],
+        }
+        return self._call("repair", args, self._long_timeout_s)
 
     def keys(self) -> dict[str, Any]:
         """keys, key_epoch and features, as the contract tells."""

@@ -22,7 +22,12 @@ from transports.vsphere.model import Secret
 KINDS: Final = ("password", "key-file", "recovery")
 MIN_PASSWORD_CHARS: Final = 8
 SHORTEST_PREFIX: Final = 4
-_READERS_OF_ALL: Final = (SessionKind.CHECK, SessionKind.PRUNE, SessionKind.RESCAN)
+_READERS_OF_ALL: Final = (
+    SessionKind.CHECK,
+    SessionKind.PRUNE,
+    SessionKind.REPAIR,
+    SessionKind.RESCAN,
+)
 """Sessions that read what is written meanwhile, and so cannot go on with the key they began with."""
 
 log = structlog.get_logger(__name__)

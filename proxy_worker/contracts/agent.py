@@ -25,6 +25,7 @@ Calls and their args / ok:
 | revoke_key | id | |
 | rotate_key | | key_epoch |
 | upgrade | | added, features: [str] |
+| repair | copies: [{name, location, storage_secrets?, key, repository_id}] (repositories that may hold what is lost), dry_run | damage: [str], damaged_packs, damaged_blobs, repaired_blobs, repaired_from: {name: blobs}, moved_blobs, stored_bytes, read_bytes, problems: [str], lost: [{point_id, vm, disk_key, disk, start_bytes, end_bytes, reason, text}] |
 | space | | free_bytes, total_bytes, used_bytes |
 | facts | | packs, stored_bytes (of all packs), features: [str], key_epoch, keys (how many open it), aead |
 

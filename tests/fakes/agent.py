@@ -25,6 +25,9 @@ class FakeRepository:
     commits: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     damage: list[dict[str, Any]] = field(default_factory=list)
+    beyond_repair: list[dict[str, Any]] = field(default_factory=list)
+    """Of `damage`: what a repair cannot bring back."""
+    repairs: list[dict[str, Any]] = field(default_factory=list)
     checked: list[tuple[float, float | None]] = field(default_factory=list)
     """Share and start of each check's sample."""
     storage_secrets: dict[str, str] = field(default_factory=dict)
@@ -184,6 +187,24 @@ class FakeAgent:
             "packs": 3,
             "blobs": 9,
             "read_bytes": 100 if read_data else 0,
+        }
+
+    def _repair(self, *, copies: list[dict[str, str]], dry_run: bool) -> dict[str, Any]:
+        self._open_one.repairs.append({"copies": copies, "dry_run": dry_run})
+        found, lost = self._open_one.damage, self._open_one.beyond_repair
+        if not dry_run:
+            self._open_one.damage, self._open_one.problems = lost, []
+        return {
+            "damage": [str(entry["reason"]) for entry in found],
+            "damaged_packs": len(found),
+            "damaged_blobs": len(found),
+            "repaired_blobs": len(found) - len(lost),
+            "repaired_from": {copies[0]["name"]: len(found) - len(lost)} if copies else {},
+            "moved_blobs": 1,
+            "stored_bytes": 10,
+            "read_bytes": 100,
+            "problems": [],
+            "lost": [{**entry, "vm": "vm", "disk": "disk", "text": entry["reason"]} for entry in lost],
         }
 
     def _space(self) -> dict[str, Any]:

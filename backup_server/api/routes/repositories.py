@@ -13,10 +13,11 @@ from backup_server.api.schemas import (
     CheckBody,
     NothingBody,
     RecoverBody,
+    RepairBody,
     RepositoryBody,
     RepositoryChanges,
 )
-from backup_server.services import repositories, repository_storage, verification
+from backup_server.services import repairs, repositories, repository_storage, verification
 from transports.vsphere.model import Secret
 
 router = APIRouter(prefix="/repositories", tags=["repositories"])
@@ -79,6 +80,15 @@ def remove_repository(ctx: Ctx, ref: str) -> None:
 def check_repository(ctx: Ctx, ref: str, body: CheckBody | None = None) -> Any:
     asked = body or CheckBody()
     return repositories.check(ctx, ref, read_data=asked.read_data, sample_share=asked.sample_share)
+
+
+@router.post("/{ref}/repair", responses=answers.ok(answers.Session, 404, 409, 422))
+def repair_repository(ctx: Ctx, ref: str, body: RepairBody | None = None) -> Any:
+    """Bring back what is damaged from copies, and say what is lost."""
+    asked = body or RepairBody()
+    return repairs.start(
+        ctx, ref, sources=asked.sources, from_live=asked.from_live, dry_run=asked.dry_run
+    )
 
 
 @router.post("/{ref}/verify", responses=answers.ok(answers.Session, 404, 409, 422))

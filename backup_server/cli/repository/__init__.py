@@ -5,12 +5,13 @@ registers its own, in the order of the help.
 from __future__ import annotations
 
 from backup_server.cli.door import noun
-from backup_server.cli.repository import add, edit, key, maintenance, recover, show
+from backup_server.cli.repository import add, edit, key, maintenance, recover, repair, show
 
 app = noun("Repositories: where restore points are kept.")
 add.register(app)
 show.register(app)
 edit.register(app)
 maintenance.register(app)
+repair.register(app)
 key.register(app)
 recover.register(app)
