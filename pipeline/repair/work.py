@@ -27,6 +27,7 @@ from pipeline.repository.blobs import BlobCodec
 from pipeline.repository.doomed import write_doomed
 from pipeline.repository.entries import PackSegment
 from pipeline.repository.format import NODE_ENTRIES_BITS, BlobKind
+from pipeline.repository.immutability import rebuild_index
 from pipeline.repository.index import (
     Index,
     IndexLoader,
@@ -130,6 +131,7 @@ class _Repair:
             self._storage, repository.keyring, repository.aead, repository.pack_target_bytes
         )
         self._survey = Survey()
+        self._index_damage: tuple[str, ...] = ()
         self._damaged_points: tuple[str, ...] = ()
         self._sound: Index = Index()
         self._sound_nodes = IdSet()
@@ -166,10 +168,18 @@ class _Repair:
         return self._report()
 
     def _readable_index(self) -> Index:
-        """The index of what can be read of it."""
+        """The whole index; when an object of it is damaged, made anew from the packs first. A trial run
+        takes what can be read.
+        """
         try:
             return self._loader.refresh()
-        except IntegrityError:
+        except IntegrityError as error:
+            self._index_damage = (f"{error}; its packs are named anew by their own footers",)
+            if not self._dry_run:
+                repository = self._repository
+                rebuild_index(self._storage, repository.keyring, repository.aead)
+                self._loader = repository.index_loader()
+                return self._loader.refresh()
             index = Index()
             for segment in each_segment(self._storage, self._repository.keyring, []):
                 index.add(segment)
@@ -179,7 +189,7 @@ class _Repair:
         survey = self._survey
         problems = [*survey.bad_index_objects, *self._damaged_points]
         return RepairReport(
-            damage=(*survey.bad_packs.values(),),
+            damage=(*self._index_damage, *survey.bad_packs.values()),
             damaged_packs=len(survey.bad_packs),
             damaged_blobs=len(survey.bad_places),
             repaired_blobs=self._repaired_from.total(),

@@ -242,3 +242,17 @@ def test_a_sound_patch_of_a_lost_base_comes_from_the_copy(pair: Pair) -> None:
     assert report.lost == ()
     assert pair.source.problems() == ()
     assert pair.is_whole()
+
+
+def test_a_damaged_index_object_is_made_anew_from_the_packs(pair: Pair) -> None:
+    name = next(name for name in pair.storage.objects if name.startswith("index/"))
+    pair.flip(name, 200)
+    fresh = pair.source.on(pair.storage)
+    trial = repair(fresh.repository, dry_run=True)
+    assert len(trial.damage) == 1
+    report = repair(fresh.repository)
+    assert name in report.damage[0]
+    assert (report.lost, report.problems) == ((), ())
+    fresh = pair.source.on(pair.storage)
+    assert fresh.problems() == ()
+    assert pair.is_whole(fresh)
