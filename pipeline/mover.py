@@ -14,7 +14,6 @@ from typing import Final
 from pipeline.errors import (
     CancelledError,
     IntegrityError,
-    NewerEpochError,
     RestorePointRefusedError,
 )
 from pipeline.model import BlobId, BlockCounts, DiskStats, ReadMode, StageTimes
@@ -143,8 +142,6 @@ class _Run:
         repository, plan = self._repository, self._plan
         try:
             record = read_work(repository.storage, repository.keyring, self._work_id)
-        except NewerEpochError:
-            raise
         except IntegrityError:
             return None  # a damaged record only costs the time to read again
         if record is None or (

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from pipeline.crypto.aead import Aead
-from pipeline.crypto.keyring import Keyring
+from pipeline.crypto.keyring import FIRST_EPOCH, Keyring
 from pipeline.errors import (
     IntegrityError,
     NewerEpochError,
@@ -24,6 +24,7 @@ from pipeline.model import DiskPoint
 from pipeline.repository import layout
 from pipeline.repository.catalogue import Catalogue
 from pipeline.repository.doomed import DoomedRecord, arm_doomed, bring_back, read_doomed, write_doomed
+from pipeline.repository.epochs import epoch_numbers
 from pipeline.repository.index import (
     BlobEntry,
     Index,
@@ -226,9 +227,9 @@ class Pruner:
         for work_id in work_ids(self._storage):
             try:
                 record = read_work(self._storage, self._keyring, work_id)
-            except NewerEpochError:
-                raise  # of a writer that has a later data key than this prune: what it needs is unknown
-            except IntegrityError:
+            except IntegrityError as error:
+                if isinstance(error, NewerEpochError) and self._has_newer_epoch():
+                    raise  # of a writer with a later data key than ours: what it needs is unknown
                 record = None  # a damaged record helps nobody: the attempt begins anew
             if record is not None and (
                 work_id in self._keep_work_ids or self._is_young(record.begun_at_s)
@@ -269,6 +270,9 @@ class Pruner:
     def _missing(self, disk: DiskPoint, index: Index) -> set[bytes]:
         load_node = BlobReader(self._storage, self._keyring, index).load_node
         return set(missing_blobs(disk, self._block_size_bytes, index, load_node, [], set()))
+
+    def _has_newer_epoch(self) -> bool:
+        return max(epoch_numbers(self._storage), default=FIRST_EPOCH) > self._keyring.epoch
 
     def _mark(self, index: Index, works: list[WorkRecord]) -> Needed:
         live = Needed(index)
