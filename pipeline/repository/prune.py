@@ -25,6 +25,7 @@ from pipeline.repository import layout
 from pipeline.repository.catalogue import Catalogue
 from pipeline.repository.doomed import DoomedRecord, arm_doomed, bring_back, read_doomed, write_doomed
 from pipeline.repository.epochs import epoch_numbers
+from pipeline.repository.format import Encoding
 from pipeline.repository.index import (
     BlobEntry,
     Index,
@@ -315,6 +316,8 @@ class Pruner:
                     self._named.add(segment.pack_id)
                     if self._may_go(segment, plan, live) and not self._is_retained(segment.pack_id):
                         plan.go.add(segment.pack_id)
+                    else:
+                        _keep_bases(segment, live)
         return plan
 
     def _may_go(self, segment: PackSegment, plan: _Plan, live: Needed) -> bool:
@@ -526,6 +529,15 @@ class Pruner:
 
     def _is_young(self, time_s: float) -> bool:
         return time_s > self._now_s - self._min_age_s
+
+
+def _keep_bases(segment: PackSegment, live: Needed) -> None:
+    """What patches of a pack that stays build on is needed, also where the patch is not: a writer may find
+    the patch in the index at any moment and count on it.
+    """
+    for entry in segment.entries:
+        if entry.encoding == Encoding.PATCH:
+            live.add(entry.base_id)
 
 
 def _last_doomed(records: Iterable[DoomedRecord]) -> dict[bytes, float]:

@@ -6,6 +6,7 @@ import struct
 from typing import Any, Final
 
 from transports.base import DiskRef, ReadRequest, TransportMode
+from transports.errors import PermanentTransportError
 from transports.network import wire
 from transports.network.carrier import Carrier
 from transports.network.options import Compression, NetworkOptions
@@ -70,6 +71,8 @@ class FedOpener:
         session.shake_hands(tag=True)
         session.open_session(self.options.buffer_bytes, self.options.buffer_count)
         session.open_file(self.disk.path, write=False)
+        if session.file.capacity_bytes != CAPACITY_BYTES:  # as the real opener refuses it
+            raise PermanentTransportError("another disk")
         return session
 
 
