@@ -144,40 +144,54 @@ class Channel(Generic[Item]):
 
 
 class Meter:
-    """Adds up the busy time of a stage, over all its threads."""
+    """Adds up the busy time of a stage, over all its threads. Work that is under way counts up to now: a
+    reader that waits for its source is busy in one long piece of work.
+    """
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._lock = threading.Lock()
         self._busy_s = 0.0
+        self._running = 0
+        self._began_sum_s = 0.0
+        """Of what is under way, the sum of the times when each began."""
 
     @property
     def busy_s(self) -> float:
         with self._lock:
-            return self._busy_s
+            return self._busy_s + self._running * self._clock() - self._began_sum_s
 
-    def add(self, seconds: float) -> None:
+    def begin(self) -> float:
+        """Work begins; answers what end() wants."""
         with self._lock:
-            self._busy_s += seconds
+            began_s = self._clock()
+            self._running += 1
+            self._began_sum_s += began_s
+            return began_s
+
+    def end(self, began_s: float) -> None:
+        with self._lock:
+            self._running -= 1
+            self._began_sum_s -= began_s
+            self._busy_s += self._clock() - began_s
 
     def timed(self) -> Timing:
         """`with meter.timed():` around work."""
-        return Timing(self, self._clock)
+        return Timing(self)
 
 
 class Timing:
-    __slots__ = ("_began_s", "_clock", "_meter")
+    __slots__ = ("_began_s", "_meter")
 
-    def __init__(self, meter: Meter, clock: Clock) -> None:
+    def __init__(self, meter: Meter) -> None:
         self._meter = meter
-        self._clock = clock
         self._began_s = 0.0
 
     def __enter__(self) -> None:
-        self._began_s = self._clock()
+        self._began_s = self._meter.begin()
 
     def __exit__(self, *_error: object) -> None:
-        self._meter.add(self._clock() - self._began_s)
+        self._meter.end(self._began_s)
 
 
 def share(busy_s: float, threads: int, elapsed_s: float) -> float:
