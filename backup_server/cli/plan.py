@@ -69,6 +69,7 @@ def print_decision(why: dict[str, Any]) -> None:
         ],
         empty="No placement was tried yet.",
     )
-    for text in (decision.get("reason"), why.get("reason")):
+    said = dict.fromkeys((decision.get("reason"), why.get("reason"), why.get("waits")))
+    for text in said:  # waiting is often for what the decision said
         if text:
             output.say(str(text))

@@ -149,6 +149,8 @@ def remarks(session: dict[str, Any]) -> Iterator[str]:
                 yield f"{vm['name']}: {text}"
         for task in vm.get("tasks") or ():
             label = f"{vm['name']} / {task.get('label') or task.get('disk_key')}"
+            if task.get("waits"):
+                yield f"{label} (task {task['id'][:8]}) waits: {task['waits']}"
             if task.get("reason"):
                 yield f"{label}: {task['reason']}"
             if task.get("read_mode") in {"full", "full-scan"} and task.get("read_mode_reason"):

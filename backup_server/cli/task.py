@@ -23,7 +23,8 @@ def tasks() -> None:
 def why(
     door: Door,
     task: Annotated[
-        str, typer.Argument(metavar="TASK", help="Id of the task, from `session show --json`.")
+        str,
+        typer.Argument(metavar="TASK", help="Id of the task, or its beginning, from `session show`."),
     ],
 ) -> None:
     """Tell why a task runs where it runs: every candidate, taken or refused, with the reason."""

@@ -12,8 +12,9 @@ from sqlalchemy.orm import Session as DbSession
 from backup_server.db.states import SessionKind, VmState
 from backup_server.db.tables import Proxy, RestorePointRow, SessionVm, Vcenter, new_id
 from backup_server.errors import InvalidError, NotFoundError
-from backup_server.services import catalogue, restore_points, sessions, vcenters
+from backup_server.services import catalogue, events, restore_points, sessions, vcenters
 from backup_server.services.context import Context
+from backup_server.services.proxies import state_of
 from backup_server.services.shapes import Fields, by_ref
 from transports.errors import TransportError
 from transports.vsphere.model import Inventory
@@ -50,6 +51,7 @@ def restore_disk(ctx: Context, request: Mapping[str, Any]) -> dict[str, Any]:
             "proxies": _proxies(s, proxy_ref),
         }
         session = _insert(ctx, s, point, details, title=f"{point.vm_name} / {disk['label']} to {path}")
+        _say_who_is_away(ctx, s, session, details["proxies"])
     ctx.wake_engine.set()
     return sessions.get(ctx, session)
 
@@ -171,6 +173,11 @@ def _proxies(s: DbSession, ref: str) -> list[str]:
                 f"proxy {named.name} is disabled and takes no restore: enable it or name another",
                 details={"proxy": "is disabled"},
             )
+        if named.last_seen_at is None:
+            raise InvalidError(
+                f"proxy {named.name} never answered and takes no restore: enrol it, or name another",
+                details={"proxy": "never answered"},
+            )
         return [named.id]
     local = list(s.scalars(sa.select(Proxy.id).where(Proxy.local.is_(True), Proxy.enabled.is_(True))))
     if not local:
@@ -179,6 +186,20 @@ def _proxies(s: DbSession, ref: str) -> list[str]:
             details={"proxy": "must be named"},
         )
     return local
+
+
+def _say_who_is_away(ctx: Context, s: DbSession, session_id: str, proxy_ids: list[str]) -> None:
+    """An event when none of the proxies that may write the file answers now."""
+    now, after_s = ctx.clock(), ctx.settings.proxy_offline_after_s
+    rows = list(s.scalars(sa.select(Proxy).where(Proxy.id.in_(proxy_ids)).order_by(Proxy.name)))
+    if any(state_of(row, now, after_s) in {"online", "draining"} for row in rows):
+        return
+    names = ", ".join(row.name for row in rows)
+    text = (
+        f"{names} is offline: the restore waits for it and fails when it stays away; start it, or cancel "
+        "the session and name another proxy"
+    )
+    events.record(s, now, "restore.proxy-away", text, session_id=session_id, level=events.WARNING)
 
 
 def _vcenter(s: DbSession, point: RestorePointRow, ref: str) -> Vcenter:

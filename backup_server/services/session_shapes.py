@@ -205,6 +205,7 @@ def task_shape(task: Task) -> dict[str, Any]:
         "state": task.state,
         "result": task.result,
         "reason": task.reason,
+        "waits": waits(task),
         "proxy": task.proxy_name or None,
         "mode": task.mode,
         "attempt": task.attempt,
@@ -216,3 +217,14 @@ def task_shape(task: Task) -> dict[str, Any]:
         "started_at": when(task.started_at),
         "finished_at": when(task.finished_at),
     }
+
+
+def waits(task: Task) -> str:
+    """Why a task that waits was not handed out yet; empty for one that does not wait."""
+    if task.state != TaskState.PENDING.value:
+        return ""
+    said = str((task.decision or {}).get("reason") or "")
+    if task.not_before is not None:
+        again = f"attempt {task.attempt + 1} at {task.not_before:%H:%M:%S} UTC or later"
+        return f"{again}; {said}" if said and not task.attempt else again
+    return said or "no proxy was asked yet"

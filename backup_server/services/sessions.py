@@ -14,12 +14,15 @@ from backup_server.db.states import JobKind, Result, SessionKind, SessionState, 
 from backup_server.db.tables import Job, Session, SessionVm, Task, new_id
 from backup_server.errors import ConflictError, InvalidError, NotFoundError
 from backup_server.services import events as event_log
+from backup_server.services import session_shapes
 from backup_server.services.context import Context
 from backup_server.services.paging import page
 from backup_server.services.session_shapes import session_shape
 from backup_server.services.shapes import page_limit
 
 _OF_JOBS: Final = (SessionKind.BACKUP.value, SessionKind.COPY.value)
+
+MIN_PREFIX_CHARS: Final = 4
 
 
 def list_all(
@@ -80,11 +83,9 @@ def events(ctx: Context, session_id: str, *, after: int = 0) -> list[dict[str, A
 
 
 def why(ctx: Context, task_id: str) -> dict[str, Any]:
-    """Placement decision of a task, with all candidates and their reasons."""
+    """Placement decision of a task, with all candidates and their reasons. A prefix of the id will do."""
     with ctx.db.read() as s:
-        row = s.get(Task, task_id)
-        if row is None:
-            raise NotFoundError(f"there is no task {task_id!r}")
+        row = _task(s, task_id)
         return {
             "task_id": row.id,
             "title": row.title,
@@ -94,7 +95,25 @@ def why(ctx: Context, task_id: str) -> dict[str, Any]:
             "mode": row.mode,
             "decision": row.decision,
             "reason": row.reason,
+            "waits": session_shapes.waits(row),
         }
+
+
+def _task(s: DbSession, ref: str) -> Task:
+    """By id or by a prefix of it that names one."""
+    row = s.get(Task, ref)
+    if row is not None:
+        return row
+    if len(ref) < MIN_PREFIX_CHARS or "%" in ref or "_" in ref:
+        raise NotFoundError(
+            f"there is no task {ref!r}; `vmhaul session show` lists tasks, {MIN_PREFIX_CHARS} characters "
+            "of an id are enough"
+        )
+    rows = s.scalars(sa.select(Task).where(Task.id.startswith(ref)).limit(2)).all()
+    if len(rows) != 1:
+        what = "several tasks begin with" if rows else "no task begins with"
+        raise NotFoundError(f"{what} {ref!r}; `vmhaul session show` lists tasks")
+    return rows[0]
 
 
 def insert(

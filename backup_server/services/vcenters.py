@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError as DuplicateError
+from sqlalchemy.orm import Session as DbSession
 
 from backup_server.db.states import IntentState, SessionState
 from backup_server.db.tables import Intent, Job, Session, Vcenter, new_id
@@ -74,6 +75,7 @@ def add(
     now = ctx.clock()
     try:
         with ctx.db() as s:
+            _refuse_twin(s, about.instance_uuid)
             row = Vcenter(
                 id=new_id(),
                 credential_id=ctx.credentials.store(s, "vcenter", password, now),
@@ -89,6 +91,21 @@ def add(
             f"a vCenter named {name!r} exists already; give another name or edit that one"
         ) from None
     return get(ctx, row.id)
+
+
+def _refuse_twin(s: DbSession, instance_uuid: str) -> None:
+    """One vCenter under two names would be backed up by two jobs that take each other's snapshots for
+    foreign ones.
+    """
+    if not instance_uuid:
+        return
+    twin = s.scalar(sa.select(Vcenter).where(Vcenter.instance_uuid == instance_uuid).limit(1))
+    if twin is not None:
+        raise ConflictError(
+            f"this vCenter (instance {instance_uuid}) is registered already as {twin.name!r} at "
+            f"{twin.host}; use that one, or change its host with `vmhaul vcenter edit {twin.name}`",
+            details={"vcenter": twin.name},
+        )
 
 
 def edit(ctx: Context, ref: str, changes: Mapping[str, Any]) -> dict[str, Any]:
