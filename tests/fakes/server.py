@@ -205,3 +205,24 @@ class Rig:
     def default_proxy(self) -> Proxy:
         [row] = self.rows(Proxy)
         return row
+
+
+def running_task(rig: Rig) -> Task:
+    rig.vcenter.add_vm("db01", disks=1)
+    rig.job()
+    jobs.run(rig.ctx, "job1")
+    for _ in range(3):
+        rig.engine.run_once()
+    [task] = rig.rows(Task)
+    with rig.ctx.db() as s:
+        change_state(
+            s,
+            Task,
+            task.id,
+            TaskState.PENDING,
+            TaskState.RUNNING,
+            proxy_id=rig.default_proxy().id,
+            leased_until=rig.clock.now + timedelta(seconds=30),
+        )
+        s.execute(sa.update(Task).values(attempt=3))
+    return task

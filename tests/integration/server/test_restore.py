@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 
 from backup_server.db.states import Result
-from backup_server.db.tables import RestorePointRow, Task
+from backup_server.db.tables import Event, Proxy, RestorePointRow, Task
 from backup_server.errors import ConflictError, InvalidError, NotFoundError
 from backup_server.services import proxies, restore_points, restores, sessions
 from tests.fakes.server import Rig
@@ -25,6 +26,29 @@ def backed_up(rig: Rig) -> Rig:
 def _told(rig: Rig, session_id: str) -> str:
     """The texts of a session's events."""
     return "\n".join(item["text"] for item in sessions.events(rig.ctx, session_id))
+
+
+def test_a_restore_says_at_once_that_its_proxy_is_away(backed_up: Rig) -> None:
+    rig = backed_up
+    request = {"restore_point": "db01@latest", "disk": 1, "path": "/restore/x.raw", "proxy": "default"}
+
+    def seen(seconds_ago: float | None) -> None:
+        with rig.ctx.db() as s:
+            row = s.scalars(sa.select(Proxy)).one()
+            at = None if seconds_ago is None else rig.clock.now - timedelta(seconds=seconds_ago)
+            row.last_seen_at = at
+
+    seen(None)
+    with pytest.raises(InvalidError, match="never answered"):
+        restores.restore_disk(rig.ctx, request)
+    seen(1)
+    restores.restore_disk(rig.ctx, request)
+    assert rig.rows(Event, name="restore.proxy-away") == []
+    seen(3600)
+    session = restores.restore_disk(rig.ctx, request)
+    [event] = rig.rows(Event, name="restore.proxy-away")
+    assert (event.session_id, event.level) == (session["id"], "warning")
+    assert "default is offline: the restore waits for it" in event.text
 
 
 def test_disabled_proxy_is_given_no_restore(backed_up: Rig) -> None:

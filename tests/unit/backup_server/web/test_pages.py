@@ -11,7 +11,7 @@ from backup_server.web.logins import COOKIE, LINK_S, Logins
 from backup_server.web.views.overview import warnings
 from tests.support.asgi import AsgiClient
 from tests.support.history import FINISHED, POINT, RUNNING, Clock, Seeded
-from tests.unit.backup_server.web.conftest import TOKEN
+from tests.unit.backup_server.conftest import TOKEN
 
 PAGES = [
     "/",
