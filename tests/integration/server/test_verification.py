@@ -121,6 +121,7 @@ def test_what_is_found_lost_is_said_of_its_restore_points(rig: Rig) -> None:
         {**lost, "start_bytes": 0, "end_bytes": 4096},
         {**lost, "start_bytes": 1 << 20, "end_bytes": 2 << 20},
     ]
+    rig.repository.beyond_repair = rig.repository.damage
     shown = rig.drive(verification.start(rig.ctx, "r1")["id"])
     assert (shown["result"], shown["report"]["damaged_points"]) == ("failed", 1)
     assert "damage" not in shown["report"]
@@ -132,7 +133,11 @@ def test_what_is_found_lost_is_said_of_its_restore_points(rig: Rig) -> None:
     assert datetime.fromisoformat(found["found_at"]) <= rig.clock.now
     assert not restore_points.get(rig.ctx, second.id)["damaged"]
 
-    # A share that does not come upon it says nothing of it; reading all data does.
+    # The repair that follows finds it nowhere. A share that does not come upon it says nothing of it;
+    # reading all data does.
+    [repair] = rig.rows(Session, kind="repair")
+    rig.drive(repair.id)
+    assert restore_points.get(rig.ctx, first.id)["damaged"]
     rig.repository.problems, rig.repository.damage = [], []
     rig.drive(verification.start(rig.ctx, "r1")["id"])
     assert restore_points.get(rig.ctx, first.id)["damaged"]
