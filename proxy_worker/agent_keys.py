@@ -98,9 +98,14 @@ class KeyCalls:
         return {}
 
     def _rotate(self, args: dict[str, Any]) -> dict[str, Any]:
-        del args
+        without = [str(key_id) for key_id in args.get("without") or ()]
         with self._turn() as repository:
-            return {"key_epoch": repository.rotate_data_key()}
+            if repository.opened_key_id in without:
+                raise KeyRefusedError(
+                    "the key that this server itself opens the repository with cannot be left out; give the server "
+                    "another password first (`vmhaul repository key change` or `key use`)"
+                )
+            return {"key_epoch": repository.rotate_data_key(without=without)}
 
     def _upgrade(self, args: dict[str, Any]) -> dict[str, Any]:
         del args

@@ -84,6 +84,10 @@ class KeyChangeBody(Body):
     old_password: SecretStr | None = None
 
 
+class KeyRotateBody(Body):
+    without: list[str] = Field(default_factory=list)
+
+
 class KeyUseBody(Body):
     password: SecretStr
 

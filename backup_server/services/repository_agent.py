@@ -241,9 +241,10 @@ class RepositoryAgent:
     def revoke_key(self, key_id: str) -> None:
         self._call("revoke_key", {"id": key_id}, self._long_timeout_s)
 
-    def rotate_key(self) -> int:
+    def rotate_key(self, without: Sequence[str]) -> int:
         """Number of the new key epoch. This agent goes on with it; others must be opened again."""
-        return int(self._call("rotate_key", {}, self._long_timeout_s)["key_epoch"])
+        args = {"without": list(without)} if without else {}
+        return int(self._call("rotate_key", args, self._long_timeout_s)["key_epoch"])
 
     def upgrade(self) -> dict[str, Any]:
         return self._call("upgrade", {}, self._long_timeout_s)

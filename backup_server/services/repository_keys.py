@@ -5,6 +5,7 @@ The server stores one of them for each repository, sealed, and opens it with tha
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -81,7 +82,13 @@ def change(
     _store(ctx, row.id, new_password)
     agent = ctx.agents.get(row.id)
     for key in old:
-        agent.revoke_key(str(key["id"]))
+        try:
+            agent.revoke_key(str(key["id"]))
+        except ConflictError as error:
+            raise ConflictError(
+                f"repository {row.name!r} opens with the new password, which the server uses now, but the old "
+                f"one opens it too: {error.message}"
+            ) from error
     log.info("repository-key-changed", repository=row.name, key_id=key_id, own=True)
     return _find(ctx, row, key_id)
 
@@ -89,10 +96,16 @@ def change(
 def revoke(ctx: Context, ref: str, key_ref: str) -> None:
     """Delete a key, named by its id or the beginning of it. ConflictError for the server's own and for the last one."""
     row = _row(ctx, ref)
-    agent = ctx.agents.get(row.id)
+    key_id = _named(ctx, row, key_ref)
+    ctx.agents.get(row.id).revoke_key(key_id)
+    log.warning("repository-key-revoked", repository=row.name, key_id=key_id)
+
+
+def _named(ctx: Context, row: Repository, key_ref: str) -> str:
+    """The id of a key by that or the beginning of it. NotFoundError."""
     named = [
         str(key["id"])
-        for key in agent.keys()["keys"]
+        for key in ctx.agents.get(row.id).keys()["keys"]
         if key["id"] == key_ref
         or (len(key_ref) >= SHORTEST_PREFIX and str(key["id"]).startswith(key_ref))
     ]
@@ -101,15 +114,18 @@ def revoke(ctx: Context, ref: str, key_ref: str) -> None:
             f"{'no key' if not named else 'more than one key'} of repository {row.name!r} is called "
             f"{key_ref!r}; `vmhaul repository key list {row.name}` shows them"
         )
-    agent.revoke_key(named[0])
-    log.warning("repository-key-revoked", repository=row.name, key_id=named[0])
+    return named[0]
 
 
-def rotate(ctx: Context, ref: str) -> dict[str, Any]:
-    """Encrypt new data with a new key from the next task on. Running tasks go on with theirs."""
+def rotate(ctx: Context, ref: str, *, without: Sequence[str] = ()) -> dict[str, Any]:
+    """Encrypt new data with a new key from the next task on. Running tasks go on with theirs.
+
+    `without`: keys that are not given the new one, where the storage does not let them be deleted.
+    """
     row = _row(ctx, ref)
     _refuse_readers(ctx, row)
-    epoch = ctx.agents.get(row.id).rotate_key()
+    left_out = [_named(ctx, row, key_ref) for key_ref in without]
+    epoch = ctx.agents.get(row.id).rotate_key(left_out)
     _remember_epoch(ctx, row.id, epoch)
     ctx.agents.forget(row.id)  # whoever asks from now on gets the new key
     log.warning("repository-data-key-changed", repository=row.name, key_epoch=epoch)

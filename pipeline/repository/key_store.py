@@ -7,8 +7,9 @@ writes leaves a repository that opens with every key that opened it before, or w
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from pipeline.crypto.kdf import KdfCost
@@ -19,6 +20,7 @@ from pipeline.errors import (
     KeyRefusedError,
     ObjectExistsError,
     ObjectNotFoundError,
+    ObjectRetainedError,
     UnsupportedFormatError,
     WrongPasswordError,
 )
@@ -264,7 +266,7 @@ class KeyStore:
         label = next((info.label for info in map(self._info, replaced) if info.label), "")
         key_id = self.add(new, label, created_at_s)
         for key in replaced:
-            self._storage.delete(layout.key_name(key.key_id))
+            self._delete(key.key_id, f"the new one opens already, as key {key_id.hex()}, but ")
         return key_id
 
     def modernise(self, unlock: Unlock, created_at_s: int) -> bytes | None:
@@ -278,7 +280,8 @@ class KeyStore:
         new = [key.key_id for key in opened if key.version == KEY_VERSION]
         key_id = new[0] if new else self.add(unlock, "", created_at_s)
         for key in old:
-            self._storage.delete(layout.key_name(key.key_id))
+            with contextlib.suppress(ObjectRetainedError):  # then rotation names it
+                self._storage.delete(layout.key_name(key.key_id))
         return key_id
 
     def revoke(self, key_id: str) -> None:
@@ -293,13 +296,25 @@ class KeyStore:
                 f"key {key_id} is the last one that opens the repository in {self._storage.location}; "
                 "add another one first"
             )
-        self._storage.delete(f"{layout.KEYS}{key_id}")
+        self._delete(bytes.fromhex(key_id), "")
 
-    def rotate(self, created_at_s: int) -> tuple[int, bytes]:
-        """Begin a new key epoch for new data; its number and secret. Raises KeyRefusedError naming the
-        key objects that could not be given it.
+    def _delete(self, key_id: bytes, before: str) -> None:
+        try:
+            self._storage.delete(layout.key_name(key_id))
+        except ObjectRetainedError as error:
+            raise KeyRefusedError(
+                f"{before}{error}. Until it can be deleted, leave this key out of every change of the data key: "
+                f"`vmhaul repository key rotate NAME --without {key_id.hex()}`"
+            ) from error
+
+    def rotate(self, created_at_s: int, without: Collection[str] = ()) -> tuple[int, bytes]:
+        """Begin a new key epoch for new data, which the keys `without` are not given; its number and secret.
+
+        Raises KeyRefusedError naming the other key objects that could not be given it, and when none is left.
         """
-        keys = list(_key_objects(self._storage))
+        keys = [key for key in _key_objects(self._storage) if key.key_id.hex() not in without]
+        if not keys:
+            raise KeyRefusedError("no key would open the new data; leave out fewer keys")
         if problems := [info.problem for info in map(self._info, keys) if info.problem]:
             raise KeyRefusedError("the data key cannot be changed: " + "; ".join(problems))
         number = self._keyring.epoch + 1

@@ -288,12 +288,14 @@ class Repository:
         with self._lock:
             self._key_store().revoke(key_id)
 
-    def rotate_data_key(self) -> int:
+    def rotate_data_key(self, *, without: Collection[str] = ()) -> int:
         """Encrypt new data with a new key; the number of the new key epoch. Old data stays as it is.
-        Raises KeyRefusedError naming the key objects that could not be given the new key.
+
+        `without`: ids of keys that shall not open new data; for those that the storage does not let go. Raises
+        KeyRefusedError naming the other key objects that could not be given the new key.
         """
         with self._lock:
-            number, secret = self._changing_keys(None).rotate(int(self._clock()))
+            number, secret = self._changing_keys(None).rotate(int(self._clock()), without)
             self.keyring = self.keyring.with_epoch(number, secret)
             self._loader = self.index_loader()
             self._catalogue = CatalogueLoader(self.storage, self.keyring)

@@ -23,7 +23,7 @@ Calls and their args / ok:
 | add_key | kind (password, key-file, recovery), password?, label? | id, text (of a key file or recovery key; told this once) |
 | change_key | old, new: passwords; old may be any key | id |
 | revoke_key | id | |
-| rotate_key | | key_epoch |
+| rotate_key | without?: ids of keys that are not given the new data key | key_epoch |
 | upgrade | | added, features: [str] |
 | repair | copies: [{name, location, storage_secrets?, key, repository_id}] (repositories that may hold what is lost), dry_run | damage: [str], damaged_packs, damaged_blobs, repaired_blobs, repaired_from: {name: blobs}, moved_blobs, stored_bytes, read_bytes, problems: [str], lost: [{point_id, vm, disk_key, disk, start_bytes, end_bytes, reason, text}] |
 | space | | free_bytes, total_bytes, used_bytes |

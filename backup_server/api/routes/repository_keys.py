@@ -8,7 +8,7 @@ from fastapi import APIRouter
 
 from backup_server.api import answers
 from backup_server.api.deps import Ctx
-from backup_server.api.schemas import KeyBody, KeyChangeBody, KeyUseBody, NothingBody
+from backup_server.api.schemas import KeyBody, KeyChangeBody, KeyRotateBody, KeyUseBody, NothingBody
 from backup_server.services import repository_keys
 from transports.vsphere.model import Secret
 
@@ -42,10 +42,9 @@ def use_key(ctx: Ctx, ref: str, body: KeyUseBody) -> Any:
 
 
 @router.post("/{ref}/keys/rotate", responses=answers.ok(answers.KeyEpoch, 404, 409, 503))
-def rotate_data_key(ctx: Ctx, ref: str, body: NothingBody | None = None) -> Any:
+def rotate_data_key(ctx: Ctx, ref: str, body: KeyRotateBody | None = None) -> Any:
     """Encrypt new data with a new key."""
-    del body
-    return repository_keys.rotate(ctx, ref)
+    return repository_keys.rotate(ctx, ref, without=body.without if body else ())
 
 
 @router.delete(

@@ -182,9 +182,20 @@ def revoke(
         )
 
 
-def rotate(door: Door, name: NameArgument) -> None:
+def rotate(
+    door: Door,
+    name: NameArgument,
+    without: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--without",
+            metavar="KEY",
+            help="A key that is not given the new one, where immutable storage keeps it from being deleted.",
+        ),
+    ] = None,
+) -> None:
     """Encrypt new data with a new key, which all present keys open. Old data stays as it is."""
-    answer = door.api.post(_path(name, "/rotate"), {}, slow=True)
+    answer = door.api.post(_path(name, "/rotate"), {"without": without or []}, slow=True)
     if door.json:
         output.print_json(answer)
     else:

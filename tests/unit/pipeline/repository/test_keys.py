@@ -14,6 +14,7 @@ from pipeline.errors import (
     IntegrityError,
     KeyRefusedError,
     NewerEpochError,
+    ObjectRetainedError,
     UnsupportedFormatError,
     WrongPasswordError,
 )
@@ -30,7 +31,7 @@ from pipeline.testing.builders import (
     restore_point,
 )
 from pipeline.testing.disks import MemoryDisk
-from pipeline.testing.storage import Crash, CrashingStorage, MemoryStorage
+from pipeline.testing.storage import Crash, CrashingStorage, MemoryStorage, StorageWrapper
 
 CAPACITY_BYTES = 6 * BLOCK_SIZE_BYTES
 MINE = by_password(PASSWORD)
@@ -342,6 +343,38 @@ def test_a_task_with_the_old_key_goes_on_beside_the_new_one(
     assert bench.problems() == ()
     with pytest.raises(NewerEpochError, match="after the data key was changed"):
         old.on(storage).backup(image)
+
+
+class KeepingStorage(StorageWrapper):
+    """Lets nobody delete a key object."""
+
+    def delete(self, name: str) -> None:
+        if name.startswith("keys/"):
+            raise ObjectRetainedError(f"{name} is kept until 2030-01-01")
+        super().delete(name)
+
+
+def test_a_key_that_immutable_storage_keeps_is_left_out_of_new_data(
+    bench: Workbench, storage: MemoryStorage, clock: ManualClock
+) -> None:
+    fired = by_password("fired")
+    key_id = add(bench.repository, fired)
+    kept = bench.on(KeepingStorage(storage)).repository
+    with pytest.raises(KeyRefusedError, match=f"kept until 2030-01-01.* --without {key_id}"):
+        kept.revoke_key(key_id)
+    with pytest.raises(KeyRefusedError, match="the new one opens already"):
+        kept.change_key(fired, by_password("rehired"), kdf_cost=CHEAP_KDF)
+    everybody = [info.id for info in kept.list_keys()]
+    with pytest.raises(KeyRefusedError, match="no key would open"):
+        kept.rotate_data_key(without=everybody)
+    assert kept.rotate_data_key(without=[key_id]) == 2
+    with pytest.raises(WrongPasswordError, match="was revoked before the data key was changed"):
+        opened(storage, fired, clock)
+    for unlock in (MINE, by_password("rehired")):
+        assert opened(storage, unlock, clock).key_epoch == 2
+    with pytest.raises(KeyRefusedError, match=key_id):
+        kept.rotate_data_key()
+    assert kept.rotate_data_key(without=[key_id]) == 3
 
 
 # ---- version 1 ----------------------------------------------------------------------------------
