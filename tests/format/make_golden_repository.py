@@ -1,9 +1,9 @@
-"""Makes the golden repository of a format version, once, when the version is released.
+"""Makes the golden repository of a release, once, when it is released.
 
-    python tests/format/make_golden_repository.py tests/format/golden/repository-v1
+    python tests/format/make_golden_repository.py tests/format/golden/repository-v1-0.2.0
 
-Writes <argument>.tar.gz and <argument>.json (what must come out of it). Never run it for a version that was
-released: what it made then is what old vmhauls wrote.
+Writes <argument>.tar.gz and <argument>.json (what must come out of it). Never run it for a release that is
+out: what it made then is what old vmhauls wrote. (repository-v1 is that of 0.1.0, with no features.)
 """
 
 from __future__ import annotations
@@ -18,9 +18,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pipeline.crypto.aead import Aead
+from pipeline.crypto.unlock import (
+    by_password,
+    key_file_text,
+    new_key_file,
+    new_recovery_key,
+    recovery_key_text,
+)
 from pipeline.repository.points import point_fields
 from pipeline.testing.builders import (
     BLOCK_SIZE_BYTES,
+    CHEAP_KDF,
     PASSWORD,
     ManualClock,
     Workbench,
@@ -39,15 +47,19 @@ def main(target: Path) -> None:
     expected: dict[str, object] = {"password": PASSWORD, "points": [], "sha256": {}}
     storage = MemoryStorage(clock)
     bench = Workbench(storage, clock, aead=Aead.AEGIS_256)
+    bench.repository.makes_patches = True
     fill(bench, clock, expected)
     expected["id"] = bench.repository.id
-    with tarfile.open(target.with_suffix(".tar.gz"), "w:gz") as tar:
+    expected["key_epoch"] = bench.repository.key_epoch
+    with tarfile.open(target.with_name(f"{target.name}.tar.gz"), "w:gz") as tar:
         for name, data in sorted(storage.objects.items()):
             entry = tarfile.TarInfo(name)
             entry.size = len(data)
             entry.mtime = int(storage.modified_at_s[name])
             tar.addfile(entry, io.BytesIO(data))
-    target.with_suffix(".json").write_text(json.dumps(expected, indent=1, sort_keys=True) + "\n")
+    target.with_name(f"{target.name}.json").write_text(
+        json.dumps(expected, indent=1, sort_keys=True) + "\n"
+    )
 
 
 def fill(bench: Workbench, clock: ManualClock, expected: dict[str, object]) -> None:
@@ -68,6 +80,10 @@ def fill(bench: Workbench, clock: ManualClock, expected: dict[str, object]) -> N
             image[changed[0].offset : changed[0].end] = rng.randbytes(512)
             image[passing.offset : passing.end] = bytes(passing.length)
             changed.append(passing)
+            # The changed part of a block that is stored already: a patch, of which the first one is the base.
+            changed.append(Extent(offset=3 * BLOCK_SIZE_BYTES + 700 * number, length=300))
+            image[changed[-1].offset : changed[-1].end] = rng.randbytes(300)
+            change_keys(bench, number, expected)
         backup = bench.backup(
             MemoryDisk(image),
             plan=bench.plan(CAPACITY_BYTES, previous=root, changed=changed),
@@ -94,6 +110,23 @@ def fill(bench: Workbench, clock: ManualClock, expected: dict[str, object]) -> N
     bench.backup(rng.randbytes(4096), work_id="golden-goes-on")
     report = bench.repository.prune(keep_work_ids=["golden-goes-on"], min_age_s=2000)
     assert report.doomed_packs > 0
+
+
+def change_keys(bench: Workbench, number: int, expected: dict[str, object]) -> None:
+    """Keys of every kind, some made before and some after a change of the data key; one revoked."""
+    repository = bench.repository
+    if number == 1:
+        passing = repository.add_key(by_password("revoked"), "who left", kdf_cost=CHEAP_KDF)
+        repository.add_key(by_password("second"), "before epoch 2", kdf_cost=CHEAP_KDF)
+        repository.revoke_key(passing)
+        repository.rotate_data_key()
+        return
+    file, recovery = new_key_file(), new_recovery_key()
+    repository.add_key(file, "USB stick", kdf_cost=CHEAP_KDF)
+    repository.rotate_data_key()
+    repository.add_key(recovery, "in the safe", kdf_cost=CHEAP_KDF)
+    line = key_file_text(file, repository.id).splitlines()[-1]
+    expected["other_keys"] = ["second", line, recovery_key_text(recovery)]
 
 
 if __name__ == "__main__":
