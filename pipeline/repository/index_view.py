@@ -6,6 +6,7 @@ import threading
 from array import array
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 
 from pipeline.repository.entries import Location, PackSegment
 from pipeline.repository.index_cache import CacheState, Names
@@ -30,7 +31,10 @@ class Index:
             if self._recent.has(blob_id):
                 return True
             cached = self._cached
-        return bool(cached.runs) and bool(self._in_runs(blob_id))
+        try:
+            return any(map(partial(_is_in, blob_id[:KEY_BYTES]), cached.runs, cached.dead))
+        except (CacheDamagedError, OSError):
+            return bool(self._in_runs(blob_id))
 
     def __len__(self) -> int:
         """Number of places; slow, for figures only."""
@@ -196,6 +200,11 @@ class Index:
                     self._cached = replace(cached, dead=dead)
                 return True
         return False
+
+
+def _is_in(key: bytes, run: Run, dead: bytes) -> bool:
+    values = run.first_of(key)[1]
+    return bool(values) and (not dead or any(not dead[VALUE.unpack(v)[0]] for v in values))
 
 
 def _find_in(cached: CacheState, blob_id: bytes) -> list[Location]:
