@@ -14,6 +14,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import IO, Any, Final, NoReturn
 
 from pipeline.crypto.aead import AEAD_NAMES
@@ -35,6 +36,7 @@ from pipeline.repository.immutability import (
 from pipeline.storage import Storage, open_storage
 from pipeline.storage.s3_recovery import recover_versions
 from proxy_worker.agent_keys import WRITING, KeyCalls, new_password, refuse_forgotten_epochs
+from proxy_worker.cache_argument import cache_dir_of
 from proxy_worker.contracts.agent import WRONG_KEY, decode_restore_point, encode_restore_point
 from proxy_worker.contracts.envelope import Clock
 from proxy_worker.turns import turn
@@ -51,8 +53,10 @@ class CallError(Exception):
 class Agent:
     """One repository, opened by the first call."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, cache_dir: Path | None = None) -> None:
+        """`cache_dir`: where this machine keeps caches of indexes; None: in memory."""
         self._clock = clock
+        self._cache_dir = cache_dir
         self._repository: Repository | None = None
         self._own: Unlock | None = None
         self._calls: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
@@ -110,6 +114,7 @@ class Agent:
             new_password(args["password"]),
             block_size_bytes=args["block_size_bytes"],
             clock=self._clock,
+            cache_dir=self._cache_dir,
         )
         self._repository.immutability = _immutability(args)
         self._own = by_password(args["password"])
@@ -118,7 +123,9 @@ class Agent:
     def _open(self, args: dict[str, Any]) -> dict[str, Any]:
         self._refuse_second()
         own = unlock_from_text(args["password"])
-        repository = Repository.open_by(self._storage(args), own, clock=self._clock)
+        repository = Repository.open_by(
+            self._storage(args), own, clock=self._clock, cache_dir=self._cache_dir
+        )
         refuse_forgotten_epochs(repository, int(args.get("least_epoch") or 1))
         repository.immutability = _immutability(args)
         self._repository, self._own = repository, own
@@ -308,9 +315,9 @@ def _message(error: Exception) -> str:
     return f"the repository agent failed: {type(error).__name__}: {error}"
 
 
-def serve(source: IO[bytes], sink: IO[bytes], clock: Clock) -> None:
+def serve(source: IO[bytes], sink: IO[bytes], clock: Clock, cache_dir: Path | None = None) -> None:
     """Answer requests until `source` ends."""
-    agent = Agent(clock)
+    agent = Agent(clock, cache_dir)
     lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
     present = _Present()
     reader = threading.Thread(target=_read, args=(source, lines, present), daemon=True)
@@ -367,7 +374,8 @@ def main() -> NoReturn:
     sink = sys.stdout.buffer
     # What libraries print must not come between the answers.
     sys.stdout = sys.stderr
-    serve(sys.stdin.buffer, sink, time.time)  # noqa: TID251 - composition root
+    cache_dir = cache_dir_of(sys.argv)
+    serve(sys.stdin.buffer, sink, time.time, cache_dir)  # noqa: TID251 - composition root
     sys.stderr.flush()
     # Not by way of the interpreter's end: that would wait for the lock of standard input, in which our
     # reading thread may sleep.

@@ -65,6 +65,8 @@ class Tools:
     connect: Connect
     open_reader: OpenReader = registry.open_reader
     open_writer: OpenWriter = registry.open_writer
+    cache_dir: Path | None = None
+    """Where this machine keeps caches of indexes; None: in memory."""
 
 
 def carry_out(request: TaskRequest, secrets: TaskSecrets, tools: Tools) -> ResultReport:
@@ -95,6 +97,7 @@ def _open(ref: RepositoryRef, key: str, storage_secrets: str, tools: Tools) -> R
         key,
         expected_id=ref.repository_id,
         clock=tools.clock,
+        cache_dir=tools.cache_dir,
     )
 
 

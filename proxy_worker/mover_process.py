@@ -14,9 +14,11 @@ import sys
 import threading
 import time
 import traceback
+from pathlib import Path
 from typing import IO, Any, Final, NoReturn
 
 from pipeline.errors import CancelledError
+from proxy_worker.cache_argument import cache_dir_of
 from proxy_worker.contracts.codec import MessageError, from_json, to_json
 from proxy_worker.contracts.messages import (
     ProgressReport,
@@ -96,7 +98,9 @@ class Parent:
         raise TransientTransportError("no new vCenter session: the worker did not answer")
 
 
-def run(source: IO[bytes], sink: IO[bytes], cancel: threading.Event) -> None:
+def run(
+    source: IO[bytes], sink: IO[bytes], cancel: threading.Event, cache_dir: Path | None = None
+) -> None:
     """One order from `source`, its result to `sink`."""
     parent = Parent(source, sink, cancel)
     request, secrets = parent.read_order()
@@ -106,6 +110,7 @@ def run(source: IO[bytes], sink: IO[bytes], cancel: threading.Event) -> None:
         progress=parent.progress,
         renew=parent.renew_access,
         connect=connect_with_ticket,
+        cache_dir=cache_dir,
     )
     try:
         result = carry_out(request, secrets, tools)
@@ -126,7 +131,7 @@ def main() -> NoReturn:
     sink = sys.stdout.buffer
     # What libraries print must not come between the lines.
     sys.stdout = sys.stderr
-    run(sys.stdin.buffer, sink, cancel)
+    run(sys.stdin.buffer, sink, cancel, cache_dir_of(sys.argv))
     sys.stderr.flush()
     # Not by way of the interpreter's end: that would wait for the lock of standard input, in which our
     # reading thread sleeps.

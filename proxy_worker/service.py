@@ -9,6 +9,7 @@ from uuid import uuid4
 
 from nacl.signing import VerifyKey
 
+from proxy_worker.cache_argument import cache_arguments
 from proxy_worker.config import ProxyConfig, installed_version, local_server_url
 from proxy_worker.contracts.codec import MessageError
 from proxy_worker.contracts.envelope import SERVER, Clock, Opener, Sealer
@@ -98,7 +99,11 @@ class ProxyService:
             self._opener,
             identity.sealing,
         )
-        self._runner = Runner(config.mover_command, kill_grace_s=settings.kill_grace_s, log=self._log)
+        self._runner = Runner(
+            (*config.mover_command, *cache_arguments(config.data_dir)),
+            kill_grace_s=settings.kill_grace_s,
+            log=self._log,
+        )
         self._stop_begun = threading.Event()
         self._stopper = threading.Thread(target=self._end_tasks, name="vmhaul-stop", daemon=True)
 

@@ -66,8 +66,17 @@ class AgentProcess:
     the supervisor and a commit that has begun is not torn down. It ends when its standard input does.
     """
 
-    def __init__(self, log_file: Path | None = None, command: list[str] | None = None) -> None:
+    def __init__(
+        self,
+        log_file: Path | None = None,
+        command: list[str] | None = None,
+        *,
+        cache_dir: Path | None = None,
+    ) -> None:
+        """`cache_dir`: where the agent keeps caches of indexes; None: in memory."""
         argv = command or [sys.executable, "-m", "proxy_worker.agent"]
+        if cache_dir is not None:
+            argv = [*argv, "--cache", str(cache_dir)]
         with contextlib.ExitStack() as stack:
             stderr: IO[bytes] | int = subprocess.DEVNULL
             if log_file is not None:

@@ -44,7 +44,7 @@ def open_context(
         agents=AgentPool(
             db,
             credentials,
-            start_agent or (lambda: AgentProcess(log_file)),
+            start_agent or (lambda: AgentProcess(log_file, cache_dir=settings.data_dir / "cache")),
             timeout_s=settings.agent_timeout_s,
             long_timeout_s=settings.agent_long_timeout_s,
         ),

@@ -391,11 +391,3 @@ def dead_flags(runs: Sequence[Run], alive: Array) -> list[bytes]:
         dead = ~np.isin(editions, alive)
         flags.append(dead.astype(np.uint8).tobytes() if dead.any() else b"")
     return flags
-
-
-def dead_places(run: Run, flags: bytes) -> int:
-    """How many records of a run are in dead packs."""
-    if not flags:
-        return 0
-    counts = np.frombuffer(run.packs, PACK_ROW)["count"]
-    return int(counts[np.frombuffer(flags, np.uint8) == 1].sum())

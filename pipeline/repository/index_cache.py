@@ -268,15 +268,13 @@ class IndexCache:
 
     def merge(self) -> None:
         """Merge runs where there are many, or much of them is dead."""
-        from pipeline.repository import index_build
-
         state = self.state
-        dead_places = [
-            index_build.dead_places(run, dead) for run, dead in zip(state.runs, state.dead, strict=True)
-        ]
-        chosen = to_merge([run.records for run in state.runs], dead_places)
+        dead_counts = [dead_places(run, dead) for run, dead in zip(state.runs, state.dead, strict=True)]
+        chosen = to_merge([run.records for run in state.runs], dead_counts)
         if not chosen:
             return
+        from pipeline.repository import index_build  # only now: it is not for nothing
+
         path = self._new("run")
         index_build.merge_runs(
             path,
@@ -334,6 +332,11 @@ class IndexCache:
 
     def _new(self, kind: str) -> Path:
         return self.directory / f"{kind}-{os.urandom(8).hex()}"
+
+
+def dead_places(run: Run, flags: bytes) -> int:
+    """How many records of a run are in dead packs."""
+    return sum(run.pack(number)[2] for number, flag in enumerate(flags) if flag)
 
 
 def revived(run: Run, flags: bytes, alive: Collection[int]) -> bytes:

@@ -68,6 +68,7 @@ from pipeline.repository.points import (
 from pipeline.repository.prune import Pruner, PruneReport
 from pipeline.repository.reach import missing_blobs
 from pipeline.repository.reader import BlobReader
+from pipeline.repository.rebuild import IndexRebuilder, RebuildReport
 from pipeline.repository.work import WorkState, delete_work, read_work, work_ids
 from pipeline.storage.base import Space, Storage
 
@@ -463,6 +464,16 @@ class Repository:
             finally:
                 self._loader = self.index_loader()
                 self._catalogue = CatalogueLoader(self.storage, self.keyring)
+
+    def rebuild_index(self) -> RebuildReport:
+        """Make the index anew from the packs, where index objects are damaged or missing. Raises storage
+        errors; what could not be read is in the report.
+        """
+        with self._lock:
+            try:
+                return IndexRebuilder(self.storage, self.keyring, self.aead).run()
+            finally:
+                self._loader = self.index_loader()
 
     def check(
         self,
