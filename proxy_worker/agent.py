@@ -74,6 +74,7 @@ class Agent:
             **KeyCalls(lambda: self._opened, self._own_key).calls(),
             "immutable": self._immutable,
             "recover": self._recover,
+            "rebuild_index": self._rebuild_index,
         }
 
     def answer(self, request: Any) -> dict[str, Any]:
@@ -185,6 +186,7 @@ class Agent:
             # a sample that is asked for is meant to be read
             read_data=bool(args["read_data"]) or share > 0,
             sample_share=share if share > 0 else 1.0,
+            sample_start=None if args.get("sample_start") is None else float(args["sample_start"]),
         )
         return {
             "problems": list(report.problems),
@@ -269,6 +271,17 @@ class Agent:
     def _immutable(self, args: dict[str, Any]) -> dict[str, Any]:
         until_s = {point_id: self._opened.immutable_until_s(point_id) for point_id in args["ids"]}
         return {"until_s": until_s}
+
+    def _rebuild_index(self, args: dict[str, Any]) -> dict[str, Any]:
+        del args
+        with turn(self._opened.storage.location, alone=True):
+            report = self._opened.rebuild_index()
+        return {
+            "packs": report.packs,
+            "blobs": report.blobs,
+            "scanned_packs": report.scanned_packs,
+            "unreadable": list(report.unreadable),
+        }
 
     def _recover(self, args: dict[str, Any]) -> dict[str, Any]:
         """Object storage back to an earlier time, then the index from the packs."""

@@ -87,6 +87,14 @@ class Recovered(Answer):
     restore_points: int
 
 
+class RebuiltIndex(Answer):
+    repository: str
+    packs: int
+    blobs: int
+    scanned_packs: int
+    unreadable: list[str]
+
+
 class RepositoryKey(Answer):
     id: str
     kind: Literal["password", "key-file", "recovery", "unreadable"]

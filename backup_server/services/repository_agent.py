@@ -205,6 +205,10 @@ class RepositoryAgent:
             args["sample_start"] = sample_start
         return self._call("check", args, self._long_timeout_s)
 
+    def rebuild_index(self) -> dict[str, Any]:
+        """packs, blobs, scanned_packs and unreadable, as the contract tells."""
+        return self._call("rebuild_index", {}, self._long_timeout_s)
+
     def repair(self, copies: Sequence[RepairSource], *, dry_run: bool) -> dict[str, Any]:
         """What was found, brought back and lost, as the contract tells."""
         args = {

@@ -158,6 +158,7 @@ class Checker:
         read_data: bool,
         sample_share: float,
         cancel: threading.Event | None,
+        sample_start: float | None = None,
         make_loader: Callable[[Collection[str]], IndexLoader] | None = None,
         progress: Callable[[CheckProgress], None] | None = None,
         workers: int = 0,
@@ -171,6 +172,7 @@ class Checker:
         self._block_size_bytes = block_size_bytes
         self._read_data = read_data
         self._sample_share = sample_share
+        self._sample_start = sample_start
         self._cancel = cancel
         self._make_loader = make_loader or self._loader_in_memory
         self._progress = progress or (lambda _progress: None)
@@ -273,6 +275,11 @@ class Checker:
         if self._sample_share >= 1:
             return pack_ids
         count = min(len(pack_ids), max(1, round(len(pack_ids) * self._sample_share)))
+        if self._sample_start is not None and pack_ids:
+            # Ids are random, so a run of them is as good a sample as any.
+            ordered = sorted(pack_ids)
+            first = int(self._sample_start * len(ordered)) % len(ordered)
+            return [*ordered[first:], *ordered[:first]][:count]
         return random.SystemRandom().sample(pack_ids, count)
 
     def _read_packs(self, chosen: set[bytes], total_bytes: int, damaged: dict[str, str]) -> None:

@@ -480,12 +480,14 @@ class Repository:
         *,
         read_data: bool = False,
         sample_share: float = 1.0,
+        sample_start: float | None = None,
         cancel: threading.Event | None = None,
         progress: Callable[[CheckProgress], None] | None = None,
         workers: int = 0,
     ) -> CheckReport:
         """Look for damage: structure always; with `read_data` also every byte of packs, or of a random
-        `sample_share` of them, with `workers` threads (0: one for each core). `progress` is called on the
+        `sample_share` of them (with `sample_start`, 0 to 1: of those from there on in the order of their
+        ids, so that checks one after the other come to all), with `workers` threads (0: one for each core). `progress` is called on the
         caller's thread. Raises CancelledError and storage errors; damage is in the report.
         """
         if not 0 < sample_share <= 1:
@@ -501,6 +503,7 @@ class Repository:
                 block_size_bytes=self.block_size_bytes,
                 read_data=read_data,
                 sample_share=sample_share,
+                sample_start=sample_start,
                 cancel=cancel,
                 make_loader=lambda skipped: self._loader_without(skipped, stack),
                 progress=progress,

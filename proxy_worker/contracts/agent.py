@@ -18,6 +18,7 @@ Calls and their args / ok:
 | point | id | point |
 | forget | ids | forgotten: int |
 | prune | keep_task_ids (work areas still needed), min_age_s | removed_packs, removed_bytes, rewritten_bytes, kept_packs |
+| rebuild_index | | packs, blobs, scanned_packs (known by the headers of their blobs alone), unreadable: [str]: the index made anew from the packs |
 | check | read_data: bool, sample_share: float, sample_start?: float | problems: [str], points, packs, blobs, read_bytes, confidence: str, damage: [{point_id, disk_key, start_bytes, end_bytes, reason}] |
 | keys | | keys: [{id, kind, label, created_at_s, version, problem, own}], key_epoch, features |
 | add_key | kind (password, key-file, recovery), password?, label? | id, text (of a key file or recovery key; told this once) |

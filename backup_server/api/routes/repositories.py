@@ -17,7 +17,13 @@ from backup_server.api.schemas import (
     RepositoryBody,
     RepositoryChanges,
 )
-from backup_server.services import repairs, repositories, repository_storage, verification
+from backup_server.services import (
+    repairs,
+    repositories,
+    repository_index,
+    repository_storage,
+    verification,
+)
 from transports.vsphere.model import Secret
 
 router = APIRouter(prefix="/repositories", tags=["repositories"])
@@ -97,6 +103,13 @@ def verify_repository(ctx: Ctx, ref: str, body: CheckBody | None = None) -> Any:
     asked = body or CheckBody()
     share = asked.sample_share or None
     return verification.start(ctx, ref, sample_share=share, read_data=asked.read_data)
+
+
+@router.post("/{ref}/rebuild-index", responses=answers.ok(answers.RebuiltIndex, 404, 409, 503))
+def rebuild_repository_index(ctx: Ctx, ref: str, body: NothingBody | None = None) -> Any:
+    """Make the index anew from the packs."""
+    del body
+    return repository_index.rebuild(ctx, ref)
 
 
 @router.post("/{ref}/rescan", responses=answers.ok(answers.Session, 404, 409))

@@ -5,7 +5,16 @@ registers its own, in the order of the help.
 from __future__ import annotations
 
 from backup_server.cli.door import noun
-from backup_server.cli.repository import add, edit, key, maintenance, recover, repair, show
+from backup_server.cli.repository import (
+    add,
+    edit,
+    key,
+    maintenance,
+    rebuild_index,
+    recover,
+    repair,
+    show,
+)
 
 app = noun("Repositories: where restore points are kept.")
 add.register(app)
@@ -15,3 +24,4 @@ maintenance.register(app)
 repair.register(app)
 key.register(app)
 recover.register(app)
+rebuild_index.register(app)
