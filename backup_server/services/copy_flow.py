@@ -25,7 +25,7 @@ from backup_server.db.tables import (
     new_id,
 )
 from backup_server.errors import ConflictError, VmhaulError
-from backup_server.services import catalogue, copy_selection, events, retention, steps
+from backup_server.services import catalogue, copy_selection, damage, events, retention, steps
 from backup_server.services.context import Context
 from backup_server.services.copy_selection import VmToCopy
 from backup_server.services.shapes import when
@@ -149,6 +149,10 @@ def prepare(ctx: Context, vm_id: str) -> None:
         raise StepFailedError("the repository to copy from was removed")
     if row is None or row.deleting:
         _go_past(ctx, work, f"restore point {point_id[:8]} was deleted before it was copied")
+        return
+    if damage.is_damaged(row):
+        # It would fail at the lost block each time, and keep all that come after it from being copied.
+        _go_past(ctx, work, f"restore point {point_id[:8]} is damaged: repair {source.name} first")
         return
     with ctx.db.read() as s:
         copied = s.get(RestorePointRow, copied_point_id(target.repository_id, point_id))

@@ -200,3 +200,30 @@ def test_no_commit_while_another_agent_prunes_and_the_other_way_round(
         with pytest.raises(UnavailableError, match="is committing to"):
             call(agent, "prune", keep_task_ids=[], min_age_s=0)
     assert call(agent, "prune", keep_task_ids=[], min_age_s=0)["removed_packs"] == 0
+
+
+def test_repair_asks_the_copies_that_it_is_told(location: str, tmp_path: Path) -> None:
+    first, second = AgentProcess(), AgentProcess()
+    try:
+        create(first, location)
+        call(first, "commit", point=encode_restore_point(POINT))
+        copy = create(second, str(tmp_path / "copy"))
+        source = {
+            "name": "copy",
+            "location": str(tmp_path / "copy"),
+            "repository_id": copy["repository_id"],
+            "key": copy["master_key"],
+            "storage_secrets": {},
+        }
+        done = call(first, "repair", copies=[source], dry_run=False)
+        assert (done["damage"], done["lost"], done["problems"], done["repaired_blobs"]) == (
+            [],
+            [],
+            [],
+            0,
+        )
+        with pytest.raises(ConflictError):
+            call(first, "repair", copies=[{**source, "repository_id": "another"}], dry_run=True)
+    finally:
+        first.close()
+        second.close()

@@ -9,7 +9,7 @@ import pytest
 from backup_server.db.states import Result, SessionState
 from backup_server.db.tables import RestorePointRow, Session, Task
 from backup_server.errors import ConflictError, InvalidError
-from backup_server.services import catalogue, jobs, repositories, restore_points, sessions
+from backup_server.services import catalogue, damage, jobs, repositories, restore_points, sessions
 from backup_server.services.copy_flow import KEYS_PER_POINT
 from pipeline.model import copied_point_id
 from tests.fakes.server import Rig
@@ -157,6 +157,25 @@ def test_a_point_that_was_deleted_before_its_turn_is_left_out_with_a_warning(sit
     session = site.drive(session_id)
     assert session["result"] == "warning"
     assert "was deleted before it was copied" in session["reason"]
+    assert len(points_in(site, "r2")) == 3
+
+
+def test_a_damaged_point_is_left_out_and_those_after_it_are_copied(site: Rig) -> None:
+    for _ in range(2):
+        site.run()
+    bad = next(point for point in points_in(site, "r1") if point.vm_name == "db01")
+    entry = {
+        "point_id": bad.id,
+        "disk_key": bad.disks[0]["disk_key"],
+        "start_bytes": 0,
+        "end_bytes": 4096,
+        "reason": "block ab is lost",
+    }
+    with site.ctx.db() as s:
+        damage.record(s, bad.repository_id, [entry], is_complete=False, now=site.clock())
+    session = site.run("offsite")
+    assert session["result"] == "warning"
+    assert "is damaged: repair r1 first" in session["reason"]
     assert len(points_in(site, "r2")) == 3
 
 

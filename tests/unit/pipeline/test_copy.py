@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
 from dataclasses import replace
@@ -7,14 +8,14 @@ from dataclasses import replace
 import pytest
 
 from pipeline.copy import REASON_BASE_GONE, copy_disk, plan_copy
-from pipeline.errors import CancelledError, IntegrityError
+from pipeline.errors import IntegrityError, StorageUnavailableError
 from pipeline.map_reader import MapDiskReader
 from pipeline.model import PointKind, ReadMode, copied_point, copied_point_id
 from pipeline.mover import DiskBackup, MoverOptions
 from pipeline.planning import ZERO_ROOT
-from pipeline.repository import Repository, layout
+from pipeline.repository import layout
 from pipeline.testing.builders import ManualClock, Workbench, disk_point, restore_point
-from pipeline.testing.storage import MemoryStorage
+from pipeline.testing.storage import Crash, CrashingStorage, MemoryStorage, StorageWrapper
 
 KIB = 1024
 
@@ -188,36 +189,59 @@ def test_a_prune_of_the_source_does_not_stop_the_reader(image: bytearray) -> Non
 
 
 def test_an_interrupted_copy_goes_on_where_it_was(image: bytearray) -> None:
+    """The source does not answer in the middle; the next attempt reads the rest only."""
+    clock = ManualClock()
+    storage = FailingReads(MemoryStorage(clock))
+    source, target = Workbench(storage, clock), workbench()
+    root = source.backup(image).map_root
+    storage.left = 8
+    with pytest.raises(StorageUnavailableError):
+        copy(source, target, root, len(image), options=MoverOptions(workers=1, checkpoint_every_s=0))
+    storage.left = 1_000_000
+    packs = sum(name.startswith(layout.PACKS) for name in stored_in(target))
+    assert packs > 0, "the first attempt kept nothing"
+    storage.reads = 0
+    done, _, _ = copy(source, target, root, len(image))
+    assert target.restored(done.map_root, len(image)) == image
+    interrupted, storage.reads = storage.reads, 0
+    copy(source, workbench(), root, len(image))
+    assert interrupted < storage.reads, "what was durable was read again"
+
+
+def stored_in(bench: Workbench) -> list[str]:
+    assert isinstance(bench.storage, MemoryStorage)
+    return list(bench.storage.objects)
+
+
+class FailingReads(StorageWrapper):
+    """Answers so many reads of packs and then none."""
+
+    def __init__(self, inner: MemoryStorage) -> None:
+        super().__init__(inner)
+        self.left = 1_000_000
+        self.reads = 0
+
+    def read_range(self, name: str, offset: int, length: int) -> bytes:
+        if name.startswith(layout.PACKS):
+            self.left -= 1
+            self.reads += 1
+            if self.left < 0:
+                raise StorageUnavailableError("the storage does not answer")
+        return super().read_range(name, offset, length)
+
+
+@pytest.mark.parametrize("crash_at", range(1, 40, 3))
+def test_a_copy_that_dies_is_done_again(image: bytearray, crash_at: int) -> None:
     source, target = workbench(), workbench()
     root = source.backup(image).map_root
-    cancel = threading.Event()
-    plan = plan_copy(
-        source=source.repository,
-        target_block_size_bytes=4096,
-        map_root=root,
-        capacity_bytes=len(image),
-    )
-
-    def attempt(repository: Repository) -> DiskBackup:
-        return copy_disk(
-            source=source.repository,
-            target=repository,
-            plan=plan,
-            map_root=root,
-            compression="fast",
-            work_id="w",
-            cancel=cancel,
-            progress=lambda _progress: cancel.set(),
-            clock=target.clock,
-            options=MoverOptions(workers=1, checkpoint_every_s=0),
-        )
-
-    cancel.set()
-    with pytest.raises(CancelledError):
-        attempt(target.repository)
-    cancel.clear()
-    done = copy(source, target, root, len(image), work_id="w")[0]
-    assert target.restored(done.map_root, len(image)) == image
+    dying = target.on(CrashingStorage(target.storage, crash_at))
+    with contextlib.suppress(Crash):
+        copy(source, dying, root, len(image), options=MoverOptions(workers=1, checkpoint_every_s=0))
+    again = target.on(target.storage)
+    done, _, _ = copy(source, again, root, len(image))
+    assert again.restored(done.map_root, len(image)) == image
+    again.commit(restore_point(disk_point(done.map_root, len(image))))
+    assert again.problems() == ()
 
 
 def test_what_the_copied_point_says() -> None:
