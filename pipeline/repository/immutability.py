@@ -242,7 +242,7 @@ def _add_packs(needs: Needs, disk: DiskPoint, base: DiskPoint | None, packs: set
 
     for entry in walk(needs.load_node, bytes.fromhex(disk.map_root), block_count, enter=note):
         if entry.level < 0:
-            _add_places(needs.index, entry.blob_id, packs)
+            note(entry)
 
 
 def _add_places(index: Index, blob_id: bytes, packs: set[bytes]) -> None:

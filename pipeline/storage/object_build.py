@@ -181,4 +181,8 @@ def _google(location: ObjectLocation, given: dict[str, str], common: dict[str, A
         config["base_url"] = location.endpoint
     if "service_account_json" in given:
         config["service_account_key"] = given["service_account_json"]
+    elif location.anonymous:
+        # Without this, writing asks for a token all the same.
+        nobody: Any = {"token": "anonymous", "expires_at": None}
+        common["credential_provider"] = lambda: nobody
     return GCSStore(location.container, config=config, **common)  # type: ignore[arg-type]

@@ -50,7 +50,7 @@ def recover_versions(versions: BucketVersions | None, as_of_s: float, location: 
             if name.startswith(_SET_ASIDE) and not newest.is_marker:
                 versions.hide(name)
                 set_aside += 1
-        elif there != newest:
+        elif newest.is_marker or there.content != newest.content:
             try:
                 _make_current(versions, history, there)
             except PipelineError as error:

@@ -43,6 +43,8 @@ class ObjectVersion:
     modified_at_s: float
     is_latest: bool
     is_marker: bool
+    content: str = ""
+    """The store's word for its content (ETag): the same for a copy."""
 
 
 class BucketVersions:
@@ -247,6 +249,7 @@ class BucketVersions:
                 modified_at_s=entry["LastModified"].timestamp(),
                 is_latest=bool(entry["IsLatest"]),
                 is_marker=is_marker,
+                content=f"{entry.get('ETag', '')}/{entry.get('Size', 0)}",
             )
             for key, is_marker in (("Versions", False), ("DeleteMarkers", True))
             for entry in page.get(key, ())

@@ -14,6 +14,7 @@ from tests.support.object_servers import (
     azure_container,
     start_azurite,
 )
+from tests.support.s3_front import front_before
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +56,20 @@ class TestAzure(StorageContract):
         storage = open_storage(azure_container(azurite), secrets=azurite.secrets, create=True)
         yield storage
         storage.close()
+
+
+class TestGoogle(StorageContract):
+    """Google's XML protocol, by a front that turns its condition into S3's: no emulator has that protocol
+    with listings.
+    """
+
+    @pytest.fixture
+    def storage(self, moto_server: ObjectServer, moto_bucket: str) -> Iterator[Storage]:
+        with front_before(moto_server.endpoint) as front:
+            location = f"gs://{moto_bucket}/g/{uuid4().hex}?endpoint={front.endpoint}&anonymous=true"
+            storage = open_storage(location, create=True)
+            yield storage
+            storage.close()
 
 
 @pytest.mark.xdist_group("ceph")
