@@ -107,7 +107,7 @@ class _Handler(socketserver.StreamRequestHandler):
             raise Refused(f"there is no call {call!r}")
         except Missing as error:
             return {"error": "missing", "message": str(error)}
-        except (Refused, ValueError, AttributeError, OverflowError) as error:
+        except (Refused, ValueError, AttributeError, OverflowError, RecursionError) as error:
             return {"error": "refused", "message": str(error)}
         except (OSError, sqlite3.Error) as error:
             return {"error": "failed", "message": str(error)}

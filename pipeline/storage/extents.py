@@ -80,7 +80,7 @@ def parse_location(location: str) -> tuple[ExtentConfig, ...]:
             )
             for row in json.loads(location.removeprefix(SCHEME))
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise PermanentPipelineError(
             f"location {location!r} is not {SCHEME} and a JSON list of extents with name and location"
         ) from error
@@ -161,7 +161,7 @@ def _read_mark(storage: Storage) -> tuple[str, str] | None:
         return str(data["set"]), str(data["extent"])
     except ObjectNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise IntegrityError(f"{MARKER} in {storage.location} is damaged: {error}") from error
 
 

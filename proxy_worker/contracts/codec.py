@@ -222,7 +222,7 @@ def unseal_secrets(sealed: SealedSecrets, private_key: PrivateKey) -> TaskSecret
     try:
         plain = SealedBox(private_key).decrypt(decode_base64url(sealed.sealed))
         secrets = from_json(TaskSecrets, json.loads(plain))
-    except (CryptoError, ValueError):
+    except (CryptoError, ValueError, RecursionError):
         # `from None`: the exception's context would carry plain text into a traceback
         raise MessageError(
             f"secrets of task {sealed.task_id}: the box does not open with this proxy's key; "

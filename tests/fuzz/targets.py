@@ -6,11 +6,13 @@ proved there is that even who has the key cannot make a reader fall over.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from types import SimpleNamespace
+from typing import Any, Final, cast
 from unittest import mock
 
 from nacl.public import PrivateKey, SealedBox
@@ -23,8 +25,18 @@ from backup_server.cli.vcenter import split_address
 from backup_server.up.options import UpError, parse_listen
 from pipeline.crypto.aead import ENGINE, NONCE_BYTES, Aead
 from pipeline.crypto.keyring import Keyring
+from pipeline.crypto.unlock import (
+    by_password,
+    key_file_secret,
+    key_file_text,
+    new_key_file,
+    new_recovery_key,
+    recovery_key_secret,
+    recovery_key_text,
+    unlock_from_text,
+)
 from pipeline.errors import IntegrityError, PermanentPipelineError, PipelineError
-from pipeline.repository import keys, layout
+from pipeline.repository import epochs, keys, layout
 from pipeline.repository.blobs import BlobCodec, block_id, parse_blob_header
 from pipeline.repository.canonical import to_canonical
 from pipeline.repository.configuration import make_configuration, read_configuration
@@ -32,10 +44,12 @@ from pipeline.repository.doomed import read_doomed
 from pipeline.repository.format import (
     BLOB_HEADER,
     DOOMED_HEAD,
+    EPOCH_HEAD,
     FORMAT_VERSION,
     KEY_FILE,
     KEY_MAGIC,
     PACK_TRAILER,
+    PATCH_HEAD,
     POINT_HEAD,
     BlobKind,
     SealedKind,
@@ -49,6 +63,7 @@ from pipeline.repository.index import (
 )
 from pipeline.repository.maps import MapBuilder, blocks, encode_node, open_node_ids
 from pipeline.repository.packs import check_pack_header, pack_header, parse_trailer
+from pipeline.repository.patches import parse_head, patch_into, payload_limit
 from pipeline.repository.points import (
     format_forgotten,
     format_point,
@@ -58,9 +73,12 @@ from pipeline.repository.points import (
 )
 from pipeline.repository.sealed import decoded, seal, unseal
 from pipeline.repository.work import read_work
+from pipeline.storage.extents import parse_location
+from pipeline.storage.immutable import split_location
 from pipeline.storage.location import parse_object_location
-from pipeline.testing.builders import ManualClock, disk_point, restore_point
+from pipeline.testing.builders import CHEAP_KDF, ManualClock, disk_point, restore_point
 from pipeline.testing.storage import MemoryStorage
+from proxy_worker import keeper_server
 from proxy_worker.contracts.agent import decode_restore_point, encode_restore_point
 from proxy_worker.contracts.base64url import decode_base64url, encode_base64url
 from proxy_worker.contracts.codec import (
@@ -173,6 +191,58 @@ def key_material(data: bytes) -> None:
 @target((), [layout.pack_name(PACK_ID).encode(), layout.index_name(PACK_ID).encode()])
 def object_name(data: bytes) -> None:
     layout.pack_id_of(data.decode("latin-1"))
+
+
+_PASSWORD: Final = by_password("open sesame")
+_KEY_ID: Final = bytes(range(16))
+_SECOND_KEY: Final = keys.wrap_keyring(
+    KEYRING, _PASSWORD, _KEY_ID, label="label", created_at_s=1, cost=CHEAP_KDF
+)
+_RECIPIENT: Final = epochs.Recipient(key_id=_KEY_ID, public_key=bytes(BOX_KEY.public_key))
+
+
+@target(ALLOWED_BY_READERS, [_SECOND_KEY])
+def key_object_of_several(data: bytes) -> None:
+    """Version 2, its checksum made right, opened and described as far as that goes."""
+    body = data[: -keys.CHECKSUM_BYTES]
+    with mock.patch.object(keys, "password_key", return_value=bytes(32)):
+        key = keys.parse_key(_KEY_ID, body + keys.checksum(body))
+        keys.open_key(key, _PASSWORD, KEYRING.repository_id)
+        keys.describe(key, KEYRING)
+
+
+@target(ALLOWED_BY_READERS, [epochs.format_epoch(KEYRING, 3, bytes(32), 1, [_RECIPIENT])])
+def key_epoch(data: bytes) -> None:
+    """As it is, and signed."""
+    for signed in (data, _signed_epoch(data)):
+        with contextlib.suppress(*ALLOWED_BY_READERS):
+            epoch = epochs.parse_epoch(KEYRING, 3, signed)
+            secret = epochs.opened_secret(epoch, _KEY_ID, bytes(BOX_KEY))
+            if secret is not None:
+                epochs.verify_proof(KEYRING, epoch, secret)
+
+
+def _signed_epoch(data: bytes) -> bytes:
+    head, boxes = exactly(data, epochs.SIGNED_BYTES), data[EPOCH_HEAD.size :]
+    words = epochs._SIGNATURE_WORDS + KEYRING.repository_id
+    return head + KEYRING.sign(words + head + boxes) + boxes
+
+
+@target(
+    (ValueError,),
+    [
+        recovery_key_text(new_recovery_key()).encode(),
+        key_file_text(new_key_file(), "6f1c2b44-0000-4000-8000-000000000001").encode(),
+        b"password",
+    ],
+)
+def key_text(data: bytes) -> None:
+    """What is given where a password is asked for, and the two forms by themselves."""
+    text = data.decode("utf-8", "replace")
+    unlock_from_text(text)
+    for read in (recovery_key_secret, key_file_secret):
+        with contextlib.suppress(ValueError):
+            assert len(read(text)) == 32
 
 
 # ---- repository: sealed objects ------------------------------------------------------------------
@@ -337,6 +407,15 @@ def blob_content(data: bytes) -> None:
     associated = bytes(header) + KEYRING.repository_id
     body = ENGINE.encrypt(facts.aead, key, facts.nonce, associated, plain)
     _CODEC.decode(facts.kind, facts.blob_id, bytes(header) + bytes(body))
+
+
+@target(ALLOWED_BY_READERS, [PATCH_HEAD.pack(bytes(range(32)), 64, 0, bytes(3)) + b"\1" + bytes(64)])
+def patch_body(data: bytes) -> None:
+    """Head and payload of a patch of a block of 600 bytes."""
+    head = parse_head(data, "a patch")
+    payload = data[PATCH_HEAD.size :]
+    assert len(payload) <= payload_limit(1 << 30, head.piece_bytes)
+    patch_into(bytearray(600), bytes(600), payload, head.piece_bytes, "a patch")
 
 
 _NODE: Final = encode_node(0, bytes(range(32)) * 4)
@@ -509,6 +588,30 @@ def thumbprint(data: bytes) -> None:
 )
 def object_location(data: bytes) -> None:
     parse_object_location(data.decode("utf-8", "replace"))
+
+
+@target((PipelineError,), [b'scale-out:[{"name":"a","location":"/a"},{"name":"b","location":"/b"}]'])
+def scale_out_location(data: bytes) -> None:
+    parse_location(data.decode("utf-8", "replace"))
+
+
+@target((PipelineError,), [b"/backup?keeper=/run/keeper.sock"])
+def directory_location(data: bytes) -> None:
+    split_location(data.decode("utf-8", "replace"))
+
+
+@target((), [b'{"call":"keep","root":"/r","name":"packs/a","until":2e9}', b'{"call":"release"}'])
+def keeper_request(data: bytes) -> None:
+    """To the helper that runs as root: it answers, whatever it was asked."""
+    handler = keeper_server._Handler.__new__(keeper_server._Handler)
+    handler.server = cast("Any", SimpleNamespace(keeper=_REFUSING_KEEPER))
+    answer = handler._answer(data)
+    assert set(answer) in ({"error", "message"}, {"until"}, {"released"})
+
+
+_REFUSING_KEEPER: Final = SimpleNamespace(
+    keep=lambda _root, _name, until: until, until=lambda _root, _name: 0.0, release=lambda: 0
+)
 
 
 @target((CliError,), [b"1MiB", b"512K", b"1e3", b"inf", b"nan"])
