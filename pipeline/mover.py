@@ -177,7 +177,9 @@ class _Run:
         reader = BlobReader(repository.storage, repository.keyring, loader.index)
         bases = None
         if repository.makes_patches and plan.base_root != ZERO_ROOT:
-            bases = Bases(reader=reader, index=loader.index, plan=plan)
+            bases = Bases(
+                flow=flow, reader=reader, index=loader.index, plan=plan, first_block=first_block
+            )
         packs = PackStage(
             flow=flow,
             storage=repository.storage,
@@ -240,7 +242,9 @@ class _Run:
                 busy=self._encoding,
             )
             flow.start(f"encode-{number}", encode.run)
-        flow.start("store", lambda: store.run(planned))
+        flow.start("store", lambda: self._store(store, planned, bases))
+        if bases is not None:
+            flow.start("bases", bases.run)
         flow.start("pack", packs.run)
         try:
             flow.join(self._report, PROGRESS_EVERY_S)
@@ -254,6 +258,14 @@ class _Run:
             )
         self._report()
         return self._result(store.map_root)
+
+    @staticmethod
+    def _store(store: StoreStage, planned: int, bases: Bases | None) -> None:
+        try:
+            store.run(planned)
+        finally:
+            if bases is not None:
+                bases.end()
 
     def _report(self) -> None:
         tally = self._tally

@@ -163,6 +163,16 @@ class BlobReader:
             out[: len(content)] = content
             return out[: len(content)]
 
+    def decode_stored(self, wanted: Wanted, stored: memoryview) -> Buffer:
+        """Content of one block whose stored bytes were fetched; from another place where they are damaged.
+        Raises IntegrityError.
+        """
+        try:
+            return self._decoded(BlobKind.BLOCK, wanted.blob_id, stored, 0)
+        except IntegrityError as error:
+            others = self._other_places(wanted)
+            return self._load_from(BlobKind.BLOCK, wanted.blob_id, others, 0, error)
+
     def _decode_fetched(self, fetched: Fetched, wanted: Wanted, out: memoryview) -> memoryview:
 
         def load_base(base_id: bytes) -> Buffer:

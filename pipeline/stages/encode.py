@@ -113,11 +113,20 @@ class EncodeStage:
             content = bytes(memoryview(read.buffer)[: read.length])
             is_zero = content == self._zeros[: read.length]
         if is_zero:
+            self._pass_over(read)
             return EncodedBlock(read.sequence, read.block, read.length, Outcome.ZERO, ZERO_ID), None
         blob_id = block_id(self._keyring, content)
         outcome = self._claims.claim(blob_id)
-        blob = self._stored(read.block, blob_id, content) if outcome is Outcome.NEW else None
+        blob = None
+        if outcome is Outcome.NEW:
+            blob = self._stored(read.block, blob_id, content)
+        else:
+            self._pass_over(read)
         return EncodedBlock(read.sequence, read.block, read.length, outcome, blob_id), blob
+
+    def _pass_over(self, read: ReadBlock) -> None:
+        if self._bases is not None:
+            self._bases.pass_over(read.block)
 
     def _stored(self, block: int, blob_id: bytes, content: bytearray | bytes) -> EncodedBlob:
         base = None if self._bases is None else self._bases.load(block)

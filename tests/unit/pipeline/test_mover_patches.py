@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Iterator
 
 import pytest
 
-from pipeline.errors import CancelledError, IntegrityError
+from pipeline.errors import CancelledError, IntegrityError, StorageUnavailableError
 from pipeline.mover import MoverOptions
 from pipeline.repository.format import BlobKind, Encoding
 from pipeline.repository.index import BlobEntry, read_index_object
 from pipeline.repository.layout import INDEX
+from pipeline.stages import bases
 from pipeline.testing.builders import (
     BLOCK_SIZE_BYTES,
     ManualClock,
@@ -181,3 +183,103 @@ def test_a_restore_names_a_patch_whose_base_is_damaged(bench: Workbench) -> None
         storage.delete(name)
     with pytest.raises(IntegrityError, match="missing from"):
         bench.restored(root, CAPACITY_BYTES)
+
+
+class SlowPacks(MemoryStorage):
+    """Counts reads of packs; may fail them."""
+
+    def __init__(self, clock: ManualClock) -> None:
+        super().__init__(clock)
+        self.reads: list[int] = []
+        self.error: Exception | None = None
+
+    def read_range(self, name: str, offset: int, length: int) -> bytes:
+        if name.startswith("packs/"):
+            self.reads.append(length)
+            if self.error is not None:
+                raise self.error
+        return super().read_range(name, offset, length)
+
+
+@pytest.fixture
+def counted() -> Workbench:
+    clock = ManualClock()
+    made = Workbench(SlowPacks(clock), clock, pack_target_bytes=1 << 30)
+    made.repository.makes_patches = True
+    return made
+
+
+def test_bases_are_read_ahead_in_few_reads(counted: Workbench) -> None:
+    """The reader waits until the bases of its next blocks are there."""
+    storage = counted.storage
+    assert isinstance(storage, SlowPacks)
+    rng = random.Random(8)
+    image = bytearray(rng.randbytes(CAPACITY_BYTES))
+    root = counted.backup(image).map_root
+    extents = changed(image, rng, BLOCKS)
+    storage.reads.clear()
+    came = threading.Event()
+
+    def wait(_offset: int) -> None:
+        assert came.wait(60), "nobody read ahead"
+
+    honest = storage.read_range
+
+    def noted(name: str, offset: int, length: int) -> bytes:
+        data = honest(name, offset, length)
+        if length > 10 * BLOCK_SIZE_BYTES:
+            came.set()
+        return data
+
+    storage.read_range = noted  # type: ignore[method-assign]
+    plan = counted.plan(CAPACITY_BYTES, previous=root, changed=extents)
+    disk = MemoryDisk(image, before_read=wait, requests_in_flight=1)
+    backup = counted.backup(disk, plan=plan)
+    assert len(patches(counted)) == BLOCKS
+    assert len(storage.reads) < 5
+    assert counted.restored(backup.map_root, CAPACITY_BYTES) == image
+
+
+def test_more_bases_than_may_wait(counted: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bases, "AHEAD_BYTES", 1)
+    monkeypatch.setattr(bases, "AHEAD_BLOCKS", 3)
+    rng = random.Random(9)
+    image = bytearray(rng.randbytes(CAPACITY_BYTES))
+    root = counted.backup(image).map_root
+    # Blocks that need no base, among those that do.
+    extents = changed(image, rng, BLOCKS)
+    for number in range(0, BLOCKS, 3):
+        at = number * BLOCK_SIZE_BYTES
+        image[at : at + BLOCK_SIZE_BYTES] = bytes(BLOCK_SIZE_BYTES)
+    plan = counted.plan(CAPACITY_BYTES, previous=root, changed=extents)
+    backup = counted.backup(MemoryDisk(image, requests_in_flight=7, max_request_bytes=512), plan=plan)
+    assert counted.restored(backup.map_root, CAPACITY_BYTES) == image
+    assert len(patches(counted)) == BLOCKS - len(range(0, BLOCKS, 3))
+
+
+def test_storage_that_fails_while_reading_ahead_ends_the_backup(counted: Workbench) -> None:
+    storage = counted.storage
+    assert isinstance(storage, SlowPacks)
+    rng = random.Random(10)
+    image = bytearray(rng.randbytes(CAPACITY_BYTES))
+    root = counted.backup(image).map_root
+    counted = counted.on(storage)
+    counted.repository.makes_patches = True
+    storage.error = StorageUnavailableError("the storage went away")
+    with pytest.raises(StorageUnavailableError):
+        increment(counted, image, changed(image, rng, BLOCKS), root)
+    storage.error = None
+    assert counted.restored(root, CAPACITY_BYTES) != image
+
+
+def test_a_cancel_ends_reading_ahead(counted: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bases, "AHEAD_BYTES", 1)
+    monkeypatch.setattr(bases, "AHEAD_BLOCKS", 1)
+    rng = random.Random(11)
+    image = bytearray(rng.randbytes(CAPACITY_BYTES))
+    root = counted.backup(image).map_root
+    cancel = threading.Event()
+    plan = counted.plan(CAPACITY_BYTES, previous=root, changed=changed(image, rng, BLOCKS))
+    disk = MemoryDisk(image, before_read=lambda _offset: cancel.set(), requests_in_flight=1)
+    with pytest.raises(CancelledError):
+        counted.backup(disk, plan=plan, cancel=cancel)
