@@ -42,6 +42,7 @@ from pipeline.repository.epochs import epoch_problems
 from pipeline.repository.format import (
     DEFAULT_BLOCK_SIZE_BYTES,
     FEATURE_EPOCHS,
+    FEATURE_PATCHES,
     KNOWN_FEATURES,
     PACK_TARGET_BYTES,
 )
@@ -98,7 +99,7 @@ class Repository:
         self._catalogue = CatalogueLoader(storage, keyring)
         self.pack_target_bytes = PACK_TARGET_BYTES
         """When a pack is closed. Smaller only where many small packs are wanted, as in tests."""
-        self.makes_patches = False
+        self.makes_patches = FEATURE_PATCHES in configuration.features
         """Whether a changed block may be stored as a patch of the one before it."""
         self.immutability: Immutability | None = None
         """What a new restore point needs is kept for so long. Its storage should be a KeptStorage then."""
