@@ -69,9 +69,11 @@ class Bases:
         self._is_over = False
         flow.wake_on_failure(self._changed)
 
-    def load(self, block: int) -> Base | None:
-        """The base for a block; None where there is none. Raises storage errors."""
+    def load(self, block: int, blob_id: bytes) -> Base | None:
+        """The base for a block that is to be stored; None where there is none. Raises storage errors."""
         found = self._taken(block)
+        if blob_id in self._index:
+            return None  # as a patch that lost its base: another patch would not be preferred to it
         try:
             if found is not None:
                 content = self._reader.decode_stored(found.wanted, found.stored)

@@ -46,10 +46,17 @@ class Claims:
         with self._lock:
             if blob_id in self._claimed:
                 return Outcome.PENDING
-            if blob_id in self._index:
+            if self._is_whole(blob_id):
                 return Outcome.KNOWN
             self._claimed.add(blob_id)
             return Outcome.NEW
+
+    def _is_whole(self, blob_id: bytes) -> bool:
+        """Whether the index has it, and its base when it is a patch: a repair may have taken that away."""
+        if blob_id not in self._index:
+            return False
+        location = self._index.find(blob_id)
+        return location is not None and (not location.base_id or location.base_id in self._index)
 
     def release(self, blob_ids: Iterable[bytes]) -> None:
         """They are in the index now. MUST be called after they were added there."""
@@ -129,7 +136,7 @@ class EncodeStage:
             self._bases.pass_over(read.block)
 
     def _stored(self, block: int, blob_id: bytes, content: bytearray | bytes) -> EncodedBlob:
-        base = None if self._bases is None else self._bases.load(block)
+        base = None if self._bases is None else self._bases.load(block, blob_id)
         blob = None
         if base is not None:
             blob = self._codec.encode_patch(
