@@ -116,15 +116,6 @@ class _Plan:
         )
 
 
-def _keep_bases(segment: PackSegment, live: Needed) -> None:
-    """What stays in the index can be found there by a writer, needed or not: a patch must not lose its
-    base before it goes itself.
-    """
-    for entry in segment.entries:
-        if entry.base_id:
-            live.add(entry.base_id)
-
-
 class _Batch:
     """Gathers segments into objects of a good size."""
 

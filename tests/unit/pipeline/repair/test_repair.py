@@ -49,8 +49,9 @@ def test_a_flipped_bit_is_mended_from_the_copy(pair: Pair, kind: BlobKind) -> No
     pair.damage_blob(kind, random.Random(3))
     assert pair.source.problems()
     report = repair(pair.source.repository, [copy_of(pair)])
-    assert len(report.damage) == 1
-    assert report.repaired_from == {"offsite": 1}
+    # One, and patches that build on it.
+    assert report.damage
+    assert set(report.repaired_from) == {"offsite"}
     assert report.lost == ()
     assert pair.source.problems() == ()
     assert pair.is_whole()
@@ -152,7 +153,8 @@ def test_the_original_mends_its_copy() -> None:
     turned.points = [(c, i) for c, (_, i) in zip(pair.copies, pair.points, strict=True)]
     turned.damage_blob(BlobKind.BLOCK, random.Random(1))
     report = repair(turned.source.repository, [PointSource("main", pair.source.repository)])
-    assert report.repaired_from == {"main": 1}
+    # One, and patches that build on it.
+    assert set(report.repaired_from) == {"main"}
     assert turned.is_whole()
 
 
