@@ -66,11 +66,7 @@ def format_epoch(
 ) -> bytes:
     """Bytes of the epoch object that follows on the newest one of `keyring`."""
     boxes = b"".join(
-        EPOCH_BOX.pack(
-            recipient.key_id,
-            recipient.public_key,
-            SealedBox(PublicKey(recipient.public_key)).encrypt(secret),
-        )
+        EPOCH_BOX.pack(recipient.key_id, recipient.public_key, _sealed_to(recipient, secret))
         for recipient in recipients
     )
     head = EPOCH_HEAD.pack(
@@ -193,6 +189,15 @@ def epoch_problems(storage: Storage, keyring: Keyring) -> tuple[str, ...]:
         except (IntegrityError, UnsupportedFormatError) as error:
             problems.append(str(error))
     return tuple(problems)
+
+
+def _sealed_to(recipient: Recipient, secret: bytes) -> bytes:
+    try:
+        return SealedBox(PublicKey(recipient.public_key)).encrypt(secret)
+    except CryptoError as error:  # a point that nothing can be sealed to
+        raise IntegrityError(
+            f"{layout.key_name(recipient.key_id)} has a public key that is none; revoke it"
+        ) from error
 
 
 def _proof(keyring: Keyring, before: bytes, secret: bytes, proven: bytes) -> bytes:

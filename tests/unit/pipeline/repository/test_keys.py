@@ -256,6 +256,12 @@ def test_a_planted_epoch_is_refused(
         Repository.open_with_key(storage, bench.repository.key_material, expected_id=None, clock=clock)
 
 
+def test_a_public_key_that_is_none_is_named(bench: Workbench) -> None:
+    nobody = Recipient(key_id=bytes(16), public_key=bytes(32))
+    with pytest.raises(IntegrityError, match=f"keys/{'0' * 32} has a public key that is none"):
+        format_epoch(bench.repository.keyring, 2, bytes(32), 1, [nobody])
+
+
 def test_he_adds_himself_to_no_epoch(bench: Workbench, storage: MemoryStorage) -> None:
     """Who knows the master key and epoch 1 can sign and could list himself among the boxes of epoch 2."""
     knows_epoch_1 = bench.repository.keyring
