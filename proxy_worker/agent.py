@@ -35,6 +35,7 @@ from pipeline.repository.immutability import (
 )
 from pipeline.storage import Storage, open_storage
 from pipeline.storage.s3_recovery import recover_versions
+from proxy_worker.agent_extents import ExtentCalls
 from proxy_worker.agent_keys import WRITING, KeyCalls, new_password, refuse_forgotten_epochs
 from proxy_worker.cache_argument import cache_dir_of
 from proxy_worker.contracts.agent import WRONG_KEY, decode_restore_point, encode_restore_point
@@ -75,6 +76,7 @@ class Agent:
             "immutable": self._immutable,
             "recover": self._recover,
             "rebuild_index": self._rebuild_index,
+            **ExtentCalls(_storage_secrets).calls(),
         }
 
     def answer(self, request: Any) -> dict[str, Any]:

@@ -113,6 +113,22 @@ class NewRepositoryKey(RepositoryKey):
     secret: str | None
 
 
+class Extent(Answer):
+    name: str
+    location: str
+    state: Literal["active", "sealed", "maintenance"]
+    problem: str
+    """Why it cannot be opened."""
+    free_bytes: int | None
+    total_bytes: int | None
+    packs: int | None
+    pack_bytes: int | None
+
+
+class Extents(Answer):
+    extents: list[Extent]
+
+
 class KeyEpoch(Answer):
     key_epoch: int
 

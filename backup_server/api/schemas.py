@@ -119,6 +119,18 @@ class RepairBody(Body):
     dry_run: bool = False
 
 
+class ExtentBody(Body):
+    name: Name
+    location: str = Field(
+        min_length=1, description="Directory or bucket, as server and proxies see it."
+    )
+    first_name: Name = "first"
+
+
+class ExtentChanges(Body):
+    state: Literal["active", "sealed", "maintenance"]
+
+
 class NothingBody(Body):
     """An empty object, or no body at all."""
 

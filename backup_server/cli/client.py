@@ -118,8 +118,8 @@ class ApiClient:
     def patch(self, path: str, body: dict[str, Any], *, slow: bool = False) -> Any:
         return self._call("PATCH", path, body=body, slow=slow)
 
-    def delete(self, path: str) -> Any:
-        return self._call("DELETE", path, slow=True)
+    def delete(self, path: str, **query: Any) -> Any:
+        return self._call("DELETE", path, query=query, slow=True)
 
     def items(self, path: str, *, limit: int | None = None, **query: Any) -> Iterator[dict[str, Any]]:
         """All items of a list, over its pages, at most `limit`."""

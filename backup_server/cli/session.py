@@ -28,7 +28,8 @@ def list_(
     job: Annotated[str | None, typer.Option("--job", help="Only those of this job.")] = None,
     state: Annotated[str | None, typer.Option("--state", help="queued, running or finished.")] = None,
     kind: Annotated[
-        str | None, typer.Option("--kind", help="backup, restore, repository-check, prune or rescan.")
+        str | None,
+        typer.Option("--kind", help="backup, restore, repository-check, prune, rescan or evacuation."),
     ] = None,
     limit: Annotated[int, typer.Option("--limit", min=1, help="How many, newest first.")] = 20,
 ) -> None:

@@ -72,6 +72,7 @@ class SessionKind(StrEnum):
     PRUNE = "prune"
     REPAIR = "repair"
     RESCAN = "rescan"
+    EVACUATION = "evacuation"
 
 
 ARROWS: Final[dict[type[StrEnum], dict[str, frozenset[str]]]] = {

@@ -50,7 +50,11 @@ _FLOWS: Final[dict[str, Any]] = {
     SessionKind.RESTORE.value: restore_flow,
     SessionKind.COPY.value: copy_flow,
 }
-_WITHOUT_VMS: Final = (SessionKind.CHECK.value, SessionKind.RESCAN.value)
+_WITHOUT_VMS: Final = (
+    SessionKind.CHECK.value,
+    SessionKind.RESCAN.value,
+    SessionKind.EVACUATION.value,
+)
 _ALONE: Final = (SessionKind.PRUNE.value, SessionKind.REPAIR.value)
 _ACTIVE: Final = (VmState.PREPARING, VmState.RUNNING, VmState.FINISHING)
 _LOOK_AHEAD: Final = 200

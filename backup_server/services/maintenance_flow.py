@@ -9,12 +9,13 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session as DbSession
 
 from backup_server.db.states import Result, SessionKind, SessionState, TaskState, change_state
-from backup_server.db.tables import Session, Task
-from backup_server.errors import VmhaulError
+from backup_server.db.tables import Repository, Session, Task
+from backup_server.errors import ConflictError, VmhaulError
 from backup_server.services import (
     catalogue,
     damage,
     events,
+    extents,
     repairs,
     repositories,
     restore_points,
@@ -77,7 +78,15 @@ def _mark_damaged(s: DbSession, session: Session, lost: list[dict[str, Any]], no
 
 
 def _carry_out(ctx: Context, session: Session, repository_id: str) -> dict[str, Any]:
+    with ctx.db.read() as s:
+        away = extents.offline(s.get_one(Repository, repository_id))
     match session.kind:
+        case SessionKind.PRUNE.value | SessionKind.REPAIR.value if away:
+            # What is away must not be taken for what nobody needs, nor for what is lost.
+            raise ConflictError(
+                f"{session.kind} not begun: extent {', '.join(away)} is in maintenance; activate it (or "
+                "remove it with --lost), and begin again"
+            )
         case SessionKind.CHECK.value:
             with ctx.agents.dedicated(repository_id) as agent:
                 return agent.check(
@@ -91,6 +100,8 @@ def _carry_out(ctx: Context, session: Session, repository_id: str) -> dict[str, 
             restore_points.forget_marked(ctx, repository_id)
             with ctx.agents.dedicated(repository_id) as agent:
                 report = agent.prune(_needed_work(ctx, repository_id), ctx.settings.prune_min_age_s)
+        case SessionKind.EVACUATION.value:
+            report = extents.run_evacuation(ctx, session, repository_id)
         case _:
             report = catalogue.rebuild(ctx, repository_id)
     repositories.refresh_space(ctx, repository_id)

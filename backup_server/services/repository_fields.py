@@ -7,12 +7,13 @@ from typing import Any, Final
 
 DEFAULT_BLOCK_BYTES: Final = 1 << 20
 BUCKETS: Final = ("s3://", "az://", "gs://")
+SCALE_OUT: Final = "scale-out:"
 BLOCK_SIZES_BYTES: Final = (256 << 10, 512 << 10, 1 << 20, 4 << 20)
 """The format allows every power of two; these are those that are measured and tested end to end."""
 
 
 def check_location(value: Any) -> str:
-    if not isinstance(value, str) or not value.startswith(("/", *BUCKETS)):
+    if not isinstance(value, str) or not value.startswith(("/", SCALE_OUT, *BUCKETS)):
         raise ValueError(
             "must be an absolute path of a directory, as server and proxies see it, or the URL of a bucket "
             f"({', '.join(BUCKETS)})"

@@ -215,17 +215,23 @@ def level(view: ScaleOutStorage, target: Storage) -> None:
 
 
 def activate(location: str, name: str, open_one: OpenOne) -> str:
-    """The location with the extent active again, after it was made level with those that stayed."""
+    """The location with the extent active again, after what it missed was brought over. Of one that was in
+    maintenance, what the others deleted meanwhile is deleted too.
+    """
     configs = parse_location(location)
     others = [config for config in configs if config.name != name]
     [config] = [config for config in configs if config.name == name]
     active = ExtentConfig(name=config.name, location=config.location)
-    if any(other.state is not ExtentState.MAINTENANCE for other in others):
+    if config.state is not ExtentState.MAINTENANCE:
+        view = open_scale_out(location, open_one)
+        target = _extent(view, name).storage
+        for small in sorted(view.small_names()):
+            copy_small(view, target, small)
+    elif any(other.state is not ExtentState.MAINTENANCE for other in others):
         view = open_scale_out(format_location(others), open_one)
-        target = open_scale_out(format_location([active]), open_one)
-        if _read_mark(view.extents[0].storage) is not None:
-            _check_marks([*view.extents, *target.extents], create=False)
-        level(view, target.extents[0].storage)
+        [back] = open_scale_out(format_location([active]), open_one).extents
+        _check_marks([*view.extents, back], create=False)
+        level(view, back.storage)
     return format_location(active if config.name == name else config for config in configs)
 
 

@@ -31,6 +31,12 @@ Calls and their args / ok:
 | facts | | packs, stored_bytes (of all packs), features: [str], key_epoch, keys (how many open it), aead |
 
 | immutable | ids | until_s: {id: Unix time, 0 where it is not} |
+| extent_list | location, storage_secrets?, first_name? | extents: [{name, location, state, problem, free_bytes, total_bytes, packs, pack_bytes}] |
+| extent_add | location, extent, place, first_name, storage_secrets? | extents: [{name, location, state}], as they are afterwards |
+| extent_level | location, storage_secrets? | |
+| extent_activate | location, extent, storage_secrets? | extents |
+| extent_evacuate | location, extent, storage_secrets? | moved_packs, moved_bytes, kept_packs |
+| extent_remove | location, extent, lost: bool, storage_secrets? | extents |
 | recover | location, password, storage_secrets?, as_of_s | uncovered, set_aside, rebuilt_packs: int, lost: [str] |
 
 Wherever a repository is opened, `password` may also be a recovery key or the text of a key file. `least_epoch` of

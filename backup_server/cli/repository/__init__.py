@@ -8,6 +8,7 @@ from backup_server.cli.door import noun
 from backup_server.cli.repository import (
     add,
     edit,
+    extent,
     key,
     maintenance,
     rebuild_index,
@@ -23,5 +24,6 @@ edit.register(app)
 maintenance.register(app)
 repair.register(app)
 key.register(app)
+extent.register(app)
 recover.register(app)
 rebuild_index.register(app)

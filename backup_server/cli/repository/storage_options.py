@@ -85,7 +85,8 @@ def storage_secrets(
 
 
 def is_bucket(location: str) -> bool:
-    return location.startswith(("s3://", "az://", "gs://"))
+    """Whether a location is more than a path of this shell's machine."""
+    return location.startswith(("s3://", "az://", "gs://", "scale-out:"))
 
 
 def _secret_access_key(file: Path | None) -> str:
