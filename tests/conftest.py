@@ -6,11 +6,16 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from backup_server.db.engine import create_engine
 from backup_server.db.migrate import upgrade
 from tests.support.object_servers import ObjectServer, RgwCluster, start_moto
 from tests.support.postgres import create_database, drop_database, postgres_server
+
+# How long an example takes depends on what else the machine does; pytest's own time-out ends what hangs.
+settings.register_profile("vmhaul", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("vmhaul")
 
 DATABASES = ["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)]
 TEMPLATE = "vmhaul_template"

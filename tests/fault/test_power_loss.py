@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import PipelineError, RepositoryNotFoundError
+from pipeline.errors import PipelineError, RepositoryNotFoundError, TransientPipelineError
 from pipeline.model import RestorePoint
 from pipeline.mover import MoverOptions
-from pipeline.repository import Repository
+from pipeline.repository import Repository, index_loader
 from pipeline.storage import local
 from pipeline.testing.builders import (
     BLOCK_SIZE_BYTES,
@@ -180,6 +180,69 @@ def test_a_driver_that_does_not_sync_is_caught(
     """What is tested above can fail: without one kind of sync there are losses that harm."""
     history = recorded(tmp_path, Recorder(forget_syncs_of=forgotten), monkeypatch)
     assert any(wrong_with(history, calls, objects) for calls, objects in states(history, seed=1))
+
+
+def test_a_lost_or_mixed_up_index_cache_costs_time_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the cache's files any may be gone, short, empty of content, or of an earlier time."""
+    for limit in ("BULK_BYTES", "RUN_RECORDS", "RECENT_PLACES", "RECENT_OBJECTS"):
+        monkeypatch.setattr(index_loader, limit, 10)  # else so small an index stays in memory
+    clock = ManualClock()
+    storage = MemoryStorage(clock)
+    bench = Workbench(storage, clock)
+    images = [image_of(number) for number in (1, 2, 3)]
+    cache = tmp_path / "cache"
+    times: list[dict[str, bytes]] = []
+    points = []
+    for image in images:
+        cached = with_cache(bench, cache)
+        points.append(
+            cached.commit(restore_point(disk_point(cached.backup(image).map_root, len(image))))
+        )
+        clock.now_s += 100
+        cached.repository.prune(keep_work_ids=(), min_age_s=50)
+        times.append({path.name: path.read_bytes() for path in (cache / bench.repository.id).iterdir()})
+    names = sorted({name for files in times for name in files})
+    assert len(names) > 3
+    rng = random.Random(4)
+    for number in range(60):
+        place = tmp_path / f"cache-{number}" / bench.repository.id
+        place.mkdir(parents=True)
+        for name in names:
+            data = rng.choice([files.get(name) for files in times] + [times[-1].get(name)] * 3)
+            match rng.randrange(8):
+                case 0:
+                    data = None
+                case 1 if data is not None:
+                    data = data[: rng.randrange(len(data) + 1)]
+                case 2 if data is not None:
+                    data = bytes(len(data))
+            if data is not None:
+                (place / name).write_bytes(data)
+        for point, image in zip(points, images, strict=True):
+            assert restored_with(bench, place.parent, point) == image
+
+
+def with_cache(bench: Workbench, cache: Path) -> Workbench:
+    repository = Repository.open_with_key(
+        bench.storage,
+        bench.repository.key_material,
+        expected_id=None,
+        clock=bench.clock,
+        cache_dir=cache,
+    )
+    return Workbench(bench.storage, bench.clock, repository=repository)
+
+
+def restored_with(bench: Workbench, cache: Path, point: RestorePoint) -> bytearray:
+    """A damaged cache is discarded by whoever met it, who is to try again once."""
+    for attempt in (1, 2):
+        try:
+            return with_cache(bench, cache).restored(point.disks[0].map_root, CAPACITY_BYTES)
+        except TransientPipelineError:
+            assert attempt == 1, "the cache was damaged still"
+    raise AssertionError("unreachable: the second attempt raises or returns")
 
 
 def test_a_directory_that_another_made_is_durable_before_what_is_put_into_it(

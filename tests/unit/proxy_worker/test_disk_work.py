@@ -415,7 +415,7 @@ def test_an_attempt_that_lost_its_lease_cannot_publish_the_half_of_the_next_one(
     bench.reports = OfFirst()
     thread = threading.Thread(target=lost)
     thread.start()
-    assert begun.wait(5), failures
+    assert begun.wait(60), failures
     bench.reports = OfSecond()
     bench.run(replace(first, attempt=Attempt(2)))
     assert halfway.is_set()
