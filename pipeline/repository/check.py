@@ -274,12 +274,9 @@ class Checker:
     def _sampled(self, pack_ids: list[bytes]) -> list[bytes]:
         if self._sample_share >= 1:
             return pack_ids
+        if self._sample_start is not None:
+            return window_of(pack_ids, self._sample_start, self._sample_share)
         count = min(len(pack_ids), max(1, round(len(pack_ids) * self._sample_share)))
-        if self._sample_start is not None and pack_ids:
-            # Ids are random, so a run of them is as good a sample as any.
-            ordered = sorted(pack_ids)
-            first = int(self._sample_start * len(ordered)) % len(ordered)
-            return [*ordered[first:], *ordered[:first]][:count]
         return random.SystemRandom().sample(pack_ids, count)
 
     def _read_packs(self, chosen: set[bytes], total_bytes: int, damaged: dict[str, str]) -> None:
@@ -508,6 +505,19 @@ class Checker:
     def _stop_if_cancelled(self) -> None:
         if self._cancel is not None and self._cancel.is_set():
             raise CancelledError(f"check of {self._storage.location} was cancelled")
+
+
+def window_of(pack_ids: list[bytes], start: float, share: float) -> list[bytes]:
+    """The packs whose ids lie in one share of all ids, from `start` (0 to 1) on and round the end.
+
+    Pack ids are random, so the window is a sample like any other; windows that follow each other read
+    every pack once, however many packs are added or removed meanwhile.
+    """
+    return [
+        pack_id
+        for pack_id in pack_ids
+        if (int.from_bytes(pack_id[:8], "big") / (1 << 64) - start) % 1.0 < share
+    ]
 
 
 def confidence_of(read_packs: int, packs: int) -> str:
