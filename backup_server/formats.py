@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Any, Final
 
 _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 _MINUTE_S: Final = 60
 _HOUR_S: Final = 3600
 _DAY_S: Final = 86_400
+NO_LIMIT_BYTES: Final = 1 << 60
+"""So much free space says storage that has no limit of its own."""
 
 
 def size(count_bytes: float | None) -> str:
@@ -65,3 +68,10 @@ def span(start: str | None, end: str | None) -> timedelta | None:
 
 def plural(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def retention(rule: Mapping[str, Any]) -> str:
+    """As in "14 days, 4 weekly, 12 monthly" or "last 7"."""
+    parts = [f"{rule['days']} days" if rule.get("days") else f"last {rule.get('keep')}"]
+    periods = ("weekly", "monthly", "yearly")
+    return ", ".join(parts + [f"{rule[name]} {name}" for name in periods if rule.get(name)])

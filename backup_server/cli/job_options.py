@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from backup_server import formats
 from backup_server.cli.exits import CliError, Exit
 
 
@@ -346,11 +347,7 @@ def describe_schedule(value: dict[str, Any] | None) -> str:
 
 
 def describe_retention(value: dict[str, Any] | None) -> str:
-    if not value:
-        return "-"
-    parts = [f"{value['days']} days" if value.get("days") else f"last {value.get('keep')}"]
-    parts += [f"{value[name]} {name}" for name in _PERIODS if value.get(name)]
-    return ", ".join(parts)
+    return formats.retention(value) if value else "-"
 
 
 def describe_selectors(selectors: Sequence[dict[str, Any]]) -> str:

@@ -43,6 +43,7 @@ class Pages:
             "rate": formats.rate,
             "duration": formats.duration,
             "percent": percent,
+            "retention": formats.retention,
         }
         self._templates.globals |= {"ratio": formats.ratio, "plural": formats.plural}
 

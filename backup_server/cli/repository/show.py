@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 import typer
 
@@ -11,9 +11,6 @@ from backup_server.cli import output
 from backup_server.cli.client import part
 from backup_server.cli.door import Door, with_door
 from backup_server.cli.repository.common import NameArgument
-
-NO_LIMIT_BYTES: Final = 1 << 60
-"""So much says storage that has no limit of its own."""
 
 
 def register(app: typer.Typer) -> None:
@@ -54,7 +51,7 @@ def reduction(repository: dict[str, Any]) -> str:
 
 def free(repository: dict[str, Any]) -> str:
     free_bytes = repository.get("free_bytes")
-    return "no limit" if (free_bytes or 0) >= NO_LIMIT_BYTES else formats.size(free_bytes)
+    return "no limit" if (free_bytes or 0) >= formats.NO_LIMIT_BYTES else formats.size(free_bytes)
 
 
 def print_repository(door: Door, repository: dict[str, Any]) -> None:
@@ -79,7 +76,10 @@ def print_repository(door: Door, repository: dict[str, Any]) -> None:
                 f"{formats.size(repository.get('stored_bytes'))} in {repository.get('packs') or 0} packs",
             ),
             ("reduction", reduction(repository)),
-            ("volume", "no limit" if total_bytes >= NO_LIMIT_BYTES else formats.size(total_bytes)),
+            (
+                "volume",
+                "no limit" if total_bytes >= formats.NO_LIMIT_BYTES else formats.size(total_bytes),
+            ),
             ("free", free(repository)),
             ("as of", formats.moment(repository.get("space_at"))),
             ("immutable", f"for {days} days" if days else "no"),

@@ -7,6 +7,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.routing import Route
 
+from backup_server import formats
 from backup_server.services import proxies, repositories
 from backup_server.web.pages import page, pages_of
 
@@ -24,4 +25,5 @@ def list_proxies(request: Request) -> dict[str, Any]:
 
 
 def list_repositories(request: Request) -> dict[str, Any]:
-    return {"repositories": repositories.list_all(pages_of(request).ctx)}
+    found = repositories.list_all(pages_of(request).ctx)
+    return {"repositories": found, "no_limit_bytes": formats.NO_LIMIT_BYTES}

@@ -15,7 +15,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 from backup_server.db.states import Result, SessionState, change_state
 from backup_server.db.tables import Event, Session, Task
 from backup_server.main import create_app
-from backup_server.services import sessions
+from backup_server.services import jobs, sessions
 from backup_server.services.context import Context
 from tests.support.history import RUNNING, Clock, make_context, seed
 from transports.vsphere.model import Secret
@@ -97,6 +97,17 @@ def test_every_page_without_a_complaint(page: Page, url: str) -> None:
     expect(page.get_by_text("vmhaul restore vm")).to_be_visible()
 
 
+def test_another_retention_is_shown_and_nothing_changed(page: Page, url: str, ctx: Context) -> None:
+    page.goto(f"{url}/jobs/job-1/retention")
+    expect(page.get_by_text("The job's own rule")).to_be_visible()
+    page.get_by_label("weekly").fill("5")
+    page.get_by_role("button", name="Show what it would do").click()
+    expect(page.get_by_text("nothing is changed")).to_be_visible()
+    expect(page.get_by_text("--weekly 5")).to_be_visible()
+    expect(page.get_by_text("weekly 20", exact=False).first).to_be_visible()
+    assert "weekly" not in jobs.get(ctx, "job-1")["retention"]
+
+
 def test_times_are_the_reader_s(page: Page, url: str) -> None:
     page.goto(f"{url}/sessions/{RUNNING}")
     expect(page.locator(".events time").first).to_have_text("03:30:00")
@@ -141,6 +152,13 @@ def test_cancelling_asks_first(page: Page, url: str, ctx: Context) -> None:
 
 def test_a_page_fits_a_narrow_window(page: Page, url: str) -> None:
     page.set_viewport_size({"width": 390, "height": 800})
-    for path in ("/", f"/sessions/{RUNNING}", "/jobs"):
+    for path in (
+        "/",
+        f"/sessions/{RUNNING}",
+        "/jobs",
+        "/jobs/job-1/retention",
+        "/repositories",
+        "/restore-points",
+    ):
         page.goto(url + path)
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
