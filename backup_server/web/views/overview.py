@@ -59,6 +59,8 @@ def warnings(
         if last.get("result") == "failed":
             texts.append(f"Job {job['name']} failed: {last.get('reason') or 'see its last session'}.")
     for repository in found_repositories:
+        if (repository["last_check"] or {}).get("result") == "failed":
+            texts.append(f"The last check of repository {repository['name']} failed: see its session.")
         free, total = repository["free_bytes"], repository["total_bytes"]
         if free is not None and total and free < total * LOW_SPACE_SHARE:
             texts.append(f"Repository {repository['name']} is nearly full.")
