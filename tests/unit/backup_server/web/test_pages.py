@@ -198,11 +198,20 @@ def test_warnings_name_what_needs_a_look() -> None:
     found = warnings(
         [{"name": "nightly", "last_session": {"result": "failed", "reason": "no VM was found."}}],
         [{"name": "default", "enabled": True, "state": "offline"}],
-        [{"name": "main", "free_bytes": 1, "total_bytes": 100}],
+        [
+            {
+                "name": "main",
+                "free_bytes": 1,
+                "total_bytes": 100,
+                "last_check": {"result": "failed"},
+            },
+            {"name": "new", "free_bytes": None, "total_bytes": None, "last_check": None},
+        ],
     )
     assert found == [
         "Proxy default does not answer.",
         "No proxy is online: tasks wait until one is.",
         "Job nightly failed: no VM was found.",
+        "The last check of repository main failed: see its session.",
         "Repository main is nearly full.",
     ]
