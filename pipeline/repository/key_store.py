@@ -273,6 +273,9 @@ class KeyStore:
         """Bring the key objects of version 1 that `unlock` opens to version 2; the id of the one that it opens
         then, None when there was nothing to do.
         """
+        there = _key_objects(self._storage)
+        if all(isinstance(key, _Unreadable) or key.version == KEY_VERSION for key in there):
+            return None  # without the time that trying a password takes
         opened = self.opened_by(unlock)
         old = [key for key in opened if key.version != KEY_VERSION]
         if not old:
