@@ -68,7 +68,9 @@ class PartUploads:
             answer = self._client.create_multipart_upload(**self._key(name), Metadata={MARK: mark})
         return str(answer["UploadId"])
 
-    def send(self, name: str, upload_id: str, number: int, data: bytes, repeat: Repeat) -> Future[str]:
+    def send(
+        self, name: str, upload_id: str, number: int, data: bytearray, repeat: Repeat
+    ) -> Future[str]:
         """Send one part beside the caller's work; the result is its ETag. Waits while too many are
         under way, so that memory is bounded.
         """
@@ -81,7 +83,7 @@ class PartUploads:
         future.add_done_callback(lambda _: self._free.release())
         return future
 
-    def _send(self, name: str, upload_id: str, number: int, data: bytes) -> str:
+    def _send(self, name: str, upload_id: str, number: int, data: bytearray) -> str:
         digest = hashlib.md5(data, usedforsecurity=False).digest()
         with self.translated(f"writing {name}"):
             answer = self._client.upload_part(
@@ -186,13 +188,17 @@ class PartWriter:
 
     def write(self, parts: Sequence[Buffer]) -> None:
         for part in parts:
-            self._data += part
-            if len(self._data) > PART_BYTES:
-                self._send_whole_parts()
+            rest = memoryview(part)
+            while rest:
+                if len(self._data) == PART_BYTES:
+                    self._send_part()
+                taken = min(len(rest), PART_BYTES - len(self._data))
+                self._data += rest[:taken]
+                rest = rest[taken:]
 
     def commit(self) -> None:
         if self._upload_id:
-            self._send(bytes(self._data))
+            self._send_part()
             tags = [part.result() for part in self._parts]
             upload_id = self._upload_id
             self._repeat(lambda: self._uploads().complete(self._name, upload_id, tags, self._mark))
@@ -214,20 +220,13 @@ class PartWriter:
                 part.exception()
         self._uploads().abort(self._name, upload_id)
 
-    def _send_whole_parts(self) -> None:
+    def _send_part(self) -> None:
         for part in self._parts:
             if part.done():
                 part.result()  # what failed is told at once, not after the last byte
-        view = memoryview(self._data)
-        whole = (len(view) - 1) // PART_BYTES * PART_BYTES  # the last part is never empty
-        for at in range(0, whole, PART_BYTES):
-            self._send(bytes(view[at : at + PART_BYTES]))
-        view.release()
-        del self._data[:whole]
-
-    def _send(self, data: bytes) -> None:
         if not self._upload_id:
             self._upload_id = self._repeat(lambda: self._uploads().begin(self._name, self._mark))
+        data, self._data = self._data, bytearray()  # handed over as it is: no copy, no second buffer
         number = len(self._parts) + 1
         self._parts.append(
             self._uploads().send(self._name, self._upload_id, number, data, self._repeat)
