@@ -47,9 +47,12 @@ def test_a_vm_comes_back_from_the_copy_when_the_repository_is_lost(
     connect(product, site, tmp_path / "repo")
     add_offsite(product, tmp_path / "offsite")
     create_job(product, "nightly", "--vm", "vm01")
+    assert "copy from main" in product.run("job", "show", "second").stdout
+    assert "after each backup" in product.run("job", "list").stdout
     before = hashes(site, "vm01")
     product.backup("nightly")
     wait_for_copies(product, 1)
+    assert "Nothing new to copy" in product.run("job", "plan", "second").stdout
     site.guest_write(site.disk("vm01", 1), 3 * MIB + 512, os.urandom(200_000))
     after = hashes(site, "vm01")
     product.backup("nightly")
