@@ -1,5 +1,5 @@
-"""Two writers, a collector of garbage and a checker at random against a model, each dying now and then,
-while the data key is changed.
+"""Two writers, a collector of garbage, a checker and a copier at random against a model, each dying now and
+then, while the data key is changed.
 
 They are real threads over the product's code, under a scheduler that lets one go on at a time: which one
 is drawn from a seed at every call of the storage and at every wait. A seed gives the same history again.
@@ -21,6 +21,7 @@ from uuid import UUID
 
 import pytest
 
+from pipeline.copy import copy_disk, plan_copy
 from pipeline.errors import NewerEpochError
 from pipeline.model import RestorePoint
 from pipeline.mover import MoverOptions
@@ -154,6 +155,16 @@ class Site:
         self.material = self.founder.key_material
         """What the backup server would hand out now."""
         self.model = Model(self.plainly_opened)
+        self.other_memory = MemoryStorage(self.clock)
+        Repository.create(
+            self.other_memory,
+            PASSWORD,
+            clock=self.clock,
+            block_size_bytes=2 * BLOCK_SIZE_BYTES,
+            kdf_cost=CHEAP_KDF,
+        )
+        self.copies: dict[str, tuple[str, bytes]] = {}
+        """Map root of the copy and image of each point that was copied."""
         self.rounds_left = rounds
         self.crashes = 0
         self.writing = 2
@@ -378,6 +389,55 @@ class Site:
         finally:
             self.in_use.discard(point.id)
 
+    # ---- copier ----------------------------------------------------------------------------------
+
+    def copy(self) -> None:
+        """One point to another repository, which has other keys and larger blocks."""
+        entries = [entry for guest in self.guests for entry in guest.points]
+        free = [(p, image) for p, image in entries if p.id not in self.in_use | self.copies.keys()]
+        if not free:
+            return
+        point, image = self.rng.choice(free)
+        self.in_use.add(point.id)
+        try:
+            while point.id not in self.copies:
+                try:
+                    self.copies[point.id] = (self.copied(point), image)
+                except Crash:
+                    self.crashes += 1
+                except NewerEpochError:
+                    self.outdated += 1
+        finally:
+            self.in_use.discard(point.id)
+
+    def copied(self, point: RestorePoint) -> str:
+        source = self.newborn("copier")
+        storage = source.storage
+        assert isinstance(storage, SharedStorage)
+        shared = SharedStorage(
+            self.other_memory, self.scheduler, storage.process, self.trace, lambda *_: None
+        )
+        target = Repository.open_with_password(shared, PASSWORD, clock=self.clock)
+        disk = point.disks[0]
+        plan = plan_copy(
+            source=source.repository,
+            target_block_size_bytes=target.block_size_bytes,
+            map_root=disk.map_root,
+            capacity_bytes=disk.capacity_bytes,
+        )
+        return copy_disk(
+            source=source.repository,
+            target=target,
+            plan=plan,
+            map_root=disk.map_root,
+            compression="fast",
+            work_id=f"copy-{point.id}",
+            cancel=self.scheduler.threading.Event(),  # type: ignore[arg-type]
+            progress=lambda _progress: None,
+            clock=self.clock,
+            options=MoverOptions(workers=1, verify_every=0),
+        ).map_root
+
     # ---- the whole -------------------------------------------------------------------------------
 
     def run(self) -> None:
@@ -386,6 +446,7 @@ class Site:
             spawn(lambda guest=guest: self.write(guest), f"writer{guest.number}", "writer")
         spawn(lambda: self.while_they_write(self.collect), "collector", "collector")
         spawn(lambda: self.while_they_write(self.look), "checker", "checker")
+        spawn(lambda: self.while_they_write(self.copy), "copier", "copier")
         self.scheduler.run()
 
 
@@ -409,6 +470,14 @@ def verify(site: Site) -> None:
     for point_id, image in expected.items():
         disk = survivor.repository.point(point_id).disks[0]
         assert survivor.restored(disk.map_root, disk.capacity_bytes) == image
+    other = Workbench(
+        site.other_memory,
+        site.clock,
+        repository=Repository.open_with_password(site.other_memory, PASSWORD, clock=site.clock),
+    )
+    assert other.problems() == ()
+    for map_root, image in site.copies.values():
+        assert other.restored(map_root, len(image)) == image
     for _ in range(3):
         site.clock.now_s += 2 * MIN_AGE_S
         survivor.repository.prune(keep_work_ids=(), min_age_s=MIN_AGE_S)
@@ -431,7 +500,7 @@ def test_whatever_comes_between_every_committed_point_restores(
     verify(site)
     print(
         f"{site.backups} backups, {site.collections} collections, {site.checks} checks, "
-        f"{site.restores} restores, {site.crashes} crashes, {site.key_epoch} keys, {site.outdated} outdated, {site.model.deleted_packs} packs deleted, "
+        f"{site.restores} restores, {len(site.copies)} copies, {site.crashes} crashes, {site.key_epoch} keys, {site.outdated} outdated, {site.model.deleted_packs} packs deleted, "
         f"{len(site.trace)} storage calls, {site.scheduler.switches} switches"
     )
     assert site.backups

@@ -12,6 +12,7 @@ import random
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from types import ModuleType, TracebackType
 from typing import Any, Self
@@ -100,7 +101,10 @@ class Scheduler:
     def installed(self, prefix: str) -> Iterator[None]:
         """Modules of a package take their threads from here meanwhile."""
         replaced: list[tuple[ModuleType, str, Any]] = []
-        stand_ins: dict[int, Any] = {id(threading): self.threading}
+        stand_ins: dict[int, Any] = {
+            id(threading): self.threading,
+            id(ThreadPoolExecutor): InlineExecutor,
+        }
         for name, module in sorted(sys.modules.items()):
             if name != prefix and not name.startswith(prefix + "."):
                 continue
@@ -183,6 +187,21 @@ class Scheduler:
             chosen.waits_for, chosen.timed_out = None, True
             return chosen
         return ready[0] if len(ready) == 1 else self.rng.choice(ready)
+
+
+class InlineExecutor(Executor):
+    """Takes the place of a pool of threads: a call is carried out by who submits it."""
+
+    def __init__(self, *_args: Any, **_kwargs: Any) -> None:
+        return
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except BaseException as error:  # noqa: BLE001 - raised again by result()
+            future.set_exception(error)
+        return future
 
 
 class Threading:
