@@ -17,6 +17,8 @@ installed are left out.
 from __future__ import annotations
 
 import argparse
+import importlib
+import importlib.util
 import json
 import os
 import platform
@@ -28,7 +30,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bench.aims import BORG, BORG_FIXED, Aim, aims_of, best_rows, key_of
+from bench.aims import BORG, BORG_FIXED, aims_of, best_rows, key_of
 from bench.database import SCALE, build_database_images, programs
 from bench.images import Images, build_images, changed_extents
 from bench.measure import run
@@ -51,6 +53,9 @@ from bench.tools import (
 RESULTS = Path(__file__).with_name("results.json")
 FIXED_BLOCKS = ["--chunker-params", "fixed,1048576", "--sparse"]
 QUICK_MIB = 512
+QUICK_MILLIONS = 1.0
+INDEX_BENCHES = {"bench.bench_index": 100.0, "bench.bench_scale": 10.0}
+"""Benches of large repositories, and with how many million blobs; each has rows() and aims()."""
 
 
 def measure_os_disk(bench: Bench, rounds: int, peer_rounds: int) -> None:
@@ -123,11 +128,13 @@ def main() -> int:
     rows: list[Row] = []
     try:
         facts["disks"] = measure_all(args, work, rows)
+        index_rows, index_aims = measure_index(work, quick=args.quick)
     finally:
         shutil.rmtree(work)
     facts["load_after"] = [round(load, 1) for load in os.getloadavg()]
     facts["took_s"] = round(time.monotonic() - began_s)
-    report(rows, facts, aims_of(rows), args.results)
+    aims = [asdict(aim) for aim in aims_of(rows)] + index_aims
+    report(rows, index_rows, facts, aims, args.results)
     return 0
 
 
@@ -175,9 +182,31 @@ def describe(bench: Bench) -> dict[str, int]:
     return facts
 
 
-def report(rows: list[Row], facts: dict[str, Any], aims: list[Aim], path: Path) -> None:
+def measure_index(work: Path, *, quick: bool) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Rows and aims of the index, of check and of prune."""
+    rows, aims = [], []
+    for name, millions in INDEX_BENCHES.items():
+        if importlib.util.find_spec(name) is None:
+            continue
+        bench = importlib.import_module(name)
+        print(f"{name}: {QUICK_MILLIONS if quick else millions} million blobs", flush=True)
+        found = bench.rows(QUICK_MILLIONS if quick else millions, work)
+        rows += found
+        aims += bench.aims(found)
+    return rows, aims
+
+
+def report(
+    rows: list[Row],
+    index_rows: list[dict[str, Any]],
+    facts: dict[str, Any],
+    aims: list[dict[str, Any]],
+    path: Path,
+) -> None:
     for aim in aims:
-        print(f"{'holds ' if aim.holds else 'MISSED'} {aim.name}: {aim.value} (aim {aim.aim})")
+        print(
+            f"{'holds ' if aim['holds'] else 'MISSED'} {aim['name']}: {aim['value']} (aim {aim['aim']})"
+        )
     best = best_rows(rows)
     rounds = {key: sum(key_of(row) == key for row in rows) for key in best}
     rounded = [
@@ -187,7 +216,7 @@ def report(rows: list[Row], facts: dict[str, Any], aims: list[Aim], path: Path) 
         }
         for key, row in best.items()
     ]
-    content = {"machine": facts, "rows": rounded, "aims": [asdict(aim) for aim in aims]}
+    content = {"machine": facts, "rows": rounded, "index": index_rows, "aims": aims}
     path.write_text(json.dumps(content, indent=1) + "\n")
 
 

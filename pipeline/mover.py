@@ -1,6 +1,6 @@
 """The data mover: one disk from a transport mode into a repository.
 
-docs/explanation/data-mover.md tells how the stages work together and what was measured.
+docs/explanation/data-mover.md tells how the stages work together.
 """
 
 from __future__ import annotations

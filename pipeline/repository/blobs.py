@@ -33,7 +33,7 @@ from pipeline.repository.sealed import checked_aead, decompressed
 from pipeline.storage.base import Buffer
 
 COMPRESSION_LEVELS: Final = {"none": None, "fast": 1, "balanced": 3, "high": 9}
-"""zstandard's levels; measured ratio and speed are in docs/explanation/data-mover.md."""
+"""zstandard's levels; measured ratio and speed are in docs/explanation/performance.md."""
 WORTH_IT_SHARE: Final = 0.97
 """A block that compresses to more than this is stored as it is: reading it back is then cheaper."""
 
