@@ -245,6 +245,7 @@ class Agent:
             copy["key"],
             expected_id=copy["repository_id"],
             clock=self._clock,
+            cache_dir=self._cache_dir,
         )
         return PointSource(copy["name"], repository)
 
