@@ -195,6 +195,20 @@ def test_the_next_point_relies_on_what_the_one_before_it_is_kept_for(bench: Work
     )
 
 
+def test_prune_beside_kept_packs_deletes_nothing_that_a_point_needs(bench: Workbench) -> None:
+    data = noise(1)
+    point = backed_up(bench, data)
+    bench.backup(noise(2))  # never committed: nobody needs it, and its packs are kept all the same
+    packs = {entry.name for entry in bench.storage.list(layout.PACKS)}
+    bench.repository.prune(keep_work_ids=(), min_age_s=0)
+    report = bench.repository.prune(keep_work_ids=(), min_age_s=0)
+    assert report.removed_packs == 0
+    assert report.retained_packs > 0
+    assert packs <= {entry.name for entry in bench.storage.list(layout.PACKS)}
+    assert bench.restored(point.disks[0].map_root, CAPACITY_BYTES) == data
+    assert bench.problems() == ()
+
+
 def test_after_an_attack_with_the_proxys_keys_everything_comes_back(
     ceph: ObjectServer, bench: Workbench, storage: RetryingObjectStorage
 ) -> None:
