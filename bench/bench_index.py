@@ -113,8 +113,9 @@ def main() -> int:
     if given.step:
         step, blobs, cache = given.step
         found = {"build": step_build, "use": step_use}[step](int(blobs), Path(cache))
-        peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        print(json.dumps({**found, "peak_bytes": peak_kib << 10}))
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        cpu_s = round(used.ru_utime + used.ru_stime, 1)
+        print(json.dumps({**found, "cpu_s": cpu_s, "peak_bytes": used.ru_maxrss << 10}))
         return 0
     found_rows = rows(given.millions, given.directory)
     print(json.dumps({"rows": found_rows, "aims": aims(found_rows)}, indent=1))

@@ -6,6 +6,7 @@ Blob number n of a repository has an id that follows from n, so that who measure
 from __future__ import annotations
 
 import hashlib
+import heapq
 import time
 from collections.abc import Iterator
 
@@ -13,12 +14,13 @@ import numpy as np
 
 from pipeline.crypto.aead import Aead
 from pipeline.crypto.keyring import Keyring
+from pipeline.errors import ObjectNotFoundError
 from pipeline.repository import layout
 from pipeline.repository.format import BLOB_HEADER, INDEX_SEGMENT, PACK_HEADER, SealedKind
 from pipeline.repository.index_build import ENTRY
 from pipeline.repository.sealed import seal
-from pipeline.storage.base import StoredObject
-from pipeline.testing.storage import MemoryStorage
+from pipeline.storage.base import Storage, StoredObject
+from pipeline.testing.storage import MemoryStorage, StorageWrapper
 
 KEYRING = Keyring(bytes(range(32)), bytes(range(16)))
 BLOBS_PER_PACK = 128
@@ -62,16 +64,17 @@ def index_payload(first_pack: int, packs: int) -> bytes:
     return b"".join(parts)
 
 
-class MadeUpStorage(MemoryStorage):
-    """What is stored is in memory; beside it, the packs and index objects of a repository of `blobs`.
+class MadeUpStorage(StorageWrapper):
+    """A repository of `blobs` that nobody stored, beside what `inner` has.
 
-    Index objects that are deleted are gone; packs too, and each deleted one costs some bytes.
+    What is deleted of it is remembered by this object alone.
     """
 
-    def __init__(self, blobs: int) -> None:
-        super().__init__()
+    def __init__(self, blobs: int, inner: Storage | None = None, keyring: Keyring = KEYRING) -> None:
+        super().__init__(inner or MemoryStorage())
         self.packs = -(-blobs // BLOBS_PER_PACK)
         self.blobs = self.packs * BLOBS_PER_PACK
+        self._keyring = keyring
         self._firsts = {
             layout.index_name(pack_id(1 << 40 | first)): first
             for first in range(0, self.packs, PACKS_PER_OBJECT)
@@ -86,33 +89,36 @@ class MadeUpStorage(MemoryStorage):
             return super().read(name)
         began = time.perf_counter()
         payload = index_payload(first, min(PACKS_PER_OBJECT, self.packs - first))
-        data = seal(KEYRING, Aead.AEGIS_256, SealedKind.INDEX, name, payload)
+        data = seal(self._keyring, Aead.AEGIS_256, SealedKind.INDEX, name, payload)
         self.making_s += time.perf_counter() - began
         return data
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
-        made_up = []
+        real = super().list(prefix)
         if prefix == layout.INDEX:
-            made_up = [
-                StoredObject(name=name, size_bytes=PACKS_PER_OBJECT * 6300, modified_at_s=0.0)
-                for name in self._firsts
-                if name not in self._deleted
-            ]
-        elif prefix == layout.PACKS:
-            return self._list_packs()
-        return iter(sorted([*made_up, *super().list(prefix)], key=lambda entry: entry.name))
+            return heapq.merge(self._made_up_index(), real, key=lambda entry: entry.name)
+        if prefix == layout.PACKS:
+            return heapq.merge(self._made_up_packs(), real, key=lambda entry: entry.name)
+        return real
 
-    def _list_packs(self) -> Iterator[StoredObject]:
-        names = sorted(pack_id(number) for number in range(self.packs))
-        for each in names:
+    def _made_up_index(self) -> Iterator[StoredObject]:
+        for name in sorted(self._firsts):
+            if name not in self._deleted:
+                yield StoredObject(name=name, size_bytes=PACKS_PER_OBJECT * 6300, modified_at_s=0.0)
+
+    def _made_up_packs(self) -> Iterator[StoredObject]:
+        for each in sorted(pack_id(number) for number in range(self.packs)):
             name = layout.pack_name(each)
             if name not in self._deleted:
                 yield StoredObject(name=name, size_bytes=PACK_SIZE, modified_at_s=0.0)
-        yield from super().list(layout.PACKS)
 
     def size_bytes(self, name: str) -> int:
-        is_pack = name.startswith(layout.PACKS) and name not in self.objects
-        return PACK_SIZE if is_pack and name not in self._deleted else super().size_bytes(name)
+        try:
+            return super().size_bytes(name)
+        except ObjectNotFoundError:
+            if name.startswith(layout.PACKS) and name not in self._deleted:
+                return PACK_SIZE
+            raise
 
     def delete(self, name: str) -> None:
         if name in self._firsts or name.startswith(layout.PACKS):
