@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Final
 
 from pipeline.crypto.keyring import Keyring
-from pipeline.errors import IntegrityError, ObjectNotFoundError
+from pipeline.errors import IntegrityError, NewerEpochError, ObjectNotFoundError
 from pipeline.repository import layout
+from pipeline.repository.catalogue_cache import CatalogueCache
 from pipeline.repository.points import (
     UNKNOWN_HASH,
     ForgottenPoint,
@@ -66,6 +68,57 @@ class CatalogueLoader:
             # A point was forgotten after its record could have been listed: look again, or whoever
             # follows it would seem to follow nothing.
         return catalogue
+
+    def load_newest_of(self, instance_uuid: str, cache_directory: Path | None) -> Catalogue:
+        """A catalogue that is sure to have the newest point of this VM, and maybe no others. With a cache of
+        this machine only points are read that it does not know, and the newest one itself.
+        """
+        if cache_directory is None:
+            return self.load()
+        cache = CatalogueCache(cache_directory, self._keyring)
+        listed = [entry.name.removeprefix(layout.POINTS) for entry in self._storage.list(layout.POINTS)]
+        forgotten = {
+            entry.name.removeprefix(layout.FORGOTTEN) for entry in self._storage.list(layout.FORGOTTEN)
+        }
+        known = {point_id: cache.points[point_id] for point_id in listed if point_id in cache.points}
+        catalogue = Catalogue()
+        for point_id in listed:
+            if point_id not in known and point_id not in forgotten:
+                stored = self._read_point(point_id, catalogue)
+                if stored is not None:
+                    tag = cache.tag_of(stored.point.vm.instance_uuid)
+                    known[point_id] = (tag, stored.sequence)
+        if known != cache.points:
+            cache.points = known
+            cache.save()
+        wanted = cache.tag_of(instance_uuid)
+        of_vm = [
+            (sequence, point_id)
+            for point_id, (tag, sequence) in known.items()
+            if tag == wanted and point_id not in forgotten
+        ]
+        for sequence, point_id in sorted(of_vm, reverse=True):
+            stored = self._read_point(point_id, catalogue)
+            if stored is None:
+                continue
+            if (stored.point.vm.instance_uuid, stored.sequence) != (instance_uuid, sequence):
+                return self.load()  # the cache is not of these points
+            catalogue.points[stored.point.id] = stored
+            break
+        return catalogue
+
+    def _read_point(self, point_id: str, catalogue: Catalogue) -> StoredPoint | None:
+        """None for one that is gone or damaged."""
+        name = f"{layout.POINTS}{point_id}"
+        try:
+            return parse_point(self._keyring, name, self._storage.read(name))
+        except ObjectNotFoundError:
+            return None
+        except NewerEpochError:
+            raise
+        except IntegrityError as error:
+            catalogue.damaged[name] = str(error)
+            return None
 
     def _load_forgotten(self, catalogue: Catalogue) -> None:
         for entry in self._storage.list(layout.FORGOTTEN):

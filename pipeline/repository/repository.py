@@ -376,10 +376,10 @@ class Repository:
                     f"restore point {point.id} of VM {point.vm.name} was forgotten; take a new backup"
                 )
             if self._is_committed(point):
-                self._keep(point, self._catalogue.load())  # who committed it may have died before
+                self._keep(point, self._newest_of(point))  # who committed it may have died before
                 self._delete_works(point)
                 return False
-            catalogue = self._catalogue.load()
+            catalogue = self._newest_of(point)
             self._verify_reachable(point, catalogue)
             until_s = self._keep_needed(point, catalogue)
             data = format_point(
@@ -585,6 +585,10 @@ class Repository:
                 f"(VM {there.vm.name} of {there.created_at.isoformat()}); choose a new id"
             )
         return True
+
+    def _newest_of(self, point: RestorePoint) -> Catalogue:
+        """A catalogue with the newest point of this VM."""
+        return self._catalogue.load_newest_of(point.vm.instance_uuid, self._cache_directory)
 
     def _verify_reachable(self, point: RestorePoint, catalogue: Catalogue) -> None:
         self._loader.refresh()
