@@ -153,7 +153,7 @@ class PackStage:
         """What other writers have stored meanwhile need not be stored again."""
         if self._clock() - self._refreshed_s >= REFRESH_EVERY_S:
             try:
-                self._loader.refresh()
+                self._loader.follow()
                 self._refreshed_s = self._clock()
             except NewerEpochError:
                 # The data key was changed meanwhile. This task goes on with the one that it began with, and
