@@ -322,6 +322,7 @@ def finish(ctx: Context, vm_id: str) -> None:
         # Forgotten there on purpose, or another point of that id: trying again changes nothing.
         _go_past(ctx, work, str(error), VmState.FINISHING)
         return
+    kept = catalogue.immutable_until(ctx, target_id, [copy.id])
     with ctx.db() as s:
         catalogue.add_point(
             s,
@@ -330,6 +331,7 @@ def finish(ctx: Context, vm_id: str) -> None:
             job_id=work.session.job_id,
             session_id=work.session.id,
             figures={key: _figures(task) for key, task in tasks.items()},
+            immutable_until=kept.get(copy.id),
         )
         steps.remember(s, vm_id, copied=int(work.details.get("copied", 0)) + 1)
     _go_on(ctx, steps.load(ctx, vm_id), VmState.FINISHING)

@@ -1,0 +1,72 @@
+"""Buckets as repositories: their keys, immutability and recovery, through the services."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+import sqlalchemy as sa
+
+from backup_server.db.tables import Base
+from backup_server.errors import ConflictError, InvalidError
+from backup_server.services import repositories, repository_storage, restore_points
+from tests.fakes.server import REPOSITORY_PASSWORD, Rig
+from transports.vsphere.model import Secret
+
+BUCKET = "s3://backups/site"
+KEYS = {"access_key_id": "an-access-key", "secret_access_key": "hush-this-is-secret"}
+
+
+def bucket(rig: Rig) -> None:
+    repositories.add(
+        rig.ctx,
+        name="cloud",
+        location=BUCKET,
+        password=Secret(REPOSITORY_PASSWORD),
+        storage_secrets=KEYS,
+        immutable_days=14,
+    )
+
+
+def test_a_bucket_with_keys_and_immutability(rig: Rig) -> None:
+    bucket(rig)
+    made = rig.repositories.at[BUCKET]
+    assert (made.storage_secrets, made.immutable_days) == (KEYS, 14)
+    shown = repositories.get(rig.ctx, "cloud")
+    assert (shown["storage_secrets"], shown["immutable_days"]) == (True, 14)
+    assert KEYS["secret_access_key"] not in str(shown)
+    with rig.ctx.db.engine.connect() as connection:
+        for table in Base.metadata.sorted_tables:
+            for row in connection.execute(sa.select(table)):
+                assert KEYS["secret_access_key"] not in str(row), table.name
+
+
+def test_keys_are_changed_only_when_they_open_the_bucket(rig: Rig) -> None:
+    bucket(rig)
+    other = {"access_key_id": "another", "secret_access_key": "another secret"}
+    with pytest.raises(ConflictError, match="refuses these keys"):
+        repositories.edit(rig.ctx, "cloud", {"storage_secrets": other})
+    repositories.check(rig.ctx, "cloud")  # the old ones are still there
+    rig.repositories.at[BUCKET].storage_secrets = other
+    repositories.edit(rig.ctx, "cloud", {"storage_secrets": other, "immutable_days": 0})
+    assert repositories.get(rig.ctx, "cloud")["immutable_days"] == 0
+    for wrong in ({"storage_secrets": {"colour": "red"}}, {"immutable_days": -1}):
+        with pytest.raises(InvalidError):
+            repositories.edit(rig.ctx, "cloud", wrong)
+
+
+def test_a_point_says_until_when_it_is_immutable(rig: Rig) -> None:
+    rig.vcenter.add_vm("db01", disks=1)
+    repositories.edit(rig.ctx, "r1", {"immutable_days": 7})
+    rig.job()
+    rig.run()
+    [point] = restore_points.list_all(rig.ctx)["items"]
+    until = rig.clock.now + timedelta(days=7)
+    rig.repository.immutable_until_s[point["id"]] = until.timestamp()
+    done = repository_storage.recover(rig.ctx, "r1", rig.clock.now - timedelta(hours=1))
+    assert (done["uncovered"], done["restore_points"]) == (3, 1)
+    assert rig.repository.recovered_to_s
+    [point] = restore_points.list_all(rig.ctx)["items"]
+    assert point["immutable_until"] is not None
+    with pytest.raises(InvalidError, match="in the past"):
+        repository_storage.recover(rig.ctx, "r1", rig.clock.now + timedelta(hours=1))
