@@ -6,7 +6,10 @@ It runs as root, beside proxies that do not. They may ask for two things over a 
   only root can change. A later time replaces an earlier one, never the other way round.
 - `release` what is due, by this program's own clock. Nothing that a client says makes anything due.
 
-There is no request that unlocks.
+There is no request that unlocks. What is kept is a file, not a name: who owns the directories may rename
+them, and then give a kept file another name, or its name to another file. So the journal has each file's
+number (inode), what is immutable already is kept by its first name only, and nothing is released that is not
+the file that was kept.
 
 Here is what is done to files; `keeper_server` has the socket and the command line. Both need Python's
 standard library and nothing else of vmhaul.
@@ -62,9 +65,10 @@ class Journal:
         self._db.execute("PRAGMA synchronous=FULL")
         self._db.execute(
             "CREATE TABLE IF NOT EXISTS kept "
-            "(root TEXT, name TEXT, until REAL, PRIMARY KEY (root, name)) WITHOUT ROWID"
+            "(root TEXT, name TEXT, until REAL, inode INTEGER, PRIMARY KEY (root, name)) WITHOUT ROWID"
         )
         self._db.execute("CREATE INDEX IF NOT EXISTS by_time ON kept (until)")
+        self._db.execute("CREATE INDEX IF NOT EXISTS by_inode ON kept (inode)")
         self._db.execute("CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT)")
 
     def until(self, root: str, name: str) -> float:
@@ -72,11 +76,22 @@ class Journal:
         found = row.fetchone()
         return float(found[0]) if found else 0.0
 
-    def keep(self, root: str, name: str, until: float) -> None:
+    def inode(self, root: str, name: str) -> int:
+        """Of the file that is kept by this name; 0: none is."""
+        row = self._db.execute("SELECT inode FROM kept WHERE root=? AND name=?", (root, name))
+        found = row.fetchone()
+        return int(found[0]) if found else 0
+
+    def last_until(self, root: str, inode: int) -> float:
+        """The latest time of that file, whatever it is called."""
+        row = self._db.execute("SELECT max(until) FROM kept WHERE root=? AND inode=?", (root, inode))
+        return float(row.fetchone()[0] or 0.0)
+
+    def keep(self, root: str, name: str, until: float, inode: int) -> None:
         self._db.execute(
-            "INSERT INTO kept VALUES (?, ?, ?) "
-            "ON CONFLICT DO UPDATE SET until = max(until, excluded.until)",
-            (root, name, until),
+            "INSERT INTO kept VALUES (?, ?, ?, ?) "
+            "ON CONFLICT DO UPDATE SET until = max(until, excluded.until), inode = excluded.inode",
+            (root, name, until, inode),
         )
 
     def kept(self) -> list[tuple[str, str, float]]:
@@ -178,7 +193,7 @@ class Keeper:
                 if until > self._clock.now():
                     try:
                         with self._opened(root, name) as fd:
-                            set_immutable(fd, on=True)
+                            self._keep(fd, root, name, until)
                     except (Missing, Refused, OSError) as error:
                         print(f"{root}/{name} cannot be kept: {error}", file=sys.stderr)  # noqa: T201
 
@@ -189,13 +204,23 @@ class Keeper:
             with self._opened(root, name) as fd:
                 if not supports_flags(fd):
                     raise Refused(f"the file system of {root} has no immutable attribute")
-                self._journal.keep(root, name, until)
-                set_immutable(fd, on=True)
+                self._keep(fd, root, name, until)
             return self._journal.until(root, name)
 
+    def _keep(self, fd: int, root: str, name: str, until: float) -> None:
+        inode = os.fstat(fd).st_ino
+        if is_immutable(fd) and self._journal.inode(root, name) != inode:
+            raise Refused(
+                f"{name} in {root} is immutable already, and was not kept by this name. Was a directory "
+                "renamed, or the keeper's journal lost?"
+            )
+        self._journal.keep(root, name, until, inode)
+        set_immutable(fd, on=True)
+
     def until(self, root: str, name: str) -> float:
-        with self._lock, self._opened(root, name):
-            return self._journal.until(root, name)
+        with self._lock, self._opened(root, name) as fd:
+            is_it = self._journal.inode(root, name) == os.fstat(fd).st_ino
+            return self._journal.until(root, name) if is_it else 0.0
 
     def release(self) -> int:
         """Take the attribute off what is due; how many."""
@@ -210,7 +235,7 @@ class Keeper:
             for root, name, _ in self._journal.due(self._clock.now()):
                 try:
                     with self._opened(root, name) as fd:
-                        set_immutable(fd, on=False)
+                        self._release(fd, root, name)
                 except Missing:
                     if not is_repository(root):
                         continue  # its file system is not mounted
@@ -221,6 +246,16 @@ class Keeper:
                 self._journal.forget(root, name)
                 released += 1
             return released
+
+    def _release(self, fd: int, root: str, name: str) -> None:
+        if not is_immutable(fd):
+            return  # a crash after the last release, or root put another file there
+        inode = os.fstat(fd).st_ino
+        if inode != self._journal.inode(root, name):
+            raise Refused("it is not the file that was kept by this name")
+        if self._journal.last_until(root, inode) > self._clock.now():
+            raise Refused("it is kept by another name for longer")
+        set_immutable(fd, on=False)
 
     @contextmanager
     def _opened(self, root: str, name: str) -> Iterator[int]:
@@ -263,6 +298,11 @@ def supports_flags(fd: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def is_immutable(fd: int) -> bool:
+    (flags,) = struct.unpack("@l", fcntl.ioctl(fd, GET_FLAGS, bytes(8)))
+    return bool(flags & IMMUTABLE)
 
 
 def set_immutable(fd: int, *, on: bool) -> None:
