@@ -31,6 +31,8 @@ class DoomedRecord:
     doomed_at_s: float | None
     """None while the index may still name the packs: not armed yet."""
     segments: tuple[PackSegment, ...]
+    stored_at_s: float
+    """When it was written last, by the clock of the storage."""
 
 
 def write_doomed(
@@ -84,7 +86,14 @@ def read_doomed(storage: Storage, keyring: Keyring) -> list[DoomedRecord]:
         (doomed_at_ms,) = DOOMED_HEAD.unpack_from(payload)
         doomed_at_s = None if doomed_at_ms == UNARMED_MS else doomed_at_ms / 1000
         segments = tuple(parse_segments(payload[DOOMED_HEAD.size :], entry.name))
-        records.append(DoomedRecord(name=entry.name, doomed_at_s=doomed_at_s, segments=segments))
+        records.append(
+            DoomedRecord(
+                name=entry.name,
+                doomed_at_s=doomed_at_s,
+                segments=segments,
+                stored_at_s=entry.modified_at_s,
+            )
+        )
     return records
 
 

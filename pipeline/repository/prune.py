@@ -441,12 +441,17 @@ class Pruner:
     def _arm(self) -> None:
         """Start the clock of doomed packs that the index does not name any more: only now can no new
         writer find them. Packs that it does name (a prune died in between) are not doomed.
+
+        A young record with a pack that the index names waits for a later prune: a listing that is late may
+        still show the old index object, and a pack that left its record would be taken for an orphan.
         """
         index = self._loader.refresh()
         for record in read_doomed(self._storage, self._keyring):
             if record.doomed_at_s is not None:
                 continue
             gone = [s for s in record.segments if index.pack_size_of(s.pack_id) is None]
+            if len(gone) < len(record.segments) and self._is_young(record.stored_at_s):
+                continue
             if gone:
                 self._start_clock(replace(record, segments=tuple(gone)))
             else:
@@ -463,8 +468,11 @@ class Pruner:
         )
 
     def _sweep_doomed(self, live: Needed, works: list[WorkRecord]) -> None:
-        """Delete packs that were doomed long enough ago, before every writer that is kept began."""
+        """Delete packs that were doomed long enough ago, before every writer that is kept began. The clocks of
+        writers may be ahead, and the index that they read late, by less than the age given.
+        """
         oldest_writer_s = min((record.begun_at_s for record in works), default=float("inf"))
+        oldest_writer_s -= self._min_age_s
         index = self._loader.refresh()
         records = read_doomed(self._storage, self._keyring)
         last_doomed_s = _last_doomed(records)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from pipeline.repository.doomed import read_doomed
 from pipeline.repository.work import WorkRecord, WorkState, write_work
+from pipeline.storage.base import StoredObject
 from pipeline.testing.builders import (
     BLOCK_SIZE_BYTES,
     ManualClock,
@@ -11,7 +14,7 @@ from pipeline.testing.builders import (
     disk_point,
     restore_point,
 )
-from pipeline.testing.storage import MemoryStorage
+from pipeline.testing.storage import MemoryStorage, StorageWrapper
 
 IMAGE = b"".join(bytes([n]) * BLOCK_SIZE_BYTES for n in range(1, 30))
 
@@ -34,14 +37,7 @@ def test_a_pack_that_came_back_is_doomed_anew() -> None:
             repository.prune(keep_work_ids=(), min_age_s=50)
     before = packs_of(storage)
     # Begins while the index names the packs, long after they were doomed for the first time.
-    begun = WorkRecord(
-        state=WorkState.BEGUN,
-        begun_at_s=clock(),
-        capacity_bytes=len(IMAGE),
-        read_mode="full",
-        base_root="",
-    )
-    write_work(storage, repository.keyring, repository.aead, "writer", begun)
+    begin(bench, "writer", clock())
     clock.now_s += 1
     repository.prune(keep_work_ids=["writer"], min_age_s=50)
     assert packs_of(storage) == before
@@ -64,3 +60,84 @@ def test_packs_of_little_are_not_written_again_and_again() -> None:
     assert packs_of(storage) == before
     assert read_doomed(storage, bench.repository.keyring) == []
     assert bench.restored(point.disks[0].map_root, len(image)) == image
+
+
+class LateDeletions(StorageWrapper):
+    """Lists an object for a while after it was deleted."""
+
+    def __init__(self, inner: MemoryStorage, late_s: float, clock: ManualClock) -> None:
+        super().__init__(inner)
+        self._late_s = late_s
+        self._clock = clock
+        self._gone: dict[str, tuple[float, StoredObject]] = {}
+
+    def delete(self, name: str) -> None:
+        for entry in self.inner.list(f"{name.partition('/')[0]}/"):
+            if entry.name == name:
+                self._gone[name] = (self._clock(), entry)
+        super().delete(name)
+
+    def list(self, prefix: str) -> Iterator[StoredObject]:
+        late = [
+            entry
+            for name, (deleted_at_s, entry) in self._gone.items()
+            if name.startswith(prefix) and self._clock() < deleted_at_s + self._late_s
+        ]
+        yield from sorted((*self.inner.list(prefix), *late), key=lambda entry: entry.name)
+
+
+def begin(bench: Workbench, work_id: str, begun_at_s: float) -> None:
+    repository = bench.repository
+    record = WorkRecord(
+        state=WorkState.BEGUN,
+        begun_at_s=begun_at_s,
+        capacity_bytes=len(IMAGE),
+        read_mode="full",
+        base_root="",
+    )
+    write_work(bench.storage, repository.keyring, repository.aead, work_id, record)
+
+
+def test_an_index_object_that_is_listed_late_after_it_went_does_not_end_a_doom() -> None:
+    clock = ManualClock()
+    memory = MemoryStorage(clock)
+    bench = Workbench(LateDeletions(memory, 30.0, clock), clock)
+    disk = disk_point(bench.backup(IMAGE).map_root, len(IMAGE))
+    point = bench.commit(restore_point(disk))
+    before = packs_of(memory)
+    clock.now_s += 100
+    begin(bench, "writer", clock())  # and finds every block in the index
+    bench.repository.forget([point.id])
+    for _ in range(4):
+        clock.now_s += 40
+        bench.repository.prune(keep_work_ids=["writer"], min_age_s=50)
+        assert packs_of(memory) == before
+    later = bench.commit(restore_point(disk))
+    assert bench.restored(later.disks[0].map_root, len(IMAGE)) == IMAGE
+    bench.repository.forget([later.id])
+    for _ in range(4):
+        clock.now_s += 100
+        bench.repository.prune(keep_work_ids=(), min_age_s=50)
+    assert packs_of(memory) == set()
+    assert read_doomed(memory, bench.repository.keyring) == []
+
+
+def test_a_writer_whose_clock_is_ahead_keeps_what_it_may_have_found() -> None:
+    clock = ManualClock()
+    storage = MemoryStorage(clock)
+    bench = Workbench(storage, clock)
+    disk = disk_point(bench.backup(IMAGE).map_root, len(IMAGE))
+    point = bench.commit(restore_point(disk))
+    before = packs_of(storage)
+    clock.now_s += 100
+    begin(bench, "writer", clock() + 30)
+    bench.repository.forget([point.id])
+    bench.repository.prune(keep_work_ids=["writer"], min_age_s=50)
+    assert [record.doomed_at_s for record in read_doomed(storage, bench.repository.keyring)] == [
+        clock()
+    ]
+    clock.now_s += 1000
+    bench.repository.prune(keep_work_ids=["writer"], min_age_s=50)
+    assert packs_of(storage) == before
+    later = bench.commit(restore_point(disk))
+    assert bench.restored(later.disks[0].map_root, len(IMAGE)) == IMAGE
