@@ -26,6 +26,7 @@ from pipeline.repository import layout
 from pipeline.repository.blobs import BlobCodec
 from pipeline.repository.doomed import write_doomed
 from pipeline.repository.entries import PackSegment
+from pipeline.repository.epochs import refuse_newer_epochs
 from pipeline.repository.format import NODE_ENTRIES_BITS, BlobKind
 from pipeline.repository.immutability import rebuild_index
 from pipeline.repository.index import (
@@ -95,7 +96,8 @@ def repair(
     """Look at every byte, bring back what is lost, take damaged packs out of the index.
 
     Nobody may commit or prune meanwhile; writers may write. With `dry_run` nothing is written. `note` is
-    told what is being done. Raises CancelledError and storage errors; repeating is always right.
+    told what is being done. Raises CancelledError, NewerEpochError with the keys of an earlier epoch, and
+    storage errors; repeating is always right.
     """
     return _Repair(repository, sources, dry_run, cancel or threading.Event(), note).run()
 
@@ -145,6 +147,7 @@ class _Repair:
         self._lost: list[LostExtent] = []
 
     def run(self) -> RepairReport:
+        refuse_newer_epochs(self._storage, self._repository.keyring)
         # Trusts nothing that was read before, so points() leaves out what is damaged now.
         self._damaged_points = self._repository.damaged_points()
         index = self._readable_index()

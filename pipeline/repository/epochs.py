@@ -23,7 +23,12 @@ from pipeline.crypto.keyring import (
     derive,
     verify_signature,
 )
-from pipeline.errors import IntegrityError, UnsupportedFormatError
+from pipeline.errors import (
+    IntegrityError,
+    NewerEpochError,
+    ObjectNotFoundError,
+    UnsupportedFormatError,
+)
 from pipeline.repository import layout
 from pipeline.repository.format import EPOCH_BOX, EPOCH_HEAD, EPOCH_MAGIC, FORMAT_VERSION
 from pipeline.storage.base import Storage
@@ -169,6 +174,24 @@ def epoch_numbers(storage: Storage) -> list[int]:
 
 def read_epoch(storage: Storage, keyring: Keyring, number: int) -> Epoch:
     return parse_epoch(keyring, number, storage.read(layout.epoch_name(number)))
+
+
+def refuse_newer_epochs(storage: Storage, keyring: Keyring) -> None:
+    """For who deletes what cannot be read: with the keys of an earlier epoch, what is newer looks damaged.
+    Raises NewerEpochError.
+    """
+    for entry in storage.list(layout.EPOCHS):
+        number = layout.epoch_of(entry.name)
+        if number is None or number <= keyring.epoch:
+            continue
+        try:
+            read_epoch(storage, keyring, number)
+        except (IntegrityError, ObjectNotFoundError):
+            continue  # damaged or planted: no data key has ever come from it
+        raise NewerEpochError(
+            f"{storage.location} is at key epoch {number} and was opened at epoch {keyring.epoch}: its data "
+            "key was changed meanwhile; open it again"
+        )
 
 
 def epoch_problems(storage: Storage, keyring: Keyring) -> tuple[str, ...]:

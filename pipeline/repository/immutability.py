@@ -30,6 +30,7 @@ from pipeline.errors import (
 )
 from pipeline.model import DiskPoint, RestorePoint
 from pipeline.repository import layout
+from pipeline.repository.epochs import refuse_newer_epochs
 from pipeline.repository.format import PACK_TRAILER
 from pipeline.repository.index import (
     Index,
@@ -290,8 +291,9 @@ def rebuild_index(storage: Storage, keyring: Keyring, algorithm: Aead) -> int:
     """Name every pack that no index object names, by its own footer; how many there were.
 
     Damaged packs and index objects are left to check and repair: an index object that cannot be read is
-    removed, as its packs are named again.
+    removed, as its packs are named again. Raises NewerEpochError with the keys of an earlier epoch.
     """
+    refuse_newer_epochs(storage, keyring)
     loader = _readable_index(storage, keyring)
     known = loader.index.pack_sizes()
     count = 0

@@ -13,6 +13,8 @@ from pipeline.crypto.keyring import Keyring
 from pipeline.errors import IntegrityError, ObjectNotFoundError, ObjectRetainedError
 from pipeline.repository import layout
 from pipeline.repository.blobs import parse_blob_header
+from pipeline.repository.doomed import is_whole
+from pipeline.repository.epochs import refuse_newer_epochs
 from pipeline.repository.format import BLOB_HEADER, PACK_HEADER, PACK_TRAILER, Encoding
 from pipeline.repository.index import BlobEntry, PackSegment, read_index_object, write_index_object
 from pipeline.repository.packs import parse_footer, parse_trailer
@@ -44,7 +46,10 @@ class IndexRebuilder:
         self._unreadable: list[str] = []
 
     def run(self) -> RebuildReport:
-        """The new index is durable before the old one goes. Raises storage errors."""
+        """The new index is durable before the old one goes. Raises NewerEpochError with the keys of an
+        earlier epoch, and storage errors.
+        """
+        refuse_newer_epochs(self._storage, self._keyring)
         # Listed before the packs: who adds an index object later has a pack that is listed, or a new one.
         old = [entry.name for entry in self._storage.list(layout.INDEX)]
         batch: list[PackSegment] = []
@@ -75,15 +80,18 @@ class IndexRebuilder:
             self._blobs += sum(len(segment.entries) for segment in batch)
 
     def _segments(self, old: list[str]) -> Iterator[PackSegment]:
+        listed: set[bytes] = set()
         without_footer: dict[bytes, int] = {}
         for entry in self._storage.list(layout.PACKS):
             pack_id = layout.pack_id_of(entry.name)
             if pack_id is None:
                 continue
+            listed.add(pack_id)
             try:
                 yield self._by_footer(pack_id, entry.size_bytes)
             except (IntegrityError, ObjectNotFoundError):
                 without_footer[pack_id] = entry.size_bytes
+        yield from self._not_listed(old, listed)
         if without_footer:
             yield from self._by_index(old, without_footer)
         for pack_id, size in without_footer.items():
@@ -105,17 +113,29 @@ class IndexRebuilder:
         footer = self._storage.read_range(name, offset, length)
         return parse_footer(self._keyring, pack_id, size, footer)
 
+    def _not_listed(self, old: list[str], listed: set[bytes]) -> Iterator[PackSegment]:
+        """What the old index says of packs that are there all the same: in an extent that is in maintenance,
+        or listed late.
+        """
+        for segment in self._told_by(old):
+            if segment.pack_id not in listed and is_whole(self._storage, segment):
+                listed.add(segment.pack_id)
+                yield segment
+
     def _by_index(self, old: list[str], wanted: dict[bytes, int]) -> Iterator[PackSegment]:
         """What index objects that can still be read say of these packs, which are taken out of `wanted`."""
+        for segment in self._told_by(old):
+            if wanted.get(segment.pack_id) == segment.pack_size:
+                del wanted[segment.pack_id]
+                yield segment
+
+    def _told_by(self, old: list[str]) -> Iterator[PackSegment]:
+        """The old index, as far as it can be read."""
         for name in old:
             try:
-                segments = read_index_object(self._storage, self._keyring, name)
+                yield from read_index_object(self._storage, self._keyring, name)
             except (IntegrityError, ObjectNotFoundError):
                 continue
-            for segment in segments:
-                if wanted.get(segment.pack_id) == segment.pack_size:
-                    del wanted[segment.pack_id]
-                    yield segment
 
     def _scanned_entries(self, pack_id: bytes, size: int) -> Iterator[BlobEntry]:
         """Blobs one after the other, as far as their headers lead; those that cannot be decrypted are left

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import pytest
 
+from pipeline.errors import NewerEpochError
 from pipeline.model import RestorePoint
+from pipeline.repair import repair
 from pipeline.repository.format import PACK_HEADER
+from pipeline.repository.immutability import rebuild_index
 from pipeline.repository.index import parse_segments
 from pipeline.repository.maps import blocks
+from pipeline.repository.repository import Repository
+from pipeline.storage.scale_out import Extent as ScaleOutExtent
+from pipeline.storage.scale_out import ScaleOutStorage
 from pipeline.testing.builders import (
     BLOCK_SIZE_BYTES,
     ManualClock,
@@ -127,6 +134,57 @@ def test_a_pack_that_is_noise_is_named(scene: Scene) -> None:
     assert len(report.unreadable) == 1
     assert name in report.unreadable[0]
     assert report.packs == len(scene.names("packs/")) - 1
+
+
+def test_packs_of_an_extent_in_maintenance_stay_in_the_index() -> None:
+    scene = Scene()
+    away = MemoryStorage()
+    for name in scene.names("packs/")[::2]:
+        away.objects[name] = scene.storage.objects.pop(name)
+        away.modified_at_s[name] = 0.0
+    here = ScaleOutExtent(name="here", storage=scene.storage)
+    scene.bench.on(ScaleOutStorage([here], offline=["away"])).repository.rebuild_index()
+    back = ScaleOutStorage([here, ScaleOutExtent(name="away", storage=away, is_active=False)])
+    bench = scene.bench.on(back)
+    assert bench.problems() == ()
+    for point, image in scene.points:
+        assert bench.restored(point.disks[0].map_root, CAPACITY_BYTES) == image
+
+
+def test_a_pack_that_is_gone_does_not_stay_in_the_index(scene: Scene) -> None:
+    gone = scene.names("packs/")[0]
+    del scene.storage.objects[gone]
+    report = scene.bench.on(scene.storage).repository.rebuild_index()
+    assert report.packs == len(scene.names("packs/"))
+    index = scene.bench.on(scene.storage).repository.index_loader().refresh()
+    assert index.pack_size_of(bytes.fromhex(gone.rpartition("/")[2])) is None
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda repository: repository.rebuild_index(),
+        lambda repository: rebuild_index(repository.storage, repository.keyring, repository.aead),
+        repair,
+    ],
+    ids=["rebuild", "after an attack", "repair"],
+)
+def test_with_the_keys_of_an_earlier_epoch_nothing_is_taken_for_damaged(
+    scene: Scene, run: Callable[[Repository], object]
+) -> None:
+    stale = scene.bench.on(scene.storage).repository
+    scene.bench.repository.rotate_data_key()
+    scene.bench.backup(random.Random(4).randbytes(CAPACITY_BYTES))
+    before = dict(scene.storage.objects)
+    with pytest.raises(NewerEpochError, match="open it again"):
+        run(stale)
+    assert scene.storage.objects == before
+
+
+def test_a_planted_epoch_does_not_keep_from_rebuilding(scene: Scene) -> None:
+    scene.storage.put("epochs/2", b"planted")
+    report = scene.bench.repository.rebuild_index()
+    assert report.packs == len(scene.names("packs/"))
 
 
 def test_dying_at_any_write_loses_nothing() -> None:
