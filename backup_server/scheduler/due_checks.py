@@ -19,11 +19,15 @@ class DueChecks:
     def __init__(self, ctx: SchedulerContext, leading: Callable[[], bool]) -> None:
         self._ctx = ctx
         self._leading = leading
+        self._last_step: datetime | None = None
 
     def step(self) -> bool:
         if not self._leading():
             return False
         now = self._ctx.clock()
+        if self._last_step is None or now < self._last_step:
+            self._after_clock_change(now)
+        self._last_step = now
         with self._ctx.db.read() as s:
             due = s.scalars(
                 sa.select(Repository.id).where(
@@ -34,6 +38,15 @@ class DueChecks:
             if self._fire(repository_id, now):
                 self._ctx.wake_engine.set()
         return False
+
+    def _after_clock_change(self, now: datetime) -> None:
+        """As that of the jobs."""
+        wanted = sa.select(Repository).where(Repository.next_check_at > now).with_for_update()
+        with self._ctx.db() as s:
+            for row in s.scalars(wanted):
+                due = verification.next_check(row.settings, now)
+                if due is not None and row.next_check_at is not None and due < row.next_check_at:
+                    row.next_check_at = due
 
     def _fire(self, repository_id: str, now: datetime) -> bool:
         with self._ctx.db() as s:

@@ -28,11 +28,15 @@ class DueJobs:
         self._ctx = ctx
         self._start_backup = start_backup
         self._leading = leading
+        self._last_step: datetime | None = None
 
     def step(self) -> bool:
         if not self._leading():
             return False
         now = self._ctx.clock()
+        if self._last_step is None or now < self._last_step:
+            self._after_clock_change(now)
+        self._last_step = now
         with self._ctx.db.read() as s:
             due = s.scalars(
                 sa.select(Job.id).where(
@@ -42,6 +46,14 @@ class DueJobs:
         for job_id in due:
             self._run(job_id, now)
         return False
+
+    def _after_clock_change(self, now: datetime) -> None:
+        """No job waits for a time that was reckoned while the clock was ahead."""
+        with self._ctx.db() as s:
+            for job in s.scalars(sa.select(Job).where(Job.next_run_at > now).with_for_update()):
+                due = schedule.next_run(job.schedule, now)
+                if due is not None and job.next_run_at is not None and due < job.next_run_at:
+                    job.next_run_at = due
 
     def _run(self, job_id: str, now: datetime) -> None:
         try:

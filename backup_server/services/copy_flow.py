@@ -59,7 +59,7 @@ def begin(ctx: Context, session_id: str) -> None:
         chosen = copy_selection.choose(
             job.selection,
             copy_selection.source_points(s, job.source_repository_id),
-            copy_selection.newest_copied(s, job),
+            copy_selection.newest_copied(s, job, ctx.clock()),
             first=job.options["first"],
         )
         change_state(
@@ -220,6 +220,9 @@ def _base(s: DbSession, work: Work, point: RestorePoint) -> _Base | None:
     if found is None:
         return None
     original, copy = found
+    if damage.is_damaged(copy):
+        # An increment would take over what is lost; read as a whole, this point brings it back.
+        return None
     return _Base(
         source_id=original.id,
         source_disks={disk["disk_key"]: disk for disk in original.disks},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -66,14 +67,14 @@ def shape(s: DbSession, row: Job) -> dict[str, Any]:
     }
 
 
-def plan(s: DbSession, job: Job) -> dict[str, Any]:
+def plan(s: DbSession, job: Job, now: datetime) -> dict[str, Any]:
     """What the next run of a copy job would copy, by the catalogue as it is now."""
     if job.source_repository_id is None:
         raise ConflictError(f"job {job.name!r} has no repository to copy from")
     chosen = copy_selection.choose(
         job.selection,
         copy_selection.source_points(s, job.source_repository_id),
-        copy_selection.newest_copied(s, job),
+        copy_selection.newest_copied(s, job, now),
         first=job.options["first"],
     )
     points = {

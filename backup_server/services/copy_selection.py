@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from typing import Any, Final
 
@@ -22,6 +22,7 @@ FIRST: Final = ("all", "newest")
 """How much is copied of a VM of which nothing was copied before."""
 MAX_POINTS: Final = 1000
 """Of one VM in one session; the next session goes on."""
+_NEVER: Final = datetime.min.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,12 +141,14 @@ def source_points(s: DbSession, repository_id: str) -> list[SourcePoint]:
     ]
 
 
-def newest_copied(s: DbSession, job: Job) -> dict[str, datetime]:
-    """By instance uuid, when the newest point was taken that the job copied into its repository."""
+def newest_copied(s: DbSession, job: Job, now: datetime) -> dict[str, datetime]:
+    """By instance uuid, when the newest point was taken that the job copied into its repository.
+
+    Points of the future were made with a wrong clock: what was backed up since it is right comes after them.
+    """
+    taken = sa.case((RestorePointRow.created_at <= now, RestorePointRow.created_at))
     rows = s.execute(
-        sa.select(
-            RestorePointRow.instance_uuid, sa.func.max(RestorePointRow.created_at).label("newest")
-        )
+        sa.select(RestorePointRow.instance_uuid, sa.func.max(taken).label("newest"))
         .where(
             RestorePointRow.repository_id == job.repository_id,
             RestorePointRow.source_point_id.is_not(None),
@@ -155,7 +158,7 @@ def newest_copied(s: DbSession, job: Job) -> dict[str, datetime]:
         )
         .group_by(RestorePointRow.instance_uuid)
     )
-    return {row.instance_uuid: row.newest for row in rows}
+    return {row.instance_uuid: row.newest or _NEVER for row in rows}
 
 
 def describe(vms: Sequence[VmToCopy]) -> str:

@@ -131,7 +131,7 @@ def plan(ctx: Context, ref: str) -> dict[str, Any]:
     with ctx.db.read() as s:
         job = by_ref(s, Job, ref)
         if job.kind == JobKind.COPY.value:
-            return copy_jobs.plan(s, job)
+            return copy_jobs.plan(s, job, ctx.clock())
     try:
         return job_plan.preview(ctx, job)
     except TransportError as error:

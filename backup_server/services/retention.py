@@ -32,7 +32,7 @@ from pipeline.retention import (
     plan_retention,
 )
 
-DAILY_S: Final = 86_400.0
+DAILY: Final = timedelta(days=1)
 _LAST_DONE: Final = "retention-done-at"
 _KEPT_NOT_IN_JOB: Final = "the job takes this VM no more: its points stay"
 
@@ -261,7 +261,8 @@ def daily(ctx: Context) -> bool:
     now = ctx.clock()
     with ctx.db() as s:
         last = s.get(Setting, _LAST_DONE)
-        if last is not None and (now - datetime.fromisoformat(last.value)).total_seconds() < DAILY_S:
+        # A time that is yet to come was written with a wrong clock.
+        if last is not None and timedelta(0) <= now - datetime.fromisoformat(last.value) < DAILY:
             return False
         if last is None:
             s.add(Setting(name=_LAST_DONE, value=now.isoformat()))

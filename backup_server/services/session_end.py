@@ -55,7 +55,9 @@ def finish(ctx: Context, session_id: str) -> None:
         if session.kind in {SessionKind.BACKUP.value, SessionKind.COPY.value}:
             retry_failed(ctx, s, session, can_help=any(_worth_another(vm) for vm in vms))
             _prune_after(ctx, s, session, vms)
-            _copy_after(ctx, s, session)
+            if vms or session.kind == SessionKind.BACKUP.value:
+                # Two jobs that copy to and fro would start each other for ever, with nothing to copy.
+                _copy_after(ctx, s, session)
     if session.kind in {SessionKind.BACKUP.value, SessionKind.COPY.value}:
         repository_facts.refresh_after(ctx, session.repository_id)
 

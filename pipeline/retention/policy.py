@@ -14,7 +14,10 @@ from pipeline.retention.gfs import GfsRule, marks
 
 KEPT_ONLY_GOOD: Final = "the newest good restore point always stays"
 KEPT_NO_NEWER_GOOD: Final = "no newer good restore point"
+KEPT_FUTURE: Final = "dated in the future, by a clock that was or is wrong"
 KEPT_IN_USE: Final = "in use by a running session"
+MAX_AHEAD: Final = timedelta(days=1)
+"""What clocks may differ by; a point that is later than that was made with a wrong clock."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,12 +93,18 @@ def plan_retention(
     """Decide for the points of one VM.
 
     `in_use` are never removed; when it maps an id to a text, that is what the reason says of the user.
-    Neither are points that the storage still keeps immutable, nor the newest good one.
+    Neither are points that the storage still keeps immutable, nor the newest good one. Points of the future
+    stay and count for nothing: else each new one would go at once, being older than they are.
     """
     whole = rule if isinstance(rule, RetentionRule) else RetentionRule(base=rule)
     newest_first = sorted(points, key=lambda point: (point.created_at, point.id), reverse=True)
     stand_for = marks(
-        [(point.id, point.created_at) for point in newest_first if point.is_good], whole.gfs
+        [
+            (point.id, point.created_at)
+            for point in newest_first
+            if point.is_good and not _is_future(point, now)
+        ],
+        whole.gfs,
     )
     keep: list[RetentionDecision] = []
     remove: list[RetentionDecision] = []
@@ -108,8 +117,12 @@ def plan_retention(
             stays, reason = bool(held), held or reason
         decision = RetentionDecision(id=point.id, reason=reason, marks=meant)
         (keep if stays else remove).append(decision)
-        good_before += point.is_good
+        good_before += point.is_good and not _is_future(point, now)
     return RetentionPlan(keep=tuple(keep), remove=tuple(remove))
+
+
+def _is_future(point: RetentionCandidate, now: datetime) -> bool:
+    return point.created_at > now + MAX_AHEAD
 
 
 def _by_rule(
@@ -129,6 +142,8 @@ def _by_rule(
 def _by_base(
     point: RetentionCandidate, base: KeepLast | KeepDays, now: datetime, good_before: int
 ) -> tuple[bool, str]:
+    if _is_future(point, now):
+        return True, KEPT_FUTURE
     if good_before == 0:
         return True, KEPT_ONLY_GOOD if point.is_good else KEPT_NO_NEWER_GOOD
     if isinstance(base, KeepLast):

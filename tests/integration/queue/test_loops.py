@@ -220,6 +220,17 @@ def test_disabled_jobs_and_those_without_schedule_rest(jobs: Jobs, clock: Clock)
     assert (jobs.started, jobs.runs(), jobs.next_run(bare)) == ([], [], None)
 
 
+def test_a_clock_that_was_ahead_keeps_no_job_waiting(jobs: Jobs, clock: Clock) -> None:
+    job_id = jobs.add("skip", next_run_at=START + timedelta(days=3650))
+    jobs.loop.step()
+    assert jobs.next_run(job_id) == START + timedelta(hours=1)
+    clock.forward(3650 * 86_400)
+    jobs.loop.step()
+    clock.forward(-3650 * 86_400)
+    jobs.loop.step()
+    assert jobs.next_run(job_id) == START + timedelta(hours=1)
+
+
 def test_two_servers_fire_one_run(jobs: Jobs, clock: Clock) -> None:
     jobs.add("run-once")
     clock.forward(3600)

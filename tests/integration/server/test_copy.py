@@ -315,3 +315,47 @@ def test_a_copy_job_is_edited_shown_and_planned(site: Rig) -> None:
     [vm] = jobs.plan(site.ctx, "offsite")["vms"]
     assert (vm["name"], len(vm["restore_points"])) == ("db01", 1)
     assert jobs.get(site.ctx, "job1")["kind"] == "backup"
+
+
+def test_a_clock_that_was_years_ahead_keeps_no_new_point_from_being_copied(site: Rig) -> None:
+    site.clock.advance(3650 * 86_400)
+    site.run()
+    site.run("offsite")
+    site.clock.advance(-3650 * 86_400)
+    site.run()
+    site.run("offsite")
+    assert sorted(copied_from(site)) == sorted(point.id for point in points_in(site, "r1"))
+
+
+def test_a_copy_that_is_damaged_is_no_base(site: Rig) -> None:
+    site.run()
+    site.run("offsite")
+    for copy in points_in(site, "r2"):
+        entry = {
+            "point_id": copy.id,
+            "disk_key": copy.disks[0]["disk_key"],
+            "start_bytes": 0,
+            "end_bytes": 4096,
+            "reason": "block ab is lost",
+        }
+        with site.ctx.db() as s:
+            damage.record(s, copy.repository_id, [entry], is_complete=False, now=site.clock())
+    site.run()
+    session = site.run("offsite")
+    assert session["result"] == "success"
+    orders = [task.order for task in site.rows(Task, session_id=session["id"])]
+    assert len(orders) == 3
+    assert {order["copied_map_root"] for order in orders} == {""}
+
+
+def test_two_jobs_that_copy_to_and_fro_come_to_rest(site: Rig) -> None:
+    copy_job(site, "there", after_backup=True)
+    copy_job(site, "back", source_repository="r2", repository="r1", after_backup=True)
+    site.run()
+    for _ in range(20):
+        waiting = site.rows(Session, state="queued")
+        if not waiting:
+            break
+        for session in waiting:
+            site.drive(session.id)
+    assert site.rows(Session, state="queued") == []

@@ -233,3 +233,18 @@ def test_a_wider_rule_saves_points_from_a_session_that_began_before(rig: Rig) ->
 def test_retention_that_makes_no_sense_is_refused(rig: Rig, value: Any) -> None:
     with pytest.raises(InvalidError, match="retention"):
         rig.job(retention=value)
+
+
+def test_a_clock_that_was_years_ahead_costs_no_new_backup(rig: Rig) -> None:
+    rig.vcenter.add_vm("db01", disks=1)
+    rig.job(retention={"keep": 2})
+    rig.clock.advance(3650 * DAY_S)
+    nights(rig, 2)
+    retention.daily(rig.ctx)
+    ahead = {row.id for row in rig.points()}
+    rig.clock.advance(-3652 * DAY_S)
+    assert retention.daily(rig.ctx), "not in ten years"
+    nights(rig, 3)
+    left = {row.id for row in rig.points()}
+    assert ahead < left
+    assert len(left) == 4

@@ -199,3 +199,12 @@ def test_facts_that_cannot_be_had_spoil_no_session(rig: Rig) -> None:
     rig.repositories.fail("facts", "transient", "the share is away")
     assert rig.run()["result"] == "success"
     assert repositories.get(rig.ctx, "r1")["restore_points"] == 1
+
+
+def test_a_clock_that_was_ahead_keeps_no_verification_waiting(rig: Rig) -> None:
+    set_up(rig)
+    rig.clock.advance(3650 * DAY_S)
+    assert len(due(rig)) == 1
+    rig.clock.advance(-3650 * DAY_S)
+    due(rig)
+    assert rig.rows(Repository)[0].next_check_at.year == rig.clock.now.year

@@ -5,8 +5,16 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from pipeline.retention import KeepDays, KeepLast, RetentionCandidate, RetentionPlan, plan_retention
-from pipeline.retention.policy import KEPT_IN_USE, KEPT_ONLY_GOOD
+from pipeline.retention import (
+    GfsRule,
+    KeepDays,
+    KeepLast,
+    RetentionCandidate,
+    RetentionPlan,
+    RetentionRule,
+    plan_retention,
+)
+from pipeline.retention.policy import KEPT_FUTURE, KEPT_IN_USE, KEPT_ONLY_GOOD
 
 NOW = datetime(2025, 11, 23, 12, tzinfo=UTC)
 
@@ -83,3 +91,17 @@ def test_nothing_to_decide() -> None:
 def test_a_rule_that_keeps_nothing_is_refused(make: object) -> None:
     with pytest.raises(ValueError, match="keep none"):
         make()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("base", [KeepLast(count=2), KeepDays(days=7)])
+def test_points_of_a_clock_that_was_ahead_push_nothing_out(base: KeepLast | KeepDays) -> None:
+    rule = RetentionRule(base=base, gfs=GfsRule(weekly=1, monthly=1, yearly=1))
+    plan = plan_retention(candidates(30, 1.5, 0.5, -3000, -3001, -3002), rule, now=NOW)
+    assert ids(plan) == (["p5", "p4", "p3", "p2", "p1"], ["p0"])
+    assert [decision.reason for decision in plan.keep[:3]] == [KEPT_FUTURE] * 3
+    assert plan.keep[3].reason.startswith(KEPT_ONLY_GOOD)
+
+
+def test_a_clock_that_is_ahead_by_a_little_makes_no_difference() -> None:
+    plan = plan_retention(candidates(2, 1, -0.01), KeepLast(count=2), now=NOW)
+    assert ids(plan) == (["p2", "p1"], ["p0"])
