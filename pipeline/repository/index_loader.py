@@ -74,6 +74,8 @@ class IndexLoader:
                     self._read_new(listing)
                     self._drop_gone(listing)
                     self._unburden(merge=True)
+                    if any(self._new(listing)):
+                        continue  # another process, with an older listing, took them out of the cache
                 except ObjectNotFoundError:
                     continue  # prune replaced it between the listing and now; list again
                 except CacheDamagedError:

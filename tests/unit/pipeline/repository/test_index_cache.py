@@ -7,7 +7,9 @@ import multiprocessing
 import os
 import random
 import stat
-from collections.abc import Iterable
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -21,7 +23,8 @@ from pipeline.repository.format import Encoding
 from pipeline.repository.index import Index, IndexLoader, write_index_object
 from pipeline.repository.index_cache import IndexCache, Names, to_merge
 from pipeline.storage import open_storage
-from pipeline.testing.storage import MemoryStorage
+from pipeline.storage.base import StoredObject
+from pipeline.testing.storage import MemoryStorage, StorageWrapper
 
 KEYRING = Keyring(bytes(range(32)), bytes(16))
 ALGORITHM = Aead.XCHACHA20_POLY1305
@@ -321,6 +324,56 @@ def test_processes_at_once(tmp_path: Path) -> None:
         process.join(timeout=120)
     assert found == [len(wanted)] * 4
     assert len(list((tmp_path / "cache").glob("run-*"))) == 1
+
+
+class Paused(StorageWrapper):
+    """Its first listing is answered as it was when it was asked for, after `meanwhile` has run."""
+
+    def __init__(self, inner: MemoryStorage, meanwhile: Callable[[], object]) -> None:
+        super().__init__(inner)
+        self._meanwhile: Callable[[], object] | None = meanwhile
+
+    def list(self, prefix: str) -> Iterator[StoredObject]:
+        entries = list(self.inner.list(prefix))
+        meanwhile, self._meanwhile = self._meanwhile, None
+        if meanwhile is not None:
+            meanwhile()
+        return iter(entries)
+
+
+def test_an_older_listing_of_another_process_hides_nothing(
+    tmp_path: Path, rng: random.Random, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index_loader, "RECENT_OBJECTS", 1)
+    storage = MemoryStorage()
+    first, second = segment(rng, 5), segment(rng, 5)
+    gone = put(storage, segment(rng, 5))
+    put(storage, first)
+    IndexLoader(storage, KEYRING, tmp_path).refresh()
+    storage.delete(gone)
+    has_listed, may_go_on = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        has_listed.set()
+        assert may_go_on.wait(60)
+
+    slow = IndexLoader(Paused(storage, wait), KEYRING, tmp_path)
+    with ThreadPoolExecutor(1) as thread:
+        refreshed = thread.submit(slow.refresh)
+        assert has_listed.wait(60)
+        put(storage, second)
+        IndexLoader(storage, KEYRING, tmp_path).refresh()
+
+        def go_on() -> None:
+            may_go_on.set()
+            refreshed.result(60)
+
+        try:
+            index = IndexLoader(Paused(storage, go_on), KEYRING, tmp_path).refresh()
+        finally:
+            may_go_on.set()
+    assert_same(index, [first, second])
+    assert_same(slow.refresh(), [first, second])
 
 
 def test_names_change_as_sorted_lists() -> None:
