@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -71,10 +71,22 @@ class Fetched:
 class BlobReader:
     """Fetches and verifies blobs. May be used by several threads."""
 
-    def __init__(self, storage: Storage, keyring: Keyring, index: Index) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        keyring: Keyring,
+        index: Index,
+        refresh: Callable[[], object] | None = None,
+    ) -> None:
+        """`refresh` brings `index` up to date. It is called when a pack is gone: what is read for long outlives
+        packs whose blobs prune moved.
+        """
         self._storage = storage
         self._keyring = keyring
         self._index = index
+        self._refresh = refresh
+        self._gone: set[bytes] = set()
+        """Packs that the index was read again for."""
         self._codecs = threading.local()
         self._cache_lock = threading.Lock()
         self._nodes: OrderedDict[bytes, bytes] = OrderedDict()
@@ -216,13 +228,18 @@ class BlobReader:
         first_error: IntegrityError | None,
     ) -> Buffer:
         """From the first place that is sound; else the first error counts."""
-        for place in places:
+        for place in self._each_place(blob_id, places):
             try:
                 stored = self._read(place.pack_id, place.offset, place.length)
                 return self._decoded(kind, blob_id, stored, depth)
             except IntegrityError as error:
                 first_error = first_error or error
         raise first_error or IntegrityError(f"blob {blob_id.hex()} is nowhere; run a check")
+
+    def _each_place(self, blob_id: bytes, places: list[Location]) -> Iterator[Location]:
+        """These, then those that the index has besides, now that it was perhaps read again."""
+        yield from places
+        yield from (place for place in self._index.find_all(blob_id) if place not in places)
 
     def _decoded(self, kind: BlobKind, blob_id: bytes, stored: Buffer, depth: int) -> Buffer:
         """`depth`: how many patches lie between this blob and the one that was asked for."""
@@ -255,9 +272,19 @@ class BlobReader:
         try:
             return self._storage.read_range(name, offset, length)
         except ObjectNotFoundError as error:
+            self._look_again(pack_id)
             raise IntegrityError(
                 f"{name} is missing from {self._storage.location}; bring it back from a copy and run a check"
             ) from error
+
+    def _look_again(self, pack_id: bytes) -> None:
+        """Bring the index up to date, once for each pack that is gone."""
+        with self._cache_lock:
+            is_new = pack_id not in self._gone
+            self._gone.add(pack_id)
+        if is_new and self._refresh is not None:
+            with contextlib.suppress(IntegrityError):  # then the pack that is gone is what counts
+                self._refresh()
 
     def _codec(self) -> BlobCodec:
         codec: BlobCodec | None = getattr(self._codecs, "codec", None)

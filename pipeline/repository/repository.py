@@ -247,9 +247,10 @@ class Repository:
         return IndexLoader(self.storage, self.keyring, self._cache_directory)
 
     def reader(self) -> BlobReader:
-        """Reads blobs by the index as it is now."""
+        """Reads blobs by the index as it is now; later once more, where prune moved what it is to read."""
         with self._lock:
-            return BlobReader(self.storage, self.keyring, self._loader.refresh())
+            loader = self._loader
+            return BlobReader(self.storage, self.keyring, loader.refresh(), loader.refresh)
 
     # ---- keys --------------------------------------------------------------------------------------
     # Each takes one second for each password that is tried or made, and writes a few small objects.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from pipeline.repository.doomed import read_doomed
+from pipeline.repository.maps import blocks
 from pipeline.repository.work import WorkRecord, WorkState, write_work
 from pipeline.storage.base import StoredObject
 from pipeline.testing.builders import (
@@ -141,3 +142,31 @@ def test_a_writer_whose_clock_is_ahead_keeps_what_it_may_have_found() -> None:
     assert packs_of(storage) == before
     later = bench.commit(restore_point(disk))
     assert bench.restored(later.disks[0].map_root, len(IMAGE)) == IMAGE
+
+
+def test_a_restore_that_takes_long_finds_what_prune_moved() -> None:
+    clock = ManualClock()
+    storage = MemoryStorage(clock)
+    bench = Workbench(storage, clock)
+    kept = IMAGE[: 10 * BLOCK_SIZE_BYTES]
+    old = bench.commit(restore_point(disk_point(bench.backup(IMAGE).map_root, len(IMAGE))))
+    point = bench.commit(restore_point(disk_point(bench.backup(kept).map_root, len(kept))))
+    root = bytes.fromhex(point.disks[0].map_root)
+    reader = bench.on(storage).repository.reader()
+    wanted = dict(blocks(reader.load_node, root, 10))
+    batches = reader.plan(wanted.values())
+    other = bench.on(storage).repository.reader()
+    before = packs_of(storage)
+    bench.repository.forget([old.id])
+    for _ in range(2):
+        clock.now_s += 100
+        bench.repository.prune(keep_work_ids=(), min_age_s=50)
+    assert before - packs_of(storage), "blocks were moved"
+    found = {}
+    for batch in batches:
+        fetched = reader.fetch(batch)
+        for each in batch.wanted:
+            out = memoryview(bytearray(BLOCK_SIZE_BYTES))
+            found[each.blob_id] = bytes(reader.decode(fetched, each, out))
+    assert b"".join(found[wanted[number]] for number in range(10)) == kept
+    assert b"".join(other.load_block(wanted[number]) for number in range(10)) == kept
