@@ -9,6 +9,7 @@ from typing import Final
 
 from pipeline.crypto.keyring import Keyring
 from pipeline.errors import IntegrityError, NewerEpochError, ObjectNotFoundError
+from pipeline.model import RestorePoint
 from pipeline.repository import layout
 from pipeline.repository.catalogue_cache import CatalogueCache
 from pipeline.repository.points import (
@@ -180,3 +181,21 @@ def chain_problems(catalogue: Catalogue) -> list[str]:
 def describe(stored: StoredPoint) -> str:
     point = stored.point
     return f"VM {point.vm.name}, restore point {point.id} of {point.created_at:%Y-%m-%d %H:%M:%S} UTC"
+
+
+def read_point(storage: Storage, keyring: Keyring, point_id: str) -> RestorePoint | None:
+    """The whole point; None when it is not there. Raises IntegrityError."""
+    name = layout.point_name(point_id)
+    try:
+        return parse_point(keyring, name, storage.read(name)).point
+    except ObjectNotFoundError:
+        return None
+
+
+def is_forgotten(storage: Storage, point_id: str) -> bool:
+    """Whether a point that may still be there does not count any more."""
+    try:
+        storage.size_bytes(layout.forgotten_name(point_id))
+    except ObjectNotFoundError:
+        return False
+    return True

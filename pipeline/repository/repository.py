@@ -10,34 +10,30 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
-from uuid import uuid4
 
-from pipeline.crypto.aead import Aead, fastest_algorithm
+from pipeline.crypto.aead import Aead
 from pipeline.crypto.kdf import KdfCost, cost_of_this_machine
-from pipeline.crypto.keyring import Keyring, new_master_key
+from pipeline.crypto.keyring import Keyring
 from pipeline.crypto.unlock import Unlock, by_password
 from pipeline.errors import (
     IntegrityError,
     KeyRefusedError,
-    ObjectExistsError,
     ObjectNotFoundError,
-    RepositoryExistsError,
     RestorePointNotFoundError,
-    RestorePointRefusedError,
     WrongRepositoryError,
 )
-from pipeline.model import DiskPoint, RepositoryId, RestorePoint
+from pipeline.model import RepositoryId, RestorePoint
 from pipeline.repository import layout
-from pipeline.repository.catalogue import Catalogue, CatalogueLoader
+from pipeline.repository.catalogue import CatalogueLoader, is_forgotten, read_point
 from pipeline.repository.check import Checker, CheckProgress, CheckReport
+from pipeline.repository.commit import Committer
 from pipeline.repository.configuration import (
     Configuration,
-    checked_block_size,
     make_configuration,
     read_configuration,
     verify_configuration,
 )
-from pipeline.repository.doomed import bring_back, is_whole
+from pipeline.repository.creation import store_new_repository
 from pipeline.repository.epochs import epoch_problems
 from pipeline.repository.format import (
     DEFAULT_BLOCK_SIZE_BYTES,
@@ -48,33 +44,22 @@ from pipeline.repository.format import (
 )
 from pipeline.repository.immutability import (
     Immutability,
-    Needs,
-    keep_needed,
     kept_until_s,
     refuse_kept,
-    retention_of,
 )
-from pipeline.repository.index import IndexLoader, PackSegment
+from pipeline.repository.index import IndexLoader
 from pipeline.repository.key_store import KeyInfo, KeyStore, open_by, refuse_older_epochs
-from pipeline.repository.keys import wrap_keyring, wrap_master_key
-from pipeline.repository.maps import block_count_of
 from pipeline.repository.points import (
     UNKNOWN_HASH,
-    checked_map_root,
     format_forgotten,
-    format_point,
     parse_point,
-    point_fields,
 )
 from pipeline.repository.prune import Pruner, PruneReport
-from pipeline.repository.reach import missing_blobs
 from pipeline.repository.reader import BlobReader
 from pipeline.repository.rebuild import IndexRebuilder, RebuildReport
-from pipeline.repository.work import WorkState, delete_work, read_work, work_ids
 from pipeline.storage.base import Space, Storage
 
 Clock = Callable[[], float]
-MISSING_NAMED: Final = 3
 
 
 class Repository:
@@ -125,31 +110,15 @@ class Repository:
         Raises RepositoryExistsError, ValueError for a block size that the format does not have or an
         empty password, and storage errors.
         """
-        checked_block_size(block_size_bytes)
-        if not password:
-            raise ValueError("a repository needs a password that is not empty")
-        repository_id = uuid4().bytes
-        keyring = Keyring(new_master_key(), repository_id)
-        cost = kdf_cost or cost_of_this_machine()
-        key_id = layout.new_object_id()
-        if FEATURE_EPOCHS in features:
-            wrapped = wrap_keyring(
-                keyring, by_password(password), key_id, label="", created_at_s=int(clock()), cost=cost
-            )
-        else:
-            wrapped = wrap_master_key(keyring.master_key, password, repository_id, cost)
-        configuration = make_configuration(
-            keyring, block_size_bytes, aead or fastest_algorithm(), int(clock()), features
+        keyring = store_new_repository(
+            storage,
+            password,
+            created_at_s=int(clock()),
+            block_size_bytes=block_size_bytes,
+            kdf_cost=kdf_cost,
+            aead=aead,
+            features=features,
         )
-        _refuse_existing(storage)
-        key_name = layout.key_name(key_id)
-        storage.put(key_name, wrapped)
-        try:
-            # The last write: from here on there is a repository.
-            storage.put(layout.CONFIGURATION, configuration)
-        except ObjectExistsError as error:
-            storage.delete(key_name)
-            raise _exists(storage) from error
         return cls.open_with_key(
             storage, keyring.material(), expected_id=None, clock=clock, cache_dir=cache_dir
         )
@@ -344,7 +313,7 @@ class Repository:
         """Every restore point that can be read, oldest first. Damaged ones: damaged_points()."""
         with self._lock:
             catalogue = self._catalogue.load()
-        found = [self._whole_point(point_id) for point_id in catalogue.points]
+        found = [read_point(self.storage, self.keyring, point_id) for point_id in catalogue.points]
         return tuple(sorted(filter(None, found), key=lambda point: (point.created_at, point.id)))
 
     def damaged_points(self) -> tuple[str, ...]:
@@ -358,7 +327,11 @@ class Repository:
             name = layout.point_name(point_id)
         except ValueError as error:
             raise RestorePointNotFoundError(str(error)) from error
-        point = None if self._is_forgotten(point_id) else self._whole_point(point_id)
+        point = (
+            None
+            if is_forgotten(self.storage, point_id)
+            else read_point(self.storage, self.keyring, point_id)
+        )
         if point is None:
             raise RestorePointNotFoundError(f"no {name} in the repository in {self.storage.location}")
         return point
@@ -370,35 +343,19 @@ class Repository:
         are deleted after. Raises RestorePointRefusedError when something is missing, or the id is taken
         by a different point, or was forgotten; IntegrityError when a map is damaged.
         """
-        _check_fields(point)
         with self._lock:
-            if self._is_forgotten(point.id):
-                raise RestorePointRefusedError(
-                    f"restore point {point.id} of VM {point.vm.name} was forgotten; take a new backup"
-                )
-            if self._is_committed(point):
-                self._keep(point, self._newest_of(point))  # who committed it may have died before
-                self._delete_works(point)
-                return False
-            catalogue = self._newest_of(point)
-            self._verify_reachable(point, catalogue)
-            until_s = self._keep_needed(point, catalogue)
-            data = format_point(
-                self.keyring,
-                self.aead,
-                point,
-                catalogue.newest_of(point.vm.instance_uuid),
-                datetime.fromtimestamp(self._clock(), UTC),
+            committer = Committer(
+                storage=self.storage,
+                keyring=self.keyring,
+                algorithm=self.aead,
+                block_size_bytes=self.block_size_bytes,
+                loader=self._loader,
+                catalogue=self._catalogue,
+                cache_directory=self._cache_directory,
+                immutability=self.immutability,
+                clock=self._clock,
             )
-            name = layout.point_name(point.id)
-            parse_point(self.keyring, name, data)  # what was just encoded can be decoded
-            try:
-                self.storage.put(name, data)
-            except ObjectExistsError:
-                return not self._is_committed(point)
-            self._keep_point(point, until_s)
-            self._delete_works(point)
-            return True
+            return committer.commit(point)
 
     def immutable_until_s(self, point_id: str) -> float:
         """Until when the storage keeps the point and all that it needs; 0.0 when it does not."""
@@ -424,7 +381,7 @@ class Repository:
                     payload_hash = parse_point(self.keyring, name, data).payload_hash
                 except IntegrityError:
                     payload_hash = UNKNOWN_HASH
-                if not self._is_forgotten(point_id):
+                if not is_forgotten(self.storage, point_id):
                     now = datetime.fromtimestamp(self._clock(), UTC)
                     record = format_forgotten(self.keyring, self.aead, point_id, payload_hash, now)
                     self.storage.put(layout.forgotten_name(point_id), record)
@@ -531,159 +488,7 @@ class Repository:
 
     # ---- inside ------------------------------------------------------------------------------------
 
-    def _keep(self, point: RestorePoint, catalogue: Catalogue) -> None:
-        """The point and what it needs, when that is not so yet."""
-        if self.immutability is None:
-            return
-        least_s = self.immutability.until_s(point.created_at.timestamp())
-        if self.immutable_until_s(point.id) < least_s:
-            self._loader.refresh()
-            self._keep_point(point, self._keep_needed(point, catalogue))
-
-    def _keep_needed(self, point: RestorePoint, catalogue: Catalogue) -> float:
-        if self.immutability is None:
-            return 0.0
-        newest = catalogue.newest_of(point.vm.instance_uuid)
-        needs = Needs(
-            storage=self.storage,
-            index=self._loader.index,
-            load_node=BlobReader(self.storage, self.keyring, self._loader.index).load_node,
-            block_size_bytes=self.block_size_bytes,
-        )
-        before = newest.point if newest is not None and newest.point.id != point.id else None
-        return keep_needed(needs, self.immutability, point, before, self._clock())
-
-    def _keep_point(self, point: RestorePoint, until_s: float) -> None:
-        if until_s:
-            retention_of(self.storage).keep(layout.point_name(point.id), until_s)
-
     def _key_problems(self) -> tuple[str, ...]:
         """Of key objects and epochs; an old version is none."""
         damaged = (info.problem for info in self.list_keys() if info.kind is None)
         return (*epoch_problems(self.storage, self.keyring), *damaged)
-
-    def _whole_point(self, point_id: str) -> RestorePoint | None:
-        name = layout.point_name(point_id)
-        try:
-            return parse_point(self.keyring, name, self.storage.read(name)).point
-        except ObjectNotFoundError:
-            return None
-
-    def _is_forgotten(self, point_id: str) -> bool:
-        try:
-            self.storage.size_bytes(layout.forgotten_name(point_id))
-        except ObjectNotFoundError:
-            return False
-        return True
-
-    def _is_committed(self, point: RestorePoint) -> bool:
-        there = self._whole_point(point.id)
-        if there is None:
-            return False
-        if point_fields(there) != point_fields(point):
-            raise RestorePointRefusedError(
-                f"restore point {point.id} exists in {self.storage.location} and is another one "
-                f"(VM {there.vm.name} of {there.created_at.isoformat()}); choose a new id"
-            )
-        return True
-
-    def _newest_of(self, point: RestorePoint) -> Catalogue:
-        """A catalogue with the newest point of this VM."""
-        return self._catalogue.load_newest_of(point.vm.instance_uuid, self._cache_directory)
-
-    def _verify_reachable(self, point: RestorePoint, catalogue: Catalogue) -> None:
-        self._loader.refresh()
-        missing = self._missing(point, catalogue)
-        # A node that comes back may name others that are missing, so this goes level by level.
-        while missing and bring_back(
-            self.storage, self.keyring, self.aead, self._loader, missing, self._clock()
-        ):
-            missing = self._missing(point, catalogue)
-        if missing:
-            named = ", ".join(blob_id.hex() for blob_id in sorted(missing)[:MISSING_NAMED])
-            raise RestorePointRefusedError(
-                f"restore point {point.id} of VM {point.vm.name} is not complete: {len(missing)} blobs are "
-                f"missing from {self.storage.location} ({named}); back the VM up again"
-            )
-
-    def _missing(self, point: RestorePoint, catalogue: Catalogue) -> set[bytes]:
-        """Ids that the point needs and the repository lacks."""
-        known = catalogue.newest_of(point.vm.instance_uuid)
-        known_disks = known.point.disks if known else ()
-        load_node = BlobReader(self.storage, self.keyring, self._loader.index).load_node
-        missing: set[bytes] = set()
-        packs: set[bytes] = set()
-        for disk in point.disks:
-            missing.update(
-                missing_blobs(
-                    disk,
-                    self.block_size_bytes,
-                    self._loader.index,
-                    load_node,
-                    self._roots(known_disks, disk),
-                    packs,
-                )
-            )
-        for pack_id in packs:
-            size = self._loader.index.pack_size_of(pack_id) or 0
-            if not is_whole(self.storage, PackSegment(pack_id, size, ())):
-                raise RestorePointRefusedError(
-                    f"restore point {point.id} of VM {point.vm.name} is not complete: "
-                    f"{layout.pack_name(pack_id)} is missing or truncated; run a check"
-                )
-        return missing
-
-    def _roots(self, known_disks: Iterable[DiskPoint], disk: DiskPoint) -> list[tuple[bytes, int]]:
-        return [
-            (
-                bytes.fromhex(known.map_root),
-                block_count_of(known.capacity_bytes, self.block_size_bytes),
-            )
-            for known in known_disks
-            if known.disk_key == disk.disk_key
-        ]
-
-    def _delete_works(self, point: RestorePoint) -> None:
-        """Works that ended in a disk of this point are over; other ones are not touched."""
-        ended = {(disk.map_root, disk.capacity_bytes) for disk in point.disks}
-        for work_id in work_ids(self.storage):
-            try:
-                record = read_work(self.storage, self.keyring, work_id)
-            except IntegrityError:
-                continue  # prune deletes it once nobody keeps it
-            if (
-                record is not None
-                and record.state is WorkState.DONE
-                and (record.map_root, record.capacity_bytes) in ended
-            ):
-                delete_work(self.storage, work_id)
-
-
-def _check_fields(point: RestorePoint) -> None:
-    """What would be stored must be readable later. Raises RestorePointRefusedError."""
-    try:
-        layout.checked_point_id(point.id)
-        for disk in point.disks:
-            checked_map_root(disk.map_root)
-        if point.created_at.tzinfo is None:
-            raise ValueError("created_at has no time zone")
-        if point.previous is not None:
-            layout.checked_point_id(point.previous)
-    except ValueError as error:
-        raise RestorePointRefusedError(
-            f"restore point {point.id} of VM {point.vm.name} cannot be stored: {error}"
-        ) from error
-
-
-def _refuse_existing(storage: Storage) -> None:
-    try:
-        storage.size_bytes(layout.CONFIGURATION)
-    except ObjectNotFoundError:
-        return
-    raise _exists(storage)
-
-
-def _exists(storage: Storage) -> RepositoryExistsError:
-    return RepositoryExistsError(
-        f"{storage.location} holds a repository already; open it (import) or choose another directory"
-    )
