@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -113,7 +114,14 @@ class Committer:
     def _missing(self, point: RestorePoint, catalogue: Catalogue) -> set[bytes]:
         """Ids that the point needs and the repository lacks."""
         known = catalogue.newest_of(point.vm.instance_uuid)
-        known_disks = known.point.disks if known else ()
+        if known is not None:
+            # Where that one has lost its own map, it says nothing about this one.
+            with contextlib.suppress(IntegrityError):
+                return self._missing_beside(point, known.point.disks)
+        return self._missing_beside(point, ())
+
+    def _missing_beside(self, point: RestorePoint, known_disks: Iterable[DiskPoint]) -> set[bytes]:
+        """What is at the same place in `known_disks` is there."""
         load_node = BlobReader(self._storage, self._keyring, self._loader.index).load_node
         missing: set[bytes] = set()
         packs: set[bytes] = set()
@@ -168,8 +176,10 @@ class Committer:
             load_node=BlobReader(self._storage, self._keyring, self._loader.index).load_node,
             block_size_bytes=self._block_size_bytes,
         )
-        before = newest.point if newest is not None and newest.point.id != point.id else None
-        return keep_needed(needs, self._immutability, point, before, self._clock())
+        if newest is not None and newest.point.id != point.id:
+            with contextlib.suppress(IntegrityError):  # as in _missing()
+                return keep_needed(needs, self._immutability, point, newest.point, self._clock())
+        return keep_needed(needs, self._immutability, point, None, self._clock())
 
     def _keep_point(self, point: RestorePoint, until_s: float) -> None:
         if until_s:
