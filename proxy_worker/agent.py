@@ -302,6 +302,7 @@ class Agent:
             "set_aside": done.set_aside,
             "lost": list(done.lost),
             "rebuilt_packs": rebuilt,
+            "key_epoch": opened.key_epoch,
         }
 
 

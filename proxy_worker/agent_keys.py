@@ -84,6 +84,12 @@ class KeyCalls:
 
     def _change(self, args: dict[str, Any]) -> dict[str, Any]:
         old, new = unlock_from_text(args["old"]), by_password(new_password(args["new"]))
+        if old == self._own():
+            # However it was typed. The server would go on with a key that opens nothing.
+            raise KeyRefusedError(
+                "the old key is the one that this server itself opens the repository with; change that one by "
+                "leaving out the old key (`vmhaul repository key change`)"
+            )
         with self._turn() as repository:
             return {"id": repository.change_key(old, new)}
 

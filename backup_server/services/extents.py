@@ -12,9 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-import sqlalchemy as sa
-
-from backup_server.db.states import SessionKind, SessionState
+from backup_server.db.states import SessionKind
 from backup_server.db.tables import Repository, Session
 from backup_server.errors import ConflictError, InvalidError, NotFoundError, UnavailableError
 from backup_server.services import sessions, verification
@@ -77,7 +75,7 @@ def set_state(ctx: Context, ref: str, extent: str, state: str) -> dict[str, Any]
         return list_all(ctx, row.id)
     if state == ACTIVE or now == MAINTENANCE:
         # What came and went meanwhile is brought over first; a writer that does not know would be missed.
-        _refuse_busy(ctx, row, f"extent {extent!r} is made level with the others first")
+        sessions.refuse_busy(ctx, row, f"extent {extent!r} is made level with the others first")
         after = _call(ctx, row.id, "extent_activate", slow=True, extent=extent)["extents"]
     else:
         if state == MAINTENANCE:
@@ -129,7 +127,7 @@ def remove(ctx: Context, ref: str, extent: str, *, lost: bool = False) -> dict[s
         )
     if not lost and state != SEALED:
         raise ConflictError(f"extent {extent!r} is {state}; evacuate it before it is removed")
-    _refuse_busy(ctx, row, f"extent {extent!r} is about to be removed")
+    sessions.refuse_busy(ctx, row, f"extent {extent!r} is about to be removed")
     answer = _call(ctx, row.id, "extent_remove", slow=True, extent=extent, lost=lost)
     _store(ctx, row.id, _known(row), answer["extents"])
     return list_all(ctx, row.id)
@@ -175,20 +173,6 @@ def _check_name(value: Any) -> str:
     if not isinstance(value, str) or not _NAME.fullmatch(value):
         raise ValueError("must be letters, digits, '.', '_' and '-', at most 63")
     return value
-
-
-def _refuse_busy(ctx: Context, row: Repository, why: str) -> None:
-    with ctx.db.read() as s:
-        busy = s.scalar(
-            sa.select(Session.id).where(
-                Session.repository_id == row.id, Session.state == SessionState.RUNNING.value
-            )
-        )
-    if busy is not None:
-        raise ConflictError(
-            f"repository {row.name!r} is used by session {busy}, and {why}; wait for it or cancel it",
-            details={"session": busy},
-        )
 
 
 def _call(

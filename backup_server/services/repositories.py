@@ -169,6 +169,8 @@ def edit(ctx: Context, ref: str, changes: Mapping[str, Any]) -> dict[str, Any]:
     try:
         with ctx.db() as s:
             row = by_ref(s, Repository, ref)
+            # Settings are written as a whole: nothing that was written since they were read may be undone.
+            s.refresh(row, with_for_update=True)
             if settings:
                 row.settings = {**row.settings, **settings}
                 row.next_check_at = verification.next_check(row.settings, ctx.clock())

@@ -179,7 +179,7 @@ def _store(ctx: Context, repository_id: str, password: Secret) -> None:
 def _remember_epoch(ctx: Context, repository_id: str, epoch: int) -> None:
     """An older state of the repository is refused from then on, whoever puts it back."""
     with ctx.db() as s:
-        row = s.get_one(Repository, repository_id)
+        row = s.get_one(Repository, repository_id, with_for_update=True)
         if epoch > int((row.settings or {}).get("key_epoch") or 1):
             row.settings = {**(row.settings or {}), "key_epoch": epoch}
 

@@ -11,8 +11,8 @@ from typing import Any, Final
 from sqlalchemy.orm import Session as DbSession
 
 from backup_server.db.tables import Repository
-from backup_server.errors import InvalidError
-from backup_server.services import catalogue
+from backup_server.errors import InvalidError, WrongKeyError
+from backup_server.services import catalogue, sessions
 from backup_server.services.context import Context
 from backup_server.services.repository_agent import (
     StorageAccess,
@@ -92,7 +92,11 @@ def store(ctx: Context, s: DbSession, row: Repository, storage: StorageAccess, n
 
 
 def recover(ctx: Context, ref: str, as_of: datetime) -> dict[str, Any]:
-    """Bring a bucket with object lock back to an earlier time, then the catalogue to what it holds."""
+    """Bring a bucket with object lock back to an earlier time, then the catalogue to what it holds.
+
+    The data key of that time counts again. WrongKeyError when the server's own key came later: the bucket
+    is brought back then, and waits for a key of that time.
+    """
     now = ctx.clock()
     if as_of.tzinfo is None or as_of > now:
         text = "must be a time in the past, with its zone"
@@ -100,6 +104,7 @@ def recover(ctx: Context, ref: str, as_of: datetime) -> dict[str, Any]:
     with ctx.db.read() as s:
         row = by_ref(s, Repository, ref)
         name, repository_id = row.name, row.id
+    sessions.refuse_busy(ctx, row, "what it writes would be set aside under it")
     access = ctx.agents.access(repository_id)
     ctx.agents.forget(repository_id)
     link = ctx.agents.start()
@@ -114,8 +119,15 @@ def recover(ctx: Context, ref: str, as_of: datetime) -> dict[str, Any]:
             },
             timeout_s=ctx.agents.long_timeout_s,
         )
+    except WrongKeyError as error:
+        _remember_epoch(ctx, repository_id, 1)
+        raise WrongKeyError(
+            f"{error.message}. Repository {name!r} is as it was at {when(as_of)}, with the keys of that time: "
+            f"give the server one of those with `vmhaul repository key use {name}`, and recover again"
+        ) from error
     finally:
         link.close()
+    _remember_epoch(ctx, repository_id, int(done.get("key_epoch") or 1))
     rebuilt = catalogue.rebuild(ctx, repository_id)
     return {
         "repository": name,
@@ -126,3 +138,11 @@ def recover(ctx: Context, ref: str, as_of: datetime) -> dict[str, Any]:
         "lost": [str(name) for name in done["lost"]],
         "restore_points": rebuilt["points"],
     }
+
+
+def _remember_epoch(ctx: Context, repository_id: str, epoch: int) -> None:
+    """Also an older one than was seen: somebody asked for it."""
+    with ctx.db() as s:
+        row = s.get_one(Repository, repository_id, with_for_update=True)
+        row.settings = {**(row.settings or {}), "key_epoch": epoch}
+    ctx.agents.forget(repository_id)

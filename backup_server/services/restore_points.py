@@ -128,7 +128,10 @@ def remove(ctx: Context, ref: str) -> None:
 
 
 def forget_marked(ctx: Context, repository_id: str) -> int:
-    """Forget in the repository, then in the catalogue, what is marked for it. May be repeated."""
+    """Forget in the repository, then in the catalogue, what is marked for it. May be repeated.
+
+    What the storage turns out to keep loses its mark: it can be restored, and may go when its time is over.
+    """
     with ctx.db.read() as s:
         ids = list(
             s.scalars(
@@ -140,11 +143,33 @@ def forget_marked(ctx: Context, repository_id: str) -> int:
         )
     if not ids:
         return 0
-    ctx.agents.get(repository_id).forget(ids)
+    try:
+        ctx.agents.get(repository_id).forget(ids)
+    except ConflictError:
+        kept = _unmark_kept(ctx, repository_id, ids)
+        if not kept:
+            raise
+        ids = [one for one in ids if one not in kept]
+        ctx.agents.get(repository_id).forget(ids)
     with ctx.db() as s:
         for point_id in ids:
             s.execute(sa.delete(RestorePointRow).where(RestorePointRow.id == point_id))
     return len(ids)
+
+
+def _unmark_kept(ctx: Context, repository_id: str, ids: list[str]) -> set[str]:
+    """Of these, which the storage keeps: an import or a change of settings may not have said so."""
+    now = ctx.clock().timestamp()
+    until_s = ctx.agents.get(repository_id).immutable_until(ids)
+    kept = {point_id: until for point_id, until in until_s.items() if until > now}
+    with ctx.db() as s:
+        for point_id, until in kept.items():
+            s.execute(
+                sa.update(RestorePointRow)
+                .where(RestorePointRow.id == point_id)
+                .values(deleting=False, immutable_until=datetime.fromtimestamp(until, UTC))
+            )
+    return set(kept)
 
 
 def in_use(s: DbSession, repository_id: str) -> dict[str, str]:

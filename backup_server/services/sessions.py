@@ -11,7 +11,7 @@ from sqlalchemy.exc import IntegrityError as DuplicateError
 from sqlalchemy.orm import Session as DbSession
 
 from backup_server.db.states import JobKind, Result, SessionKind, SessionState, change_state
-from backup_server.db.tables import Job, Session, SessionVm, Task, new_id
+from backup_server.db.tables import Job, Repository, Session, SessionVm, Task, new_id
 from backup_server.errors import ConflictError, InvalidError, NotFoundError
 from backup_server.services import events as event_log
 from backup_server.services import session_shapes
@@ -267,3 +267,18 @@ def cancel(ctx: Context, session_id: str) -> dict[str, Any]:
     ctx.wake_engine.set()
     ctx.wake_dispatcher.set()
     return get(ctx, row.id)
+
+
+def refuse_busy(ctx: Context, row: Repository, why: str) -> None:
+    """ConflictError when a session of the repository runs; `why` that is in the way."""
+    with ctx.db.read() as s:
+        busy = s.scalar(
+            sa.select(Session.id).where(
+                Session.repository_id == row.id, Session.state == SessionState.RUNNING.value
+            )
+        )
+    if busy is not None:
+        raise ConflictError(
+            f"repository {row.name!r} is used by session {busy}, and {why}; wait for it or cancel it",
+            details={"session": busy},
+        )

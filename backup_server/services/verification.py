@@ -134,7 +134,12 @@ def refuse_second(s: DbSession, row: Repository, kind: SessionKind) -> None:
 def advance(s: DbSession, session: Session) -> None:
     """The session's share was read: the next one begins where it ended."""
     start_at = session.options.get("sample_start")
-    row = s.get(Repository, session.repository_id) if session.repository_id else None
+    # Locked: what another server writes into the settings meanwhile must not be undone.
+    row = (
+        s.get(Repository, session.repository_id, with_for_update=True, populate_existing=True)
+        if session.repository_id
+        else None
+    )
     if start_at is None or row is None:
         return
     position = (float(start_at) + float(session.options["sample_share"])) % 1.0

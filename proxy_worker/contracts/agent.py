@@ -37,7 +37,7 @@ Calls and their args / ok:
 | extent_activate | location, extent, storage_secrets? | extents |
 | extent_evacuate | location, extent, storage_secrets? | moved_packs, moved_bytes, kept_packs |
 | extent_remove | location, extent, lost: bool, storage_secrets? | extents |
-| recover | location, password, storage_secrets?, as_of_s | uncovered, set_aside, rebuilt_packs: int, lost: [str] |
+| recover | location, password, storage_secrets?, as_of_s | uncovered, set_aside, rebuilt_packs, key_epoch: int, lost: [str] |
 
 Wherever a repository is opened, `password` may also be a recovery key or the text of a key file. `least_epoch` of
 `open` is the newest key epoch that the server knows of: an older state is refused. An error with

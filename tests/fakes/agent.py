@@ -34,6 +34,7 @@ class FakeRepository:
     immutable_days: int = 0
     immutable_until_s: dict[str, float] = field(default_factory=dict)
     recovered_to_s: list[float] = field(default_factory=list)
+    key_epoch: int = 1
 
 
 class FakeRepositories:
@@ -45,9 +46,10 @@ class FakeRepositories:
         self.scripted: dict[str, list[dict[str, str]]] = {}
         self.started = 0
 
-    def fail(self, call: str, kind: str, message: str) -> None:
+    def fail(self, call: str, kind: str, message: str, *, reason: str = "") -> None:
         """The next call of that name answers this error ("dead": the agent dies instead)."""
-        self.scripted.setdefault(call, []).append({"kind": kind, "message": message})
+        error = {"kind": kind, "message": message, "reason": reason}
+        self.scripted.setdefault(call, []).append(error)
 
     def start(self) -> AgentLink:
         self.started += 1
@@ -124,6 +126,8 @@ class FakeAgent:
             return {"error": {"kind": "permanent", "message": f"no repository at {location}"}}
         if found.password != password:
             return {"error": {"kind": "permanent", "message": "the password is wrong"}}
+        if found.key_epoch < least_epoch:
+            return {"error": {"kind": "integrity", "message": "somebody put an old state of it back"}}
         if found.storage_secrets != (storage_secrets or {}):
             return {"error": {"kind": "permanent", "message": "the storage refuses these keys"}}
         found.immutable_days = immutable_days
@@ -156,7 +160,9 @@ class FakeAgent:
         found = self._site.at[location]
         assert (found.password, found.storage_secrets) == (password, storage_secrets)
         found.recovered_to_s.append(as_of_s)
-        return {"uncovered": 3, "set_aside": 1, "lost": [], "rebuilt_packs": 2}
+        found.key_epoch = 1
+        done = {"uncovered": 3, "set_aside": 1, "lost": [], "rebuilt_packs": 2}
+        return {**done, "key_epoch": found.key_epoch}
 
     def _points(self) -> dict[str, Any]:
         return {"points": list(self._open_one.points.values())}

@@ -197,3 +197,17 @@ def test_a_repository_of_the_release_before_is_taken_over_and_upgraded(
     assert (shown["result"], shown["report"]["points"]) == ("success", 2)
     with rig.ctx.db.read() as s:
         assert len(s.scalars(sa.select(Credential)).all()) >= 2
+
+
+def test_the_servers_own_key_is_not_changed_under_it_however_it_is_typed(rig: Rig) -> None:
+    recovery = repository_keys.add(rig.ctx, "r1", kind="recovery")
+    repository_keys.use(rig.ctx, "r1", Secret(recovery["secret"]))
+    with pytest.raises(ConflictError, match="server itself opens"):
+        repository_keys.change(
+            rig.ctx,
+            "r1",
+            old_password=Secret(f" {recovery['secret'].lower()}\n"),
+            new_password=Secret("another horse"),
+        )
+    rig.ctx.agents.close()
+    assert [key["own"] for key in repository_keys.list_all(rig.ctx, "r1")].count(True) == 1

@@ -7,9 +7,10 @@ from datetime import timedelta
 import pytest
 import sqlalchemy as sa
 
-from backup_server.db.tables import Base
-from backup_server.errors import ConflictError, InvalidError
+from backup_server.db.tables import Base, Repository, Session
+from backup_server.errors import ConflictError, InvalidError, WrongKeyError
 from backup_server.services import repositories, repository_storage, restore_points
+from proxy_worker.contracts.agent import WRONG_KEY
 from tests.fakes.server import REPOSITORY_PASSWORD, Rig
 from transports.vsphere.model import Secret
 
@@ -70,3 +71,33 @@ def test_a_point_says_until_when_it_is_immutable(rig: Rig) -> None:
     assert point["immutable_until"] is not None
     with pytest.raises(InvalidError, match="in the past"):
         repository_storage.recover(rig.ctx, "r1", rig.clock.now + timedelta(hours=1))
+
+
+def test_a_bucket_is_brought_back_behind_a_change_of_the_data_key(rig: Rig) -> None:
+    """An administrator changes the keys after an attack, and then recovers."""
+    rig.repository.key_epoch = 2
+    with rig.ctx.db() as s:
+        row = s.scalars(sa.select(Repository)).one()
+        row.settings = {**row.settings, "key_epoch": 2}
+    repository_storage.recover(rig.ctx, "r1", rig.clock.now - timedelta(hours=1))
+    assert rig.drive(repositories.check(rig.ctx, "r1")["id"])["result"] == "success"
+
+
+def test_a_bucket_of_the_time_before_the_servers_key_waits_for_one_of_that_time(rig: Rig) -> None:
+    with rig.ctx.db() as s:
+        row = s.scalars(sa.select(Repository)).one()
+        row.settings = {**row.settings, "key_epoch": 2}
+    rig.repositories.fail("recover", "permanent", "wrong password", reason=WRONG_KEY)
+    with pytest.raises(WrongKeyError, match="vmhaul repository key use r1"):
+        repository_storage.recover(rig.ctx, "r1", rig.clock.now - timedelta(hours=1))
+    # That key opens the repository as it is now.
+    assert rig.drive(repositories.check(rig.ctx, "r1")["id"])["result"] == "success"
+
+
+def test_nothing_is_brought_back_under_a_session(rig: Rig) -> None:
+    session = repositories.check(rig.ctx, "r1")
+    with rig.ctx.db() as s:
+        s.execute(sa.update(Session).values(state="running"))
+    with pytest.raises(ConflictError, match=f"used by session {session['id']}"):
+        repository_storage.recover(rig.ctx, "r1", rig.clock.now - timedelta(hours=1))
+    assert rig.repository.recovered_to_s == []

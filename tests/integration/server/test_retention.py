@@ -248,3 +248,23 @@ def test_a_clock_that_was_years_ahead_costs_no_new_backup(rig: Rig) -> None:
     left = {row.id for row in rig.points()}
     assert ahead < left
     assert len(left) == 4
+
+
+def test_a_point_that_the_storage_keeps_unknown_to_us_is_not_hidden(rig: Rig) -> None:
+    """Its repository was imported without a word on immutability, say."""
+    rig.vcenter.add_vm("db01", disks=1)
+    rig.job(retention={"keep": 9})
+    nights(rig, 3)
+    first, second, third = [row.id for row in rig.points()]
+    until = rig.clock.now + timedelta(days=5)
+    rig.repository.immutable_until_s[first] = until.timestamp()
+    rig.repositories.fail("forget", "permanent", "a point is immutable")
+    jobs.edit(rig.ctx, "job1", {"retention": {"keep": 1}}, confirm_removal=True)
+    assert retention.daily(rig.ctx)
+    assert [row.id for row in rig.points()] == [first, third]
+    assert second not in rig.repository.points
+    shown = restore_points.get(rig.ctx, first)
+    assert shown["immutable_until"] is not None
+    rig.repositories.fail("forget", "permanent", "another reason")
+    with pytest.raises(ConflictError, match="another reason"):
+        restore_points.remove(rig.ctx, third)
