@@ -19,6 +19,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from bench.measure import own_peak_bytes
+
 LOOKUPS = 20_000
 MEMORY_AIM_BYTES = 256 << 20
 
@@ -115,7 +117,7 @@ def main() -> int:
         found = {"build": step_build, "use": step_use}[step](int(blobs), Path(cache))
         used = resource.getrusage(resource.RUSAGE_SELF)
         cpu_s = round(used.ru_utime + used.ru_stime, 1)
-        print(json.dumps({**found, "cpu_s": cpu_s, "peak_bytes": used.ru_maxrss << 10}))
+        print(json.dumps({**found, "cpu_s": cpu_s, "peak_bytes": own_peak_bytes()}))
         return 0
     found_rows = rows(given.millions, given.directory)
     print(json.dumps({"rows": found_rows, "aims": aims(found_rows)}, indent=1))

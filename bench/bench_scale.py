@@ -22,6 +22,7 @@ from typing import Any
 from uuid import UUID
 
 from bench.made_up import BLOBS_PER_PACK, MadeUpStorage, blob_ids
+from bench.measure import own_peak_bytes
 from pipeline.repository import Repository
 from pipeline.repository.blobs import BlobCodec, node_id
 from pipeline.repository.format import ZERO_ID, BlobKind
@@ -151,7 +152,7 @@ def main() -> int:
         found = STEPS[step](int(blobs), Path(place))
         used = resource.getrusage(resource.RUSAGE_SELF)
         cpu_s = round(used.ru_utime + used.ru_stime, 1)
-        print(json.dumps({**found, "cpu_s": cpu_s, "peak_bytes": used.ru_maxrss << 10}))
+        print(json.dumps({**found, "cpu_s": cpu_s, "peak_bytes": own_peak_bytes()}))
         return 0
     found_rows = rows(given.millions, given.directory)
     print(json.dumps({"rows": found_rows, "aims": aims(found_rows)}, indent=1))

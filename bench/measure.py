@@ -83,3 +83,13 @@ def bytes_under(directory: Path) -> int:
     if directory.is_file():
         return directory.stat().st_size
     return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+
+
+def own_peak_bytes() -> int:
+    """Peak of this process's resident memory. Not `ru_maxrss`: that begins with the memory of whoever
+    started the process, kept over exec (https://man7.org/linux/man-pages/man2/getrusage.2.html).
+    """
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) << 10
+    raise OSError("/proc/self/status has no VmHWM")

@@ -160,10 +160,11 @@ def _back_up(ctx: Context, s: DbSession, session: Session, point_ids: Sequence[s
     again, under the same id, and the old points have it back.
     """
     jobs = s.scalars(
-        sa.select(Job)
-        .join(RestorePointRow, RestorePointRow.job_id == Job.id)
-        .where(RestorePointRow.id.in_(point_ids), Job.kind == JobKind.BACKUP.value)
-        .distinct()
+        # No DISTINCT over whole rows: PostgreSQL cannot compare JSON columns.
+        sa.select(Job).where(
+            Job.kind == JobKind.BACKUP.value,
+            Job.id.in_(sa.select(RestorePointRow.job_id).where(RestorePointRow.id.in_(point_ids))),
+        )
     ).all()
     for job in jobs:
         if sessions.open_session(s, job.id) is None:

@@ -54,6 +54,7 @@ def ctx(tmp_path: Path) -> Iterator[Context]:
 def url(ctx: Context) -> Iterator[str]:
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
+    listener.listen()  # or whoever comes before the server's thread does is refused
     config = uvicorn.Config(create_app(ctx, Secret(TOKEN)), log_config=None, access_log=False)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
