@@ -35,12 +35,13 @@ pytestmark = pytest.mark.xdist_group("ceph")
 
 DAYS = 30
 CAPACITY_BYTES = 40 * BLOCK_SIZE_BYTES
+PLACE = "one/site"
 NAME = "packs/ab/" + "ab" * 16
 
 
 @pytest.fixture
 def storage(ceph: ObjectServer) -> Iterator[RetryingObjectStorage]:
-    location = ceph.location(ceph.new_bucket(lock=True), "one/site", conditional_put="versions")
+    location = ceph.location(ceph.new_bucket(lock=True), PLACE, conditional_put="versions")
     opened = open_storage(location, secrets=ceph.secrets, create=True)
     assert isinstance(opened, RetryingObjectStorage)
     yield opened
@@ -108,15 +109,15 @@ def test_the_gateway_refuses_to_shorten_what_the_driver_set(
         with pytest.raises(ClientError):
             client.put_object_retention(
                 Bucket=bucket,
-                Key="one/site/" + NAME,
+                Key=f"{PLACE}/{NAME}",
                 Retention=retention,
                 BypassGovernanceRetention=True,
             )
-    [version] = client.list_object_versions(Bucket=bucket, Prefix="one/site/" + NAME)["Versions"]
+    [version] = client.list_object_versions(Bucket=bucket, Prefix=f"{PLACE}/{NAME}")["Versions"]
     with pytest.raises(ClientError):
         client.delete_object(
             Bucket=bucket,
-            Key="one/site/" + NAME,
+            Key=f"{PLACE}/{NAME}",
             VersionId=version["VersionId"],
             BypassGovernanceRetention=True,
         )
@@ -137,12 +138,13 @@ def test_a_bucket_without_lock_is_refused(ceph: ObjectServer) -> None:
 def test_what_is_not_kept_is_deleted_with_all_its_versions(
     ceph: ObjectServer, storage: RetryingObjectStorage
 ) -> None:
+    record = layout.work_name("one")
     for number in range(3):
-        storage.replace("work/one", b"record %d" % number)
-    storage.delete("work/one")
+        storage.replace(record, b"record %d" % number)
+    storage.delete(record)
     bucket = storage.location.partition("://")[2].partition("/")[0]
     client = ceph.client()
-    answer = client.list_object_versions(Bucket=bucket, Prefix="one/site/work/one")
+    answer = client.list_object_versions(Bucket=bucket, Prefix=f"{PLACE}/{record}")
     client.close()
     assert not answer.get("Versions")
     assert not answer.get("DeleteMarkers")
@@ -251,7 +253,7 @@ def attack(ceph: ObjectServer, storage: RetryingObjectStorage) -> None:
 
     bucket = storage.location.partition("://")[2].partition("/")[0]
     client: Any = ceph.client()
-    keys = [f"one/site/{entry.name}" for entry in storage.list("")]
+    keys = [f"{PLACE}/{entry.name}" for entry in storage.list("")]
     for number, key in enumerate(keys):
         for version in client.list_object_versions(Bucket=bucket, Prefix=key).get("Versions", ()):
             with contextlib.suppress(ClientError):  # refused for what is kept
