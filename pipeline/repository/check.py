@@ -254,7 +254,9 @@ class Checker:
     # ---- packs ---------------------------------------------------------------------------------
 
     def _whole_packs(self, known: dict[bytes, int]) -> list[bytes]:
-        """Packs that are there with the size that the index tells."""
+        """Packs that are there with the size that the index tells. What is not listed is asked for: it may be
+        listed late, or in an extent that is in maintenance, of which nothing can be told (ExtentOfflineError).
+        """
         missing = set(known)
         whole = []
         for entry in self._storage.list(layout.PACKS):
@@ -262,14 +264,25 @@ class Checker:
             if pack_id is None or pack_id not in missing:
                 continue
             missing.discard(pack_id)
-            if entry.size_bytes == known[pack_id]:
+            if self._has_size(pack_id, known[pack_id], entry.size_bytes):
                 whole.append(pack_id)
-            else:
-                wrong = f"has {entry.size_bytes} bytes instead of {known[pack_id]}"
-                self._found.pack(pack_id, f"{entry.name} {wrong}", is_gone=True)
         for pack_id in sorted(missing):
-            self._found.pack(pack_id, f"{layout.pack_name(pack_id)} is missing", is_gone=True)
+            self._stop_if_cancelled()
+            name = layout.pack_name(pack_id)
+            try:
+                size_bytes = self._storage.size_bytes(name)
+            except ObjectNotFoundError:
+                self._found.pack(pack_id, f"{name} is missing", is_gone=True)
+                continue
+            if self._has_size(pack_id, known[pack_id], size_bytes):
+                whole.append(pack_id)
         return whole
+
+    def _has_size(self, pack_id: bytes, wanted_bytes: int, size_bytes: int) -> bool:
+        if size_bytes != wanted_bytes:
+            wrong = f"has {size_bytes} bytes instead of {wanted_bytes}"
+            self._found.pack(pack_id, f"{layout.pack_name(pack_id)} {wrong}", is_gone=True)
+        return size_bytes == wanted_bytes
 
     def _sampled(self, pack_ids: list[bytes]) -> list[bytes]:
         if self._sample_share >= 1:

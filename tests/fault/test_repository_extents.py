@@ -17,7 +17,7 @@ from pipeline.testing.builders import (
     disk_point,
     restore_point,
 )
-from pipeline.testing.storage import MemoryStorage
+from pipeline.testing.storage import MemoryStorage, ScriptedStorage
 from transports.base import Extent as Bytes
 
 BLOCKS = 64
@@ -93,6 +93,29 @@ def test_an_increment_needs_the_map_that_it_builds_on() -> None:
     increment = site.commit(bench, site.full)
     assert bench.problems() == ()
     assert bench.restored(increment.disks[0].map_root, len(site.image)) == site.image
+
+
+@pytest.mark.parametrize("read_data", [False, True])
+def test_a_check_takes_nothing_for_lost_that_is_away(*, read_data: bool) -> None:
+    site = Site()
+    site.level()
+    bench = site.bench.on(site.over("maintenance"))
+    with pytest.raises(ExtentOfflineError, match="'first'"):
+        bench.repository.check(read_data=read_data)
+
+
+def test_a_check_takes_nothing_for_lost_that_is_listed_late() -> None:
+    site = Site()
+    late = ScriptedStorage(site.over("active"), lists_late_s=60.0, clock=site.clock)
+    for name in site.first.objects:
+        site.first.modified_at_s[name] = 0.0
+        if name.startswith("packs/"):
+            site.first.modified_at_s[name] = site.clock()
+    bench = site.bench.on(late)
+    assert list(late.list("packs/")) == []
+    report = bench.repository.check(read_data=True)
+    assert report.problems == ()
+    assert report.read_bytes > 0
 
 
 def test_evacuated_points_restore_and_are_pruned() -> None:
