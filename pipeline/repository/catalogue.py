@@ -192,10 +192,12 @@ def read_point(storage: Storage, keyring: Keyring, point_id: str) -> RestorePoin
         return None
 
 
-def is_forgotten(storage: Storage, point_id: str) -> bool:
-    """Whether a point that may still be there does not count any more."""
+def is_forgotten(storage: Storage, keyring: Keyring, point_id: str) -> bool:
+    """Whether a point that may still be there does not count any more. A record that cannot be read says
+    nothing: anybody who writes the storage could put it there.
+    """
+    name = layout.forgotten_name(point_id)
     try:
-        storage.size_bytes(layout.forgotten_name(point_id))
-    except ObjectNotFoundError:
+        return parse_forgotten(keyring, name, storage.read(name)).point_id == point_id
+    except (ObjectNotFoundError, IntegrityError):
         return False
-    return True

@@ -62,7 +62,7 @@ class Committer:
     def commit(self, point: RestorePoint) -> bool:
         """See Repository.commit_point()."""
         _check_fields(point)
-        if is_forgotten(self._storage, point.id):
+        if is_forgotten(self._storage, self._keyring, point.id):
             raise RestorePointRefusedError(
                 f"restore point {point.id} of VM {point.vm.name} was forgotten; take a new backup"
             )

@@ -329,7 +329,7 @@ class Repository:
             raise RestorePointNotFoundError(str(error)) from error
         point = (
             None
-            if is_forgotten(self.storage, point_id)
+            if is_forgotten(self.storage, self.keyring, point_id)
             else read_point(self.storage, self.keyring, point_id)
         )
         if point is None:
@@ -381,10 +381,11 @@ class Repository:
                     payload_hash = parse_point(self.keyring, name, data).payload_hash
                 except IntegrityError:
                     payload_hash = UNKNOWN_HASH
-                if not is_forgotten(self.storage, point_id):
+                if not is_forgotten(self.storage, self.keyring, point_id):
                     now = datetime.fromtimestamp(self._clock(), UTC)
                     record = format_forgotten(self.keyring, self.aead, point_id, payload_hash, now)
-                    self.storage.put(layout.forgotten_name(point_id), record)
+                    # In the place of one that cannot be read, should there be such.
+                    self.storage.replace(layout.forgotten_name(point_id), record)
                     count += 1
                 self.storage.delete(name)
         return count

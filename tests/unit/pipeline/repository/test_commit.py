@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import random
 
+import pytest
+
+from pipeline.errors import RestorePointNotFoundError, RestorePointRefusedError
 from pipeline.repair import repair
 from pipeline.repository import layout
 from pipeline.testing.builders import (
@@ -35,3 +38,20 @@ def test_a_point_is_committed_whose_predecessor_has_lost_its_map() -> None:
     image[0] ^= 3
     new = bench.commit(restore_point(disk_point(bench.backup(image).map_root, len(image))))
     assert bench.restored(new.disks[0].map_root, len(image)) == image
+
+
+def test_a_planted_record_does_not_keep_from_restoring_or_forgetting() -> None:
+    storage = MemoryStorage()
+    bench = Workbench(storage, ManualClock())
+    point = bench.commit(restore_point())
+    storage.put(f"forgotten/{point.id}", b"planted")
+    repository = bench.on(storage).repository
+    assert repository.points() == (point,)
+    assert repository.point(point.id) == point
+    assert not repository.commit_point(point)
+    assert repository.forget([point.id]) == 1
+    assert bench.on(storage).repository.points() == ()
+    with pytest.raises(RestorePointNotFoundError):
+        repository.point(point.id)
+    with pytest.raises(RestorePointRefusedError, match="forgotten"):
+        repository.commit_point(point)
