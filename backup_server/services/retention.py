@@ -6,6 +6,9 @@ saves points by a wider rule while a session runs has saved them.
 
 A VM that its job takes no more keeps its points as they are, unless the rule's `gone_days` says when they
 go. Then all of them do: that is the one way in which a rule removes the newest point of a VM.
+
+A clock that was set forward makes everything old at once. So when the last daily pass seems to be more than
+`MAX_GAP` ago, nothing is removed for a day, and an event says why.
 """
 
 from __future__ import annotations
@@ -33,7 +36,10 @@ from pipeline.retention import (
 )
 
 DAILY: Final = timedelta(days=1)
+MAX_GAP: Final = timedelta(days=7)
+"""After more time without a daily pass the clock is not believed for a day: somebody may look at it."""
 _LAST_DONE: Final = "retention-done-at"
+_HELD_UNTIL: Final = "retention-held-until"
 _KEPT_NOT_IN_JOB: Final = "the job takes this VM no more: its points stay"
 
 
@@ -230,8 +236,11 @@ def apply(ctx: Context, work: Work) -> int:
         job = s.get(Job, work.session.job_id) if work.session.job_id else None
         if job is None:
             return 0
+        now = ctx.clock()
+        if _held_until(s, now) is not None:
+            return 0
         here = (repository_id, work.vm.instance_uuid)
-        for one in plan_job(s, job, job.retention, now=ctx.clock(), backed_up=here):
+        for one in plan_job(s, job, job.retention, now=now, backed_up=here):
             _mark(s, one.plan.remove)
             for gone in one.plan.remove:
                 text = f"restore point {gone.id[:8]} goes, as the job keeps no more: {gone.reason}"
@@ -260,14 +269,20 @@ def daily(ctx: Context) -> bool:
     """
     now = ctx.clock()
     with ctx.db() as s:
-        last = s.get(Setting, _LAST_DONE)
+        last = _time_of(s, _LAST_DONE)
         # A time that is yet to come was written with a wrong clock.
-        if last is not None and timedelta(0) <= now - datetime.fromisoformat(last.value) < DAILY:
+        if last is not None and timedelta(0) <= now - last < DAILY:
             return False
-        if last is None:
-            s.add(Setting(name=_LAST_DONE, value=now.isoformat()))
-        else:
-            last.value = now.isoformat()
+        held = _held_until(s, now)
+        s.merge(Setting(name=_LAST_DONE, value=now.isoformat()))
+        if last is not None and held is not None:
+            s.merge(Setting(name=_HELD_UNTIL, value=held.isoformat()))
+            text = (
+                f"restore points were last looked at for deletion {(now - last).days} days ago, by this server's "
+                f"clock: none goes before {held:%Y-%m-%d %H:%M} UTC; look whether the clock is right"
+            )
+            events.record(s, now, "retention.held", text, level=events.WARNING)
+            return True
         job_ids = s.scalars(sa.select(Job.id).where(Job.enabled.is_(True)).order_by(Job.name)).all()
     for job_id in job_ids:
         try:
@@ -275,6 +290,19 @@ def daily(ctx: Context) -> bool:
         except VmhaulError as error:  # the next job's repository may answer
             ctx.log.warning("retention.failed", job_id=job_id, reason=str(error))
     return True
+
+
+def _time_of(s: DbSession, name: str) -> datetime | None:
+    row = s.get(Setting, name)
+    return None if row is None else datetime.fromisoformat(row.value)
+
+
+def _held_until(s: DbSession, now: datetime) -> datetime | None:
+    """Until when nothing is removed, because the clock may have been set forward."""
+    last, held = _time_of(s, _LAST_DONE), _time_of(s, _HELD_UNTIL)
+    if last is not None and now - last > MAX_GAP:
+        return now + DAILY
+    return held if held is not None and timedelta(0) < held - now <= DAILY else None
 
 
 def _mark(s: DbSession, remove: Iterable[RetentionDecision]) -> None:

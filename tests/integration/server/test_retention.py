@@ -268,3 +268,35 @@ def test_a_point_that_the_storage_keeps_unknown_to_us_is_not_hidden(rig: Rig) ->
     rig.repositories.fail("forget", "permanent", "another reason")
     with pytest.raises(ConflictError, match="another reason"):
         restore_points.remove(rig.ctx, third)
+
+
+def test_a_clock_set_forward_removes_nothing_for_a_day(rig: Rig) -> None:
+    rig.vcenter.add_vm("db01", disks=1)
+    rig.job(retention={"days": 5})
+    nights(rig, 3)
+    assert retention.daily(rig.ctx)
+    rig.clock.advance(3650 * DAY_S)
+    rig.run()  # before the daily pass has seen the clock
+    assert retention.daily(rig.ctx)
+    rig.run()
+    assert len(rig.points()) == 5
+    [event] = rig.rows(Event, name="retention.held")
+    assert "3650 days ago" in event.text
+    # Put right: all is as it was.
+    rig.clock.advance(-3650 * DAY_S)
+    assert retention.daily(rig.ctx)
+    assert len(rig.points()) == 5
+
+
+def test_after_a_day_what_is_old_goes(rig: Rig) -> None:
+    """The server was off for so long."""
+    rig.vcenter.add_vm("db01", disks=1)
+    rig.job(retention={"days": 5})
+    nights(rig, 3)
+    assert retention.daily(rig.ctx)
+    rig.clock.advance(30 * DAY_S)
+    assert retention.daily(rig.ctx)
+    assert len(rig.points()) == 3
+    rig.clock.advance(DAY_S)
+    assert retention.daily(rig.ctx)
+    assert len(rig.points()) == 1
