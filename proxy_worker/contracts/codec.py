@@ -91,7 +91,11 @@ def to_json(value: Any) -> dict[str, Any]:
     """Body of a message or an order as JSON values."""
     if not is_dataclass(value) or isinstance(value, type):
         raise TypeError(f"{type(value).__name__} is no message")
-    return {item.name: _plain(getattr(value, item.name)) for item in fields(value)}
+    return {
+        item.name: _plain(getattr(value, item.name))
+        for item in fields(value)
+        if not (item.metadata.get("later") and getattr(value, item.name) == item.default)
+    }
 
 
 def _plain(value: Any) -> Any:

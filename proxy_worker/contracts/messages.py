@@ -15,6 +15,10 @@ from proxy_worker.contracts.ids import Attempt, ProxyId, SessionId, TaskId
 from transports.base import DiskRef, TransportMode
 
 SCHEMA_VERSION: Final = 1
+LATER: Final = {"later": True}
+"""Metadata of a field that came after the first release: it is left out where it says nothing, so that proxies
+which do not know it yet do the work that they always did.
+"""
 
 
 class TaskKind(StrEnum):
@@ -80,7 +84,7 @@ class RepositoryRef:
     location: str
     """What `pipeline.storage.open_storage` takes: the path of a directory, as the proxies see it, or the
     URL of a bucket."""
-    immutable_days: int = 0
+    immutable_days: int = field(default=0, metadata=LATER)
     """What is written is kept by the storage for so long; 0: it is not."""
 
 
@@ -118,7 +122,7 @@ class TaskRequest:
     repository: RepositoryRef
     backup: BackupDiskOrder | None = None
     restore: RestoreDiskOrder | None = None
-    copy: CopyDiskOrder | None = None
+    copy: CopyDiskOrder | None = field(default=None, metadata=LATER)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,11 +144,11 @@ class TaskSecrets:
     attempt: Attempt
     repository_key: str = field(repr=False)
     """What opens the repository: `Repository.key_material`."""
-    storage_secrets: str = field(default="", repr=False)
+    storage_secrets: str = field(default="", repr=False, metadata=LATER)
     """What opens its storage, as a JSON object of texts; empty: nothing is needed."""
-    source_repository_key: str = field(default="", repr=False)
+    source_repository_key: str = field(default="", repr=False, metadata=LATER)
     """The same two of a copy's source."""
-    source_storage_secrets: str = field(default="", repr=False)
+    source_storage_secrets: str = field(default="", repr=False, metadata=LATER)
     vsphere: VsphereAccess | None = None
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,6 +28,7 @@ from proxy_worker.contracts.messages import (
     ProgressReport,
     ResultAck,
     SealedSecrets,
+    TaskRequest,
     TaskSecrets,
     VsphereAccess,
 )
@@ -163,3 +165,20 @@ def test_a_changed_box_does_not_open(position: int) -> None:
         unseal_secrets(
             SealedSecrets(task_id=sealed.task_id, attempt=sealed.attempt, sealed=changed), key
         )
+
+
+@pytest.mark.parametrize("name", ["task-request-backup", "task-request-restore-vm"])
+def test_proxies_of_the_first_release_know_every_field_of_their_work(name: str) -> None:
+    """They refuse what they do not know. The files are as that release wrote them."""
+    path = Path(__file__).parents[3] / "format" / "messages" / "1" / f"{name}.json"
+    body = json.loads(path.read_text())["body"]
+    sent = to_json(from_json(TaskRequest, body))
+    assert sent.keys() == body.keys()
+    assert sent["repository"].keys() == body["repository"].keys()
+    assert to_json(SECRETS).keys() == {
+        "task_id",
+        "attempt",
+        "repository_key",
+        "vsphere",
+        "schema_version",
+    }
