@@ -224,8 +224,14 @@ class RunWriter:
     def close(self, packs: Array) -> None:
         """End the file and make it durable. `packs` as numbered by the records."""
         self._starts.append(self._units)
-        tables = b"".join((_le(self._starts), _le(self._counts), _le(self._sums), packs.tobytes()))
-        self._file.write(tables)
+        hasher = blake3()
+        tables_bytes = 0
+        # One after the other: joined, they would be the largest thing in memory.
+        for table in (_le(self._starts), _le(self._counts), _le(self._sums), packs):
+            view = np.ascontiguousarray(table).view(np.uint8).data
+            hasher.update(view)
+            self._file.write(view)
+            tables_bytes += len(view)
         head = HEAD.pack(
             MAGIC,
             VERSION,
@@ -234,8 +240,8 @@ class RunWriter:
             self._repository_id,
             self._units,
             self._records,
-            len(tables),
-            blake3(tables).digest(),
+            tables_bytes,
+            hasher.digest(),
         )
         self._file.seek(0)
         self._file.write(head + blake3(head).digest(HEAD_HASH_BYTES))
@@ -250,8 +256,8 @@ class RunWriter:
             self._path.unlink(missing_ok=True)
 
 
-def _le(words: array[int]) -> bytes:
-    return np.asarray(words, "<u4").tobytes()
+def _le(words: array[int]) -> Array:
+    return np.asarray(words, "<u4")
 
 
 def _sorted(records: Records) -> Records:
@@ -297,7 +303,7 @@ def numbered(packs: Array, keep: Array) -> tuple[Array, Array]:
     )
     numbers = np.full(len(packs), GONE, np.uint32)
     numbers[order] = np.cumsum(is_first) - 1
-    return ordered[is_first], numbers
+    return ordered if is_first.all() else ordered[is_first], numbers
 
 
 def renumbered(records: Records, numbers: Array) -> Records:
@@ -337,6 +343,7 @@ def merge_runs(path: Path, repository_id: bytes, runs: Sequence[Run], dead: Sequ
         ]
     )
     rows, numbers = numbered(packs, keep)
+    del packs, keep
     firsts = np.cumsum([0, *(run.pack_count for run in runs)])
     total = sum(run.records for run in runs)
     writer = RunWriter(path, repository_id, total)
