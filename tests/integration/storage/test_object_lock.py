@@ -29,6 +29,7 @@ from pipeline.storage import open_storage
 from pipeline.storage.object_store import RetryingObjectStorage
 from pipeline.storage.s3_recovery import recover_versions
 from pipeline.testing.builders import BLOCK_SIZE_BYTES, PASSWORD, Workbench, disk_point, restore_point
+from proxy_worker.agent import Agent
 from tests.support.object_servers import ObjectServer
 
 pytestmark = pytest.mark.xdist_group("ceph")
@@ -241,6 +242,33 @@ def test_after_an_attack_with_the_proxys_keys_everything_comes_back(
     assert recover_versions(storage.versions, as_of_s, storage.location).uncovered == 0, (
         "what is as it was stays so"
     )
+
+
+def test_a_bucket_comes_back_from_behind_a_change_of_the_data_key(
+    ceph: ObjectServer, bench: Workbench, storage: RetryingObjectStorage
+) -> None:
+    """What an administrator does first after an attack must not stand in the way of recovering from it."""
+    point = backed_up(bench, noise(1))
+    time.sleep(1.1)
+    as_of_s = time.time()
+    time.sleep(1.1)
+    assert bench.repository.rotate_data_key() == 2
+    bench.backup(noise(2))
+    attack(ceph, storage)
+    access = {
+        "location": storage.location,
+        "password": PASSWORD,
+        "storage_secrets": dict(ceph.secrets),
+    }
+    done = Agent(time.time).answer({"id": 1, "call": "recover", "args": {**access, "as_of_s": as_of_s}})
+    assert done["ok"]["key_epoch"] == 1
+    opened = Agent(time.time)
+    assert opened.answer({"id": 1, "call": "open", "args": access})["ok"]["key_epoch"] == 1
+    listed = opened.answer({"id": 2, "call": "points", "args": {}})["ok"]["points"]
+    assert [one["id"] for one in listed] == [point.id]
+    wanted = {"read_data": True, "sample_share": 1.0}
+    checked = opened.answer({"id": 3, "call": "check", "args": wanted})["ok"]
+    assert (checked["points"], checked["problems"], checked["damage"]) == (1, [], [])
 
 
 def attack(ceph: ObjectServer, storage: RetryingObjectStorage) -> None:
