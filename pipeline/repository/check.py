@@ -5,6 +5,7 @@ What is found is told in the words of who has to act: VM, disk, restore point, g
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import random
@@ -25,7 +26,7 @@ from pipeline.errors import (
 from pipeline.model import DiskPoint
 from pipeline.repository import layout
 from pipeline.repository.blobs import BlobCodec, LoadBase
-from pipeline.repository.catalogue import Catalogue, chain_problems, describe
+from pipeline.repository.catalogue import Catalogue, chain_problems, describe, is_forgotten
 from pipeline.repository.damage import (
     BLOCKS_PER_DAMAGE,
     MAX_DAMAGES,
@@ -186,8 +187,9 @@ class Checker:
         """Raises CancelledError, and storage errors; damage is in the report."""
         damaged_objects = self._look_at_index_objects()
         self._found.problems.extend(damaged_objects.values())
-        self._index = self._make_loader(tuple(damaged_objects)).refresh()
-        self._reader = BlobReader(self._storage, self._keyring, self._index)
+        self._loader = self._make_loader(tuple(damaged_objects))
+        self._index = self._loader.refresh()
+        self._reader = BlobReader(self._storage, self._keyring, self._index, self._loader.refresh)
         self._sound = BlobBits(self._index)
         known = self._index.pack_sizes()
         # The packs are listed after the index was read: a pack is there before its index object.
@@ -266,13 +268,16 @@ class Checker:
             missing.discard(pack_id)
             if self._has_size(pack_id, known[pack_id], entry.size_bytes):
                 whole.append(pack_id)
+        if missing:
+            self._look_again()
         for pack_id in sorted(missing):
             self._stop_if_cancelled()
             name = layout.pack_name(pack_id)
             try:
                 size_bytes = self._storage.size_bytes(name)
             except ObjectNotFoundError:
-                self._found.pack(pack_id, f"{name} is missing", is_gone=True)
+                if self._index.pack_size_of(pack_id) is not None:
+                    self._found.pack(pack_id, f"{name} is missing", is_gone=True)
                 continue
             if self._has_size(pack_id, known[pack_id], size_bytes):
                 whole.append(pack_id)
@@ -355,6 +360,8 @@ class Checker:
             if not set(segment.entries) <= set(said.entries) or expected_footer_offset(said) != offset:
                 raise IntegrityError(f"{name}: index and footer of the pack differ")
         except (IntegrityError, PermanentPipelineError) as error:
+            if isinstance(error, ObjectNotFoundError) and self._is_pruned(segment.pack_id):
+                return
             # The blobs may still be sound; they are looked at one by one.
             self._found.pack(segment.pack_id, str(error), is_gone=False)
         self._check_blobs(segment)
@@ -366,7 +373,18 @@ class Checker:
                 self._found.read(blob.entry.length)
                 self._check_blob(segment, blob.entry, blob.stored)
         except (IntegrityError, ObjectNotFoundError) as error:
+            if isinstance(error, ObjectNotFoundError) and self._is_pruned(segment.pack_id):
+                return
             self._found.pack(segment.pack_id, str(error), is_gone=True)
+
+    def _is_pruned(self, pack_id: bytes) -> bool:
+        """Whether prune took a pack away while this run went on: no index object names it any more."""
+        self._look_again()
+        return self._index.pack_size_of(pack_id) is None
+
+    def _look_again(self) -> None:
+        with contextlib.suppress(IntegrityError):  # of what is new; the next check tells
+            self._loader.refresh()
 
     def _check_blob(self, segment: PackSegment, entry: BlobEntry, stored: Buffer) -> None:
         codec = self._codec()
@@ -439,6 +457,8 @@ class Checker:
         lost: list[_Lost] = []
         if any(root):
             self._check_entry(MapEntry(level_for(count), 0, root), count, lost)
+        if lost and self._is_forgotten(stored.point.id):
+            return
         runs = joined([(each.first, each.end, each.why) for each in lost])
         for number, (first, end, why) in enumerate(runs):
             if number == MAX_EXTENTS_NAMED:
@@ -452,6 +472,14 @@ class Checker:
         for group in _grouped(lost):
             if len(self._damage) < MAX_DAMAGES:
                 self._damage.append(self._damage_of(stored, disk, group))
+
+    def _is_forgotten(self, point_id: str) -> bool:
+        """Whether a point went while this run went on; prune may have taken what it needed."""
+        try:
+            self._storage.size_bytes(layout.point_name(point_id))
+        except ObjectNotFoundError:
+            return True
+        return is_forgotten(self._storage, self._keyring, point_id)
 
     def _damage_of(self, stored: StoredPoint, disk: DiskPoint, group: list[_Lost]) -> Damage:
         return Damage(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+
+import pytest
 
 from pipeline.repository.doomed import read_doomed
 from pipeline.repository.maps import blocks
@@ -14,6 +16,7 @@ from pipeline.testing.builders import (
     Workbench,
     disk_point,
     restore_point,
+    vm_identity,
 )
 from pipeline.testing.storage import MemoryStorage, StorageWrapper
 
@@ -170,3 +173,42 @@ def test_a_restore_that_takes_long_finds_what_prune_moved() -> None:
             found[each.blob_id] = bytes(reader.decode(fetched, each, out))
     assert b"".join(found[wanted[number]] for number in range(10)) == kept
     assert b"".join(other.load_block(wanted[number]) for number in range(10)) == kept
+
+
+class PrunedMeanwhile(StorageWrapper):
+    """Calls `prune` once, when the first pack is read."""
+
+    def __init__(self, inner: MemoryStorage, prune: Callable[[], None]) -> None:
+        super().__init__(inner)
+        self._prune: Callable[[], None] | None = prune
+
+    def read_range(self, name: str, offset: int, length: int) -> bytes:
+        prune, self._prune = self._prune, None
+        if prune is not None:
+            prune()
+        return super().read_range(name, offset, length)
+
+
+@pytest.mark.parametrize("read_data", [False, True])
+def test_a_check_that_takes_long_takes_nothing_for_lost_that_prune_moved(*, read_data: bool) -> None:
+    clock = ManualClock()
+    storage = MemoryStorage(clock)
+    bench = Workbench(storage, clock)
+    kept = IMAGE[: 10 * BLOCK_SIZE_BYTES]
+    old = bench.commit(restore_point(disk_point(bench.backup(IMAGE).map_root, len(IMAGE))))
+    gone = bench.backup(bytes(reversed(IMAGE)))
+    other = bench.commit(restore_point(disk_point(gone.map_root, len(IMAGE)), vm=vm_identity(2)))
+    bench.commit(restore_point(disk_point(bench.backup(kept).map_root, len(kept))))
+    before = packs_of(storage)
+
+    def prune() -> None:
+        bench.repository.forget([old.id, other.id])
+        for _ in range(3):
+            clock.now_s += 100
+            bench.repository.prune(keep_work_ids=(), min_age_s=50)
+
+    checked = bench.on(PrunedMeanwhile(storage, prune)).repository
+    report = checked.check(read_data=read_data, workers=1)
+    assert before - packs_of(storage), "blocks were moved"
+    assert report.problems == ()
+    assert report.damage == ()
