@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session as DbSession
 
 from backup_server.db.states import Result, SessionState, TaskState
 from backup_server.db.tables import RestorePointRow, Session, SessionVm, Task
+from backup_server.services.placement import WITHOUT_VSPHERE
 from backup_server.services.shapes import when
 
 _STAGES = ("source", "proxy", "network", "target")
@@ -207,7 +208,8 @@ def task_shape(task: Task) -> dict[str, Any]:
         "reason": task.reason,
         "waits": waits(task),
         "proxy": task.proxy_name or None,
-        "mode": task.mode,
+        # What touches no vSphere is placed under some mode, and uses none.
+        "mode": None if task.kind in WITHOUT_VSPHERE else task.mode,
         "attempt": task.attempt,
         "read_mode": task.read_mode,
         "read_mode_reason": task.read_mode_reason,

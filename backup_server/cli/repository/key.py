@@ -125,11 +125,7 @@ def recovery(door: Door, name: NameArgument, label: LabelOption = "") -> None:
         output.print_json(key)
         return
     output.say(f"Recovery key {key['id']} of repository '{name}'. It is not shown again:")
-    groups = str(key["secret"]).split("-")
-    for start in range(0, len(groups), 5):
-        output.say(
-            "    " + "-".join(groups[start : start + 5]) + ("-" if start + 5 < len(groups) else "")
-        )
+    output.say(str(key["secret"]))  # in one line, so that it can be pasted and stored as one
 
 
 def change(
