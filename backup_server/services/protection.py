@@ -23,13 +23,16 @@ def inventory_of(s: DbSession, vcenter_id: str) -> Inventory | None:
 def vms_of(s: DbSession, job: Job) -> set[str] | None:
     """Instance uuids of the VMs that the job takes, or would take if nothing stood in the way.
 
-    None when it cannot be said: a copy job, an inventory that was never read, or one in which the job
-    finds no VM at all, which looks more like a lost permission than like the end of every VM.
+    None when it cannot be said: a copy job, an inventory that was never read, tags that are selected by and
+    could not be read, or an inventory in which the job finds no VM at all, which looks more like a lost
+    permission than like the end of every VM.
     """
     if job.vcenter_id is None:
         return None
     inventory = inventory_of(s, job.vcenter_id)
     if inventory is None:
+        return None
+    if not inventory.tags_known and any(one["type"] == "tag" for one in job.selection["include"]):
         return None
     chosen = select(job.selection, inventory)
     meant = {one.vm.instance_uuid for one in chosen.vms}

@@ -208,7 +208,9 @@ def load_inventory(ctx: Context, vcenter_id: str, *, max_age_s: float | None = N
     now = ctx.clock()
     with ctx.db.read() as s:
         row = by_ref(s, Vcenter, vcenter_id)
-        young = row.inventory_at is not None and now - row.inventory_at < timedelta(seconds=limit)
+        # One of the future was read while the clock was ahead.
+        age = None if row.inventory_at is None else now - row.inventory_at
+        young = age is not None and timedelta(0) <= age < timedelta(seconds=limit)
         cached = row.inventory if young else None
     if cached is not None:
         return from_json(Inventory, cached, ignore_unknown=True)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from backup_server.db.tables import Event, RestorePointRow, Session
+from backup_server.db.tables import Event, RestorePointRow, Session, Vcenter
 from backup_server.errors import ConflictError, InvalidError
 from backup_server.services import damage, jobs, restore_points, retention, vcenters
 from tests.fakes.server import Rig
@@ -300,3 +300,29 @@ def test_after_a_day_what_is_old_goes(rig: Rig) -> None:
     rig.clock.advance(DAY_S)
     assert retention.daily(rig.ctx)
     assert len(rig.points()) == 1
+
+
+def test_tags_that_could_not_be_read_make_no_vm_a_gone_one(rig: Rig) -> None:
+    rig.vcenter.add_vm("db01", disks=1)
+    rig.vcenter.add_vm("web01", disks=1)
+    both = {"include": [{"type": "vm", "name": "db01"}, {"type": "vm", "name": "web01"}]}
+    rig.job(retention={"keep": 9, "gone_days": 5}, selection=both)
+    nights(rig, 2)
+    by_tag = {"include": [{"type": "vm", "name": "db01"}, {"type": "tag", "name": "nightly/yes"}]}
+    jobs.edit(rig.ctx, "job1", {"selection": by_tag})
+    with rig.ctx.db() as s:
+        row = s.scalars(sa.select(Vcenter)).one()
+        row.inventory = {**(row.inventory or {}), "tags_known": False}
+    rig.clock.advance(10 * DAY_S)
+    assert retention.apply_job(rig.ctx, "job1") == {"removed": 0, "vms": 0}
+
+
+def test_an_inventory_of_a_clock_that_was_ahead_is_read_anew(rig: Rig) -> None:
+    rig.vcenter.add_vm("db01", disks=1)
+    [vcenter] = rig.rows(Vcenter)
+    rig.clock.advance(3650 * DAY_S)
+    vcenters.load_inventory(rig.ctx, vcenter.id)
+    rig.clock.advance(-3650 * DAY_S)
+    rig.vcenter.add_vm("web01", disks=1)
+    found = vcenters.load_inventory(rig.ctx, vcenter.id)
+    assert {vm.name for vm in found.vms} == {"db01", "web01"}
