@@ -41,6 +41,7 @@ class ExtentCalls:
             "extent_activate": self._activate,
             "extent_evacuate": self._evacuate,
             "extent_remove": self._remove,
+            "extent_retire": self._retire,
         }
 
     def _opener(self, args: Args, *, create: bool = False) -> Callable[[str], Storage]:
@@ -98,6 +99,7 @@ class ExtentCalls:
         }
 
     def _remove(self, args: Args) -> Args:
+        """The extents without that one. Nothing is changed: who asks writes them down, and then has it retired."""
         name, configs = args["extent"], _configs(args)
         left = [config for config in configs if config.name != name]
         if not any(config.state is ExtentState.ACTIVE for config in left):
@@ -111,8 +113,14 @@ class ExtentCalls:
                     raise PermanentPipelineError(
                         f"extent {name!r} holds {count} packs that no other extent has; evacuate it first"
                     )
-                retire(storage, name)
         return {"extents": _rows(format_location(left))}
+
+    def _retire(self, args: Args) -> Args:
+        """Take the marks off an extent that was removed; `location` still names it."""
+        storage = self._opened(args)
+        with turn(storage.location, alone=True):
+            retire(storage, args["extent"])
+        return {}
 
 
 def _configs(args: Args) -> tuple[ExtentConfig, ...]:

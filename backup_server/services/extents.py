@@ -14,7 +14,13 @@ from typing import Any, Final
 
 from backup_server.db.states import SessionKind
 from backup_server.db.tables import Repository, Session
-from backup_server.errors import ConflictError, InvalidError, NotFoundError, UnavailableError
+from backup_server.errors import (
+    ConflictError,
+    InvalidError,
+    NotFoundError,
+    UnavailableError,
+    VmhaulError,
+)
 from backup_server.services import sessions, verification
 from backup_server.services.context import Context
 from backup_server.services.repository_fields import check_location, is_inside
@@ -130,7 +136,19 @@ def remove(ctx: Context, ref: str, extent: str, *, lost: bool = False) -> dict[s
     sessions.refuse_busy(ctx, row, f"extent {extent!r} is about to be removed")
     answer = _call(ctx, row.id, "extent_remove", slow=True, extent=extent, lost=lost)
     _store(ctx, row.id, _known(row), answer["extents"])
+    if not lost:
+        _retire(ctx, row, extent)
     return list_all(ctx, row.id)
+
+
+def _retire(ctx: Context, row: Repository, extent: str) -> None:
+    """Take the repository's marks off an extent, after it is written down that it is none any more: one that
+    is named and bears no mark would keep the repository from being opened. What fails leaves marks.
+    """
+    try:
+        _call(ctx, row.id, "extent_retire", slow=True, location=row.location, extent=extent)
+    except VmhaulError as error:
+        ctx.log.warning("extent.not-retired", repository=row.name, extent=extent, reason=str(error))
 
 
 def known(row: Repository) -> list[dict[str, str]]:

@@ -36,7 +36,8 @@ Calls and their args / ok:
 | extent_level | location, storage_secrets? | |
 | extent_activate | location, extent, storage_secrets? | extents |
 | extent_evacuate | location, extent, storage_secrets? | moved_packs, moved_bytes, kept_packs |
-| extent_remove | location, extent, lost: bool, storage_secrets? | extents |
+| extent_remove | location, extent, lost: bool, storage_secrets? | extents, without that one |
+| extent_retire | location (as it was), extent, storage_secrets? | |
 | recover | location, password, storage_secrets?, as_of_s | uncovered, set_aside, rebuilt_packs, key_epoch: int, lost: [str] |
 
 Wherever a repository is opened, `password` may also be a recovery key or the text of a key file. `least_epoch` of
