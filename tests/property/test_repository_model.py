@@ -17,6 +17,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from uuid import UUID
 
 import pytest
@@ -26,7 +27,7 @@ from pipeline.errors import NewerEpochError
 from pipeline.model import RestorePoint
 from pipeline.mover import MoverOptions
 from pipeline.planning import BackupPlan
-from pipeline.repository import Repository
+from pipeline.repository import Repository, index_loader
 from pipeline.repository.format import PACK_TRAILER, Encoding
 from pipeline.repository.index import BlobEntry
 from pipeline.repository.layout import pack_id_of
@@ -139,8 +140,12 @@ class Model:
 class Site:
     """Everything of one history."""
 
-    def __init__(self, seed: int, rounds: int, scheduler: Scheduler) -> None:
+    def __init__(
+        self, seed: int, rounds: int, scheduler: Scheduler, caches: Path | None = None
+    ) -> None:
+        """`caches`: where each process has a cache of the index, as on a machine of its own."""
         self.scheduler = scheduler
+        self.caches = caches
         self.rng = random.Random(seed)
         self.clock = ManualClock()
         self.memory = MemoryStorage(self.clock)
@@ -202,6 +207,8 @@ class Site:
             repository = Repository.open_with_key(
                 storage, self.material, expected_id=self.founder.id, clock=self.clock
             )
+        if self.caches is not None:
+            repository.use_cache(self.caches / process.name)
         repository.makes_patches = self.rng.random() < PATCHES_SHARE
         return Workbench(storage, self.clock, repository=repository)
 
@@ -450,13 +457,20 @@ class Site:
         self.scheduler.run()
 
 
-def history(seed: int, rounds: int, monkeypatch: pytest.MonkeyPatch) -> Site:
+def history(
+    seed: int, rounds: int, monkeypatch: pytest.MonkeyPatch, caches: Path | None = None
+) -> Site:
     """Run one; everything that is random in it comes from the seed."""
     with monkeypatch.context() as patch:
+        # So little that caches are made, merged and cleared of what is dead all the time.
+        patch.setattr(index_loader, "BULK_BYTES", 1500)
+        patch.setattr(index_loader, "RUN_RECORDS", 20)
+        patch.setattr(index_loader, "RECENT_PLACES", 30)
+        patch.setattr(index_loader, "RECENT_OBJECTS", 2)
         patch.setattr(os, "urandom", random.Random(seed).randbytes)
         scheduler = Scheduler(seed)
         with scheduler.installed("pipeline"):
-            site = Site(seed, rounds, scheduler)
+            site = Site(seed, rounds, scheduler, caches)
             site.run()
     return site
 
@@ -492,11 +506,12 @@ def verify(site: Site) -> None:
 
 @pytest.mark.parametrize("part", range(HISTORIES))
 def test_whatever_comes_between_every_committed_point_restores(
-    part: int, monkeypatch: pytest.MonkeyPatch
+    part: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     seed = SEED * 1000 + part
-    print(f"history {seed}")
-    site = history(seed, ROUNDS // HISTORIES, monkeypatch)
+    caches = tmp_path if part % 2 else None
+    print(f"history {seed}, {'with' if caches else 'without'} caches of the index")
+    site = history(seed, ROUNDS // HISTORIES, monkeypatch, caches)
     verify(site)
     print(
         f"{site.backups} backups, {site.collections} collections, {site.checks} checks, "
@@ -506,6 +521,7 @@ def test_whatever_comes_between_every_committed_point_restores(
     assert site.backups
     assert site.collections
     assert site.checks
+    assert caches is None or list(tmp_path.rglob("run-*"))
 
 
 def test_a_seed_gives_the_same_history_again(monkeypatch: pytest.MonkeyPatch) -> None:
