@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import random
 
-from pipeline.repository.check import window_of
+from pipeline.repository.sampling import window_of
 from pipeline.testing.builders import BLOCK_SIZE_BYTES, ManualClock, Workbench
 from pipeline.testing.storage import MemoryStorage
 

@@ -10,8 +10,9 @@ import pytest
 from pipeline.errors import ObjectNotFoundError, ObjectRetainedError
 from pipeline.model import RestorePoint
 from pipeline.repository import Repository, index_loader, layout
-from pipeline.repository.check import CheckProgress, confidence_of, packs_for
+from pipeline.repository.check import CheckProgress
 from pipeline.repository.index import read_index_object
+from pipeline.repository.sampling import confidence_of, packs_for
 from pipeline.storage.base import Retention
 from pipeline.testing.builders import (
     BLOCK_SIZE_BYTES,
