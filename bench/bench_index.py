@@ -7,19 +7,15 @@ Each step runs in a process of its own and tells its peak of resident memory. Pr
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import random
-import resource
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from bench.measure import own_peak_bytes
+from bench.apart import step_apart, steps_main
 
 LOOKUPS = 20_000
 MEMORY_AIM_BYTES = 256 << 20
@@ -70,22 +66,12 @@ def step_use(blobs: int, cache: Path) -> dict[str, Any]:
     return result
 
 
-def measured(step: str, blobs: int, cache: Path) -> dict[str, Any]:
-    done = subprocess.run(
-        [sys.executable, "-m", "bench.bench_index", "--step", step, str(blobs), str(cache)],
-        check=True,
-        stdout=subprocess.PIPE,
-    )
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
-
-
 def rows(millions: float, directory: Path | None = None) -> list[dict[str, Any]]:
     """One row for each step."""
     blobs = int(millions * 1e6)
     with tempfile.TemporaryDirectory(prefix="index-", dir=directory) as cache:
         return [
-            {"step": step, "blobs": blobs, **measured(step, blobs, Path(cache))}
+            {"step": step, "blobs": blobs, **step_apart("bench.bench_index", step, blobs, Path(cache))}
             for step in ("build", "use")
         ]
 
@@ -105,23 +91,7 @@ def aims(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--millions", type=float, default=10)
-    parser.add_argument("--directory", type=Path)
-    parser.add_argument("--step", nargs=3, help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.step:
-        step, blobs, cache = given.step
-        found = {"build": step_build, "use": step_use}[step](int(blobs), Path(cache))
-        used = resource.getrusage(resource.RUSAGE_SELF)
-        cpu_s = round(used.ru_utime + used.ru_stime, 1)
-        print(json.dumps({**found, "cpu_s": cpu_s, "peak_bytes": own_peak_bytes()}))
-        return 0
-    found_rows = rows(given.millions, given.directory)
-    print(json.dumps({"rows": found_rows, "aims": aims(found_rows)}, indent=1))
-    return 0
+    return steps_main(__doc__ or "", {"build": step_build, "use": step_use}, rows, aims)
 
 
 if __name__ == "__main__":

@@ -9,10 +9,6 @@ its own and tells its peak of resident memory. Prints JSON.
 
 from __future__ import annotations
 
-import argparse
-import json
-import resource
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,8 +17,8 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+from bench.apart import step_apart, steps_main
 from bench.made_up import BLOBS_PER_PACK, MadeUpStorage, blob_ids
-from bench.measure import own_peak_bytes
 from pipeline.repository import Repository
 from pipeline.repository.blobs import BlobCodec, node_id
 from pipeline.repository.format import ZERO_ID, BlobKind
@@ -108,21 +104,14 @@ def step_prune(blobs: int, place: Path) -> dict[str, Any]:
 STEPS = {"set up": step_set_up, "check": step_check, "prune": step_prune}
 
 
-def measured(step: str, blobs: int, place: Path) -> dict[str, Any]:
-    done = subprocess.run(
-        [sys.executable, "-m", "bench.bench_scale", "--step", step, str(blobs), str(place)],
-        check=True,
-        stdout=subprocess.PIPE,
-    )
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
-
-
 def rows(millions: float, directory: Path | None = None) -> list[dict[str, Any]]:
     """One row for each step."""
     blobs = int(millions * 1e6) // BLOBS_PER_PACK * BLOBS_PER_PACK
     with tempfile.TemporaryDirectory(prefix="scale-", dir=directory) as place:
-        return [{"step": step, "blobs": blobs, **measured(step, blobs, Path(place))} for step in STEPS]
+        return [
+            {"step": step, "blobs": blobs, **step_apart("bench.bench_scale", step, blobs, Path(place))}
+            for step in STEPS
+        ]
 
 
 def aims(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -140,23 +129,7 @@ def aims(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--millions", type=float, default=10)
-    parser.add_argument("--directory", type=Path)
-    parser.add_argument("--step", nargs=3, help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.step:
-        step, blobs, place = given.step
-        found = STEPS[step](int(blobs), Path(place))
-        used = resource.getrusage(resource.RUSAGE_SELF)
-        cpu_s = round(used.ru_utime + used.ru_stime, 1)
-        print(json.dumps({**found, "cpu_s": cpu_s, "peak_bytes": own_peak_bytes()}))
-        return 0
-    found_rows = rows(given.millions, given.directory)
-    print(json.dumps({"rows": found_rows, "aims": aims(found_rows)}, indent=1))
-    return 0
+    return steps_main(__doc__ or "", STEPS, rows, aims)
 
 
 if __name__ == "__main__":

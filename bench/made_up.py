@@ -20,7 +20,8 @@ from pipeline.repository.format import BLOB_HEADER, INDEX_SEGMENT, PACK_HEADER, 
 from pipeline.repository.index_build import ENTRY
 from pipeline.repository.sealed import seal
 from pipeline.storage.base import Storage, StoredObject
-from pipeline.testing.storage import MemoryStorage, StorageWrapper
+from pipeline.storage.wrapper import StorageWrapper
+from pipeline.testing.storage import MemoryStorage
 
 KEYRING = Keyring(bytes(range(32)), bytes(range(16)))
 BLOBS_PER_PACK = 128

@@ -27,14 +27,8 @@ from pipeline.errors import (
 )
 from pipeline.repair import PointSource, repair
 from pipeline.repository import Repository, layout
-from pipeline.repository.immutability import (
-    Immutability,
-    keeping,
-    rebuild_index,
-    retention_of,
-)
+from pipeline.repository.immutability import Immutability, keeping, retention_of
 from pipeline.storage import Storage, open_storage
-from pipeline.storage.s3_recovery import recover_versions
 from proxy_worker.agent_extents import ExtentCalls
 from proxy_worker.agent_keys import WRITING, KeyCalls, new_password, refuse_forgotten_epochs
 from proxy_worker.cache_argument import cache_dir_of
@@ -288,13 +282,15 @@ class Agent:
 
     def _recover(self, args: dict[str, Any]) -> dict[str, Any]:
         """Object storage back to an earlier time, then the index from the packs."""
+        from pipeline.storage.s3_recovery import recover_versions  # large, and rarely needed
+
         storage = open_storage(args["location"], secrets=_storage_secrets(args))
         try:
             done = recover_versions(
                 getattr(storage, "versions", None), float(args["as_of_s"]), storage.location
             )
             opened = Repository.open_by(storage, unlock_from_text(args["password"]), clock=self._clock)
-            rebuilt = rebuild_index(storage, opened.keyring, opened.aead)
+            rebuilt = opened.rebuild_index().packs
         finally:
             storage.close()
         return {

@@ -148,17 +148,7 @@ def _backup(
             reader.close()
     finally:
         session.close()
-    return ResultReport(
-        task_id=request.task_id,
-        attempt=request.attempt,
-        outcome=TaskOutcome.SUCCESS,
-        reason="",
-        read_mode=plan.read_mode,
-        read_mode_reason=plan.reason,
-        map_root=done.map_root,
-        mode=request.mode,
-        stats=done.stats,
-    )
+    return _stored(request, plan, done, request.mode)
 
 
 def plan_disk(
@@ -261,6 +251,12 @@ def _copy(
         progress=ProgressMeter(request, "reading", tools.progress),
         clock=tools.clock,
     )
+    return _stored(request, plan, done, None)
+
+
+def _stored(
+    request: TaskRequest, plan: BackupPlan, done: mover.DiskBackup, mode: TransportMode | None
+) -> ResultReport:
     return ResultReport(
         task_id=request.task_id,
         attempt=request.attempt,
@@ -269,6 +265,7 @@ def _copy(
         read_mode=plan.read_mode,
         read_mode_reason=plan.reason,
         map_root=done.map_root,
+        mode=mode,
         stats=done.stats,
     )
 

@@ -317,20 +317,8 @@ def _task(
         allowed_modes=list(options["modes"]),
         priority=BACKUP_PRIORITY,
         state=TaskState.PENDING.value,
-        result=None,
-        not_before=None,
-        proxy_id=None,
-        proxy_boot_id=None,
-        mode=None,
-        leased_until=None,
-        decision=None,
-        progress={},
-        read_mode=None,
         read_mode_reason=plan.reason,
-        stats=None,
         created_at=now,
-        started_at=None,
-        finished_at=None,
     )
 
 

@@ -25,7 +25,15 @@ from backup_server.db.tables import (
     new_id,
 )
 from backup_server.errors import ConflictError, VmhaulError
-from backup_server.services import catalogue, copy_selection, damage, events, retention, steps
+from backup_server.services import (
+    catalogue,
+    copy_selection,
+    damage,
+    events,
+    retention,
+    session_begin,
+    steps,
+)
 from backup_server.services.context import Context
 from backup_server.services.copy_selection import VmToCopy
 from backup_server.services.shapes import when
@@ -54,7 +62,9 @@ def begin(ctx: Context, session_id: str) -> None:
         session = s.get_one(Session, session_id)
         job = s.get(Job, session.job_id) if session.job_id else None
         if job is None or job.source_repository_id is None:
-            _refuse(ctx, s, session, "the job was deleted before its session began")
+            session_begin.refuse(
+                s, session.id, "the job was deleted before its session began", ctx.clock()
+            )
             return
         chosen = copy_selection.choose(
             job.selection,
@@ -84,19 +94,6 @@ def begin(ctx: Context, session_id: str) -> None:
             s.add(_session_vm(session.id, position, vm))
         text = f"copy job {job.name}: {copy_selection.describe(chosen)}"
         events.record(s, ctx.clock(), "session.started", text, session_id=session.id)
-
-
-def _refuse(ctx: Context, s: DbSession, session: Session, reason: str) -> None:
-    change_state(
-        s,
-        Session,
-        session.id,
-        SessionState.QUEUED,
-        SessionState.FINISHED,
-        result=Result.FAILED.value,
-        reason=reason,
-        finished_at=ctx.clock(),
-    )
 
 
 def _session_vm(session_id: str, position: int, vm: VmToCopy) -> SessionVm:
@@ -272,19 +269,7 @@ def _task(
         allowed_modes=[],
         priority=COPY_PRIORITY,
         state=TaskState.PENDING.value,
-        result=None,
-        not_before=None,
-        proxy_id=None,
-        proxy_boot_id=None,
-        mode=None,
-        leased_until=None,
-        decision=None,
-        progress={},
-        read_mode=None,
-        stats=None,
         created_at=ctx.clock(),
-        started_at=None,
-        finished_at=None,
     )
 
 

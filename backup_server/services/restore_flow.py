@@ -240,19 +240,7 @@ def _task(
         allowed_modes=[],
         priority=RESTORE_PRIORITY,
         state=TaskState.PENDING.value,
-        result=None,
-        not_before=None,
-        proxy_id=None,
-        proxy_boot_id=None,
-        mode=None,
-        leased_until=None,
-        decision=None,
-        progress={},
-        read_mode=None,
-        stats=None,
         created_at=ctx.clock(),
-        started_at=None,
-        finished_at=None,
     )
 
 

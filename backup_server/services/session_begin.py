@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -36,7 +37,8 @@ def begin(ctx: Context, session_id: str) -> None:
         session = s.get_one(Session, session_id)
         job = s.get(Job, session.job_id) if session.job_id else None
     if job is None or session.vcenter_id is None:
-        _refuse(ctx, session, "the job was deleted before its session began")
+        with ctx.db() as s:
+            refuse(s, session_id, "the job was deleted before its session began", ctx.clock())
         return
     inventory = vcenters.load_inventory(ctx, session.vcenter_id, max_age_s=0)
     chosen = select(job.selection, inventory)
@@ -78,18 +80,18 @@ def begin(ctx: Context, session_id: str) -> None:
             )
 
 
-def _refuse(ctx: Context, session: Session, reason: str) -> None:
-    with ctx.db() as s:
-        change_state(
-            s,
-            Session,
-            session.id,
-            SessionState.QUEUED,
-            SessionState.FINISHED,
-            result=Result.FAILED.value,
-            reason=reason,
-            finished_at=ctx.clock(),
-        )
+def refuse(s: DbSession, session_id: str, reason: str, now: datetime) -> None:
+    """End a session that cannot begin."""
+    change_state(
+        s,
+        Session,
+        session_id,
+        SessionState.QUEUED,
+        SessionState.FINISHED,
+        result=Result.FAILED.value,
+        reason=reason,
+        finished_at=now,
+    )
 
 
 def _rows(s: DbSession, session: Session, chosen: Selected) -> tuple[list[_Row], list[str]]:

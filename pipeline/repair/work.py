@@ -24,11 +24,11 @@ from pipeline.repair.sources import PointSource, Rebuilder
 from pipeline.repair.survey import SoundIndex, Survey, Surveyor, each_segment, sound_blobs
 from pipeline.repository import layout
 from pipeline.repository.blobs import BlobCodec
+from pipeline.repository.damage import joined
 from pipeline.repository.doomed import write_doomed
 from pipeline.repository.entries import PackSegment
 from pipeline.repository.epochs import refuse_newer_epochs
 from pipeline.repository.format import NODE_ENTRIES_BITS, BlobKind
-from pipeline.repository.immutability import rebuild_index
 from pipeline.repository.index import (
     Index,
     IndexLoader,
@@ -179,9 +179,8 @@ class _Repair:
         except IntegrityError as error:
             self._index_damage = (f"{error}; its packs are named anew by their own footers",)
             if not self._dry_run:
-                repository = self._repository
-                rebuild_index(self._storage, repository.keyring, repository.aead)
-                self._loader = repository.index_loader()
+                self._repository.rebuild_index()
+                self._loader = self._repository.index_loader()
                 return self._loader.refresh()
             index = Index()
             for segment in each_segment(self._storage, self._repository.keyring, []):
@@ -213,7 +212,7 @@ class _Repair:
         root = bytes.fromhex(disk.map_root)
         if any(root):
             self._visit(where, MapEntry(level_for(where.block_count), 0, root), lost)
-        for first, end, why in _joined(lost):
+        for first, end, why in joined(lost):
             self._lost.append(
                 LostExtent(
                     point_id=point.id,
@@ -356,14 +355,3 @@ class _Repair:
             if staying:
                 write_index_object(self._storage, repository.keyring, repository.aead, staying)
             self._storage.delete(entry.name)
-
-
-def _joined(lost: list[tuple[int, int, str]]) -> list[tuple[int, int, str]]:
-    """Runs of blocks that follow each other, as one, with the first reason."""
-    runs: list[tuple[int, int, str]] = []
-    for first, end, why in lost:
-        if runs and runs[-1][1] == first:
-            runs[-1] = (runs[-1][0], end, runs[-1][2])
-        else:
-            runs.append((first, end, why))
-    return runs

@@ -32,6 +32,7 @@ from pipeline.repository.damage import (
     Damage,
     DamagedBlob,
     DamagedPack,
+    joined,
 )
 from pipeline.repository.format import (
     MAX_PATCH_DEPTH,
@@ -567,14 +568,3 @@ def _grouped(lost: list[_Lost]) -> Iterator[list[_Lost]]:
         group.append(each)
     if group:
         yield group
-
-
-def joined(lost: list[tuple[int, int, str]]) -> list[tuple[int, int, str]]:
-    """Runs of blocks that follow each other, as one, with the first reason."""
-    runs: list[tuple[int, int, str]] = []
-    for first, end, why in lost:
-        if runs and runs[-1][1] == first:
-            runs[-1] = (runs[-1][0], end, runs[-1][2])
-        else:
-            runs.append((first, end, why))
-    return runs

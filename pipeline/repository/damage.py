@@ -56,3 +56,14 @@ class DamagedPack:
     """Nothing can be read from it; False: its blobs are looked at one by one, and those that are
     damaged are named as such.
     """
+
+
+def joined(lost: list[tuple[int, int, str]]) -> list[tuple[int, int, str]]:
+    """Runs of blocks that follow each other, as one, with the first reason."""
+    runs: list[tuple[int, int, str]] = []
+    for first, end, why in lost:
+        if runs and runs[-1][1] == first:
+            runs[-1] = (runs[-1][0], end, runs[-1][2])
+        else:
+            runs.append((first, end, why))
+    return runs

@@ -9,19 +9,17 @@ Cost: data are kept `GENERATION_S` longer than asked for. A new point builds on 
 retention of that one reaches far enough, only the packs of what changed are touched. When it does not, once in a
 generation, the whole map is walked and every pack that is short is extended.
 
-The index is not kept: prune must be able to replace it, and `rebuild_index` makes it again from the packs.
+The index is not kept: prune must be able to replace it, and it is made again from the packs (`Repository.rebuild_index`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 
-from pipeline.crypto.aead import Aead
-from pipeline.crypto.keyring import Keyring
 from pipeline.errors import (
     IntegrityError,
     ObjectNotFoundError,
@@ -30,18 +28,13 @@ from pipeline.errors import (
 )
 from pipeline.model import DiskPoint, RestorePoint
 from pipeline.repository import layout
-from pipeline.repository.epochs import refuse_newer_epochs
-from pipeline.repository.format import PACK_TRAILER
 from pipeline.repository.index import (
     Index,
-    IndexLoader,
-    read_index_object,
-    write_index_object,
 )
 from pipeline.repository.maps import LoadNode, MapEntry, block_count_of, level_for, walk
-from pipeline.repository.packs import parse_footer, parse_trailer
 from pipeline.repository.reach import id_at
-from pipeline.storage.base import Buffer, ObjectWriter, Retention, Space, Storage, StoredObject
+from pipeline.storage.base import Buffer, ObjectWriter, Retention, Storage
+from pipeline.storage.wrapper import StorageWrapper
 
 DAY_S: Final = 86_400.0
 MAX_DAYS: Final = 36_500
@@ -83,29 +76,21 @@ def retention_of(storage: Storage) -> Retention:
     return retention
 
 
-class KeptStorage:
+class KeptStorage(StorageWrapper):
     """A storage whose new packs, keys and configuration are kept from the start."""
 
     def __init__(self, inner: Storage, immutability: Immutability, clock: Clock) -> None:
-        self.inner: Final = inner
+        super().__init__(inner)
         self._immutability = immutability
         self._clock = clock
-        self._retention: Retention | None = None
-
-    @property
-    def location(self) -> str:
-        return self.inner.location
-
-    @property
-    def retention(self) -> Retention | None:
-        return self.inner.retention
+        self._kept_by: Retention | None = None
 
     def keep_new(self, name: str) -> None:
         """Called when an object was stored."""
         if name.startswith(_KEPT) or name == layout.CONFIGURATION:
-            if self._retention is None:
-                self._retention = retention_of(self.inner)
-            self._retention.keep(name, self._immutability.generous_until_s(self._clock()))
+            if self._kept_by is None:
+                self._kept_by = retention_of(self.inner)
+            self._kept_by.keep(name, self._immutability.generous_until_s(self._clock()))
 
     def create(self, name: str) -> ObjectWriter:
         return _KeptWriter(self, name, self.inner.create(name))
@@ -117,30 +102,6 @@ class KeptStorage:
     def replace(self, name: str, data: Buffer) -> None:
         self.inner.replace(name, data)
         self.keep_new(name)
-
-    def read(self, name: str) -> bytes:
-        return self.inner.read(name)
-
-    def read_range(self, name: str, offset: int, length: int) -> bytes:
-        return self.inner.read_range(name, offset, length)
-
-    def size_bytes(self, name: str) -> int:
-        return self.inner.size_bytes(name)
-
-    def list(self, prefix: str) -> Iterator[StoredObject]:
-        return self.inner.list(prefix)
-
-    def delete(self, name: str) -> None:
-        self.inner.delete(name)
-
-    def clean(self, older_than_s: float) -> int:
-        return self.inner.clean(older_than_s)
-
-    def space(self) -> Space:
-        return self.inner.space()
-
-    def close(self) -> None:
-        self.inner.close()
 
 
 class _KeptWriter:
@@ -282,45 +243,3 @@ def kept_until_s(storage: Storage, point_id: str) -> float:
         return retention.kept_until_s(layout.point_name(point_id))
     except ObjectNotFoundError:
         return 0.0
-
-
-# ---- after an attack -----------------------------------------------------------------------------
-
-
-def rebuild_index(storage: Storage, keyring: Keyring, algorithm: Aead) -> int:
-    """Name every pack that no index object names, by its own footer; how many there were.
-
-    Damaged packs and index objects are left to check and repair: an index object that cannot be read is
-    removed, as its packs are named again. Raises NewerEpochError with the keys of an earlier epoch.
-    """
-    refuse_newer_epochs(storage, keyring)
-    loader = _readable_index(storage, keyring)
-    known = loader.index.pack_sizes()
-    count = 0
-    for entry in list(storage.list(layout.PACKS)):
-        pack_id = layout.pack_id_of(entry.name)
-        if pack_id is None or known.get(pack_id) == entry.size_bytes:
-            continue
-        try:
-            trailer = storage.read_range(
-                entry.name, max(0, entry.size_bytes - PACK_TRAILER.size), PACK_TRAILER.size
-            )
-            offset, length = parse_trailer(trailer, pack_id, entry.size_bytes)
-            footer = storage.read_range(entry.name, offset, length)
-            segment = parse_footer(keyring, pack_id, entry.size_bytes, footer)
-        except IntegrityError:
-            continue
-        write_index_object(storage, keyring, algorithm, [segment])
-        count += 1
-    return count
-
-
-def _readable_index(storage: Storage, keyring: Keyring) -> IndexLoader:
-    for entry in list(storage.list(layout.INDEX)):
-        try:
-            read_index_object(storage, keyring, entry.name)
-        except IntegrityError:
-            storage.delete(entry.name)
-    loader = IndexLoader(storage, keyring)
-    loader.refresh()
-    return loader

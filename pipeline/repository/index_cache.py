@@ -52,6 +52,21 @@ FORMAT: Final = 1
 DIGEST_BYTES: Final = 32
 
 
+def holds_id(ids: bytes | bytearray, object_id: bytes) -> bool:
+    """Whether `ids`, ascending and back to back, have this one."""
+    low, high = 0, len(ids) // OBJECT_ID_BYTES
+    while low < high:
+        middle = (low + high) // 2
+        found = ids[middle * OBJECT_ID_BYTES : (middle + 1) * OBJECT_ID_BYTES]
+        if found == object_id:
+            return True
+        if found < object_id:
+            low = middle + 1
+        else:
+            high = middle
+    return False
+
+
 @dataclass(frozen=True, slots=True)
 class Names:
     """Which index objects are in the runs, and the packs (editions) that each names."""
@@ -72,17 +87,7 @@ class Names:
             at += count
 
     def __contains__(self, object_id: bytes) -> bool:
-        low, high = 0, len(self.counts)
-        while low < high:
-            middle = (low + high) // 2
-            found = self.ids[middle * OBJECT_ID_BYTES : (middle + 1) * OBJECT_ID_BYTES]
-            if found == object_id:
-                return True
-            if found < object_id:
-                low = middle + 1
-            else:
-                high = middle
-        return False
+        return holds_id(self.ids, object_id)
 
     def object_ids(self) -> Iterator[bytes]:
         for at in range(0, len(self.ids), OBJECT_ID_BYTES):

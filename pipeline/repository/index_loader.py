@@ -15,7 +15,7 @@ from pipeline.errors import IntegrityError, ObjectNotFoundError, StorageFullErro
 from pipeline.repository import layout
 from pipeline.repository.entries import PackSegment
 from pipeline.repository.format import BLOB_ENTRY, SealedKind
-from pipeline.repository.index_cache import CacheState, IndexCache, Names
+from pipeline.repository.index_cache import CacheState, IndexCache, Names, holds_id
 from pipeline.repository.index_objects import read_index_object
 from pipeline.repository.index_recent import RecentIndex, RecentPack
 from pipeline.repository.index_run import CacheDamagedError
@@ -367,17 +367,7 @@ class _Listing:
             self._sizes.append(entry.size_bytes)
 
     def __contains__(self, object_id: bytes) -> bool:
-        low, high = 0, len(self._sizes)
-        while low < high:
-            middle = (low + high) // 2
-            found = self._ids[middle * OBJECT_ID_BYTES : (middle + 1) * OBJECT_ID_BYTES]
-            if found == object_id:
-                return True
-            if found < object_id:
-                low = middle + 1
-            else:
-                high = middle
-        return False
+        return holds_id(self._ids, object_id)
 
     def __iter__(self) -> Iterator[bytes]:
         for at in range(0, len(self._ids), OBJECT_ID_BYTES):

@@ -44,6 +44,7 @@ from pipeline.storage.base import (
     StoredObject,
     checked_name,
 )
+from pipeline.storage.wrapper import WholeObjectWriter
 
 SCHEME: Final = "scale-out:"
 PACKS: Final = "packs/"
@@ -137,7 +138,7 @@ class ScaleOutStorage:
     def create(self, name: str) -> ObjectWriter:
         checked_name(name)
         if not is_pack(name):
-            return _SmallWriter(self, name)
+            return WholeObjectWriter(self, name)
         self.refuse_taken(name)
         extent = self.roomiest()
         return _PackWriter(self, extent, name, extent.storage.create(name))
@@ -381,24 +382,6 @@ class _PackWriter:
             if passing is None:
                 raise
             raise passing from error
-
-
-class _SmallWriter:
-    """An object for every extent; kept until it is committed."""
-
-    def __init__(self, storage: ScaleOutStorage, name: str) -> None:
-        self._storage = storage
-        self._name = name
-        self._parts: list[bytes] = []
-
-    def write(self, parts: Sequence[Buffer]) -> None:
-        self._parts.extend(bytes(part) for part in parts)
-
-    def commit(self) -> None:
-        self._storage.put(self._name, b"".join(self._parts))
-
-    def abort(self) -> None:
-        self._parts.clear()
 
 
 class _ScaleOutRetention:

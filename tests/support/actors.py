@@ -7,7 +7,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from pipeline.storage.base import Buffer, ObjectWriter, Space, StoredObject
-from pipeline.testing.storage import Crash, MemoryStorage, StorageWrapper
+from pipeline.storage.wrapper import StorageWrapper
+from pipeline.testing.storage import Crash, MemoryStorage
 from tests.support.schedule import Scheduler
 
 Watcher = Callable[[str, str, bytes], None]

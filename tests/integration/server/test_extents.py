@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from backup_server.errors import UnavailableError
 from backup_server.services import extents, repositories
-from backup_server.services.agent_link import AgentProcess
 from pipeline.storage.scale_out import MARKER
 from tests.fakes.server import Rig
 
 
 @pytest.fixture
-def rig(tmp_path: Path, sqlite_template: Path) -> Iterator[Rig]:
-    database = tmp_path / "jobs.db"
-    database.write_bytes(sqlite_template.read_bytes())
-    rig = Rig(tmp_path, f"sqlite:///{database}")
-    rig.ctx.agents.start = lambda: AgentProcess(tmp_path / "agent.log")  # type: ignore[method-assign]
-    rig.site(location=str(tmp_path / "first"))
-    yield rig
-    rig.close()
+def rig(real_agent_rig: Rig) -> Rig:
+    return real_agent_rig
 
 
 def two_extents(rig: Rig, tmp_path: Path) -> Path:

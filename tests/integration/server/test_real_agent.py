@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,14 +18,8 @@ ZEROS = "0" * 64
 
 
 @pytest.fixture
-def rig(tmp_path: Path, sqlite_template: Path) -> Iterator[Rig]:
-    database = tmp_path / "jobs.db"
-    database.write_bytes(sqlite_template.read_bytes())
-    rig = Rig(tmp_path, f"sqlite:///{database}")
-    rig.ctx.agents.start = lambda: AgentProcess(tmp_path / "agent.log")  # type: ignore[method-assign]
-    rig.site(location=str(tmp_path / "repository"))
-    yield rig
-    rig.close()
+def rig(real_agent_rig: Rig) -> Rig:
+    return real_agent_rig
 
 
 def back_up(rig: Rig) -> dict[str, object]:

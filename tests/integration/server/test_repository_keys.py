@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,14 +25,8 @@ from transports.vsphere.model import Secret
 
 
 @pytest.fixture
-def rig(tmp_path: Path, sqlite_template: Path) -> Iterator[Rig]:
-    database = tmp_path / "jobs.db"
-    database.write_bytes(sqlite_template.read_bytes())
-    rig = Rig(tmp_path, f"sqlite:///{database}")
-    rig.ctx.agents.start = lambda: AgentProcess(tmp_path / "agent.log")  # type: ignore[method-assign]
-    rig.site(location=str(tmp_path / "repository"))
-    yield rig
-    rig.close()
+def rig(real_agent_rig: Rig) -> Rig:
+    return real_agent_rig
 
 
 def key_material(rig: Rig) -> str:

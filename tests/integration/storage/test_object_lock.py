@@ -23,7 +23,6 @@ from pipeline.repository.immutability import (
     GENERATION_S,
     Immutability,
     KeptStorage,
-    rebuild_index,
 )
 from pipeline.storage import open_storage
 from pipeline.storage.object_store import RetryingObjectStorage
@@ -231,7 +230,7 @@ def test_after_an_attack_with_the_proxys_keys_everything_comes_back(
     assert done.uncovered > 0
     assert done.lost == ()
     opened = Repository.open_with_password(storage, PASSWORD, clock=time.time)
-    rebuild_index(storage, opened.keyring, opened.aead)
+    opened.rebuild_index()
     again = bench.on(storage)
     assert {point.id for point in again.repository.points()} == {first.id, second.id}
     assert again.restored(first.disks[0].map_root, CAPACITY_BYTES) == data

@@ -14,8 +14,9 @@ from pipeline.model import PointKind, ReadMode, copied_point, copied_point_id
 from pipeline.mover import DiskBackup, MoverOptions
 from pipeline.planning import ZERO_ROOT
 from pipeline.repository import layout
+from pipeline.storage.wrapper import StorageWrapper
 from pipeline.testing.builders import ManualClock, Workbench, disk_point, restore_point
-from pipeline.testing.storage import Crash, CrashingStorage, MemoryStorage, StorageWrapper
+from pipeline.testing.storage import Crash, CrashingStorage, MemoryStorage
 
 KIB = 1024
 

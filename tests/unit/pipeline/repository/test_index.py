@@ -22,7 +22,8 @@ from pipeline.repository.index import (
 )
 from pipeline.repository.table import CompactTable, IdSet
 from pipeline.storage.base import StoredObject
-from pipeline.testing.storage import MemoryStorage, StorageWrapper
+from pipeline.storage.wrapper import StorageWrapper
+from pipeline.testing.storage import MemoryStorage
 
 KEYRING = Keyring(bytes(32), bytes(16))
 

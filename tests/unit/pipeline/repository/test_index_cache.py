@@ -24,7 +24,8 @@ from pipeline.repository.index import Index, IndexLoader, write_index_object
 from pipeline.repository.index_cache import IndexCache, Names, to_merge
 from pipeline.storage import open_storage
 from pipeline.storage.base import StoredObject
-from pipeline.testing.storage import MemoryStorage, StorageWrapper
+from pipeline.storage.wrapper import StorageWrapper
+from pipeline.testing.storage import MemoryStorage
 
 KEYRING = Keyring(bytes(range(32)), bytes(16))
 ALGORITHM = Aead.XCHACHA20_POLY1305

@@ -21,6 +21,7 @@ from pipeline.errors import (
 from pipeline.repository import Repository
 from pipeline.repository.epochs import Recipient, format_epoch
 from pipeline.repository.keys import checksum, wrap_keyring, wrap_master_key
+from pipeline.storage.wrapper import StorageWrapper
 from pipeline.testing.builders import (
     BLOCK_SIZE_BYTES,
     CHEAP_KDF,
@@ -31,7 +32,7 @@ from pipeline.testing.builders import (
     restore_point,
 )
 from pipeline.testing.disks import MemoryDisk
-from pipeline.testing.storage import Crash, CrashingStorage, MemoryStorage, StorageWrapper
+from pipeline.testing.storage import Crash, CrashingStorage, MemoryStorage
 
 CAPACITY_BYTES = 6 * BLOCK_SIZE_BYTES
 MINE = by_password(PASSWORD)

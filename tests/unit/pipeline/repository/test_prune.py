@@ -10,6 +10,7 @@ from pipeline.repository.doomed import read_doomed
 from pipeline.repository.maps import blocks
 from pipeline.repository.work import WorkRecord, WorkState, write_work
 from pipeline.storage.base import StoredObject
+from pipeline.storage.wrapper import StorageWrapper
 from pipeline.testing.builders import (
     BLOCK_SIZE_BYTES,
     ManualClock,
@@ -18,7 +19,7 @@ from pipeline.testing.builders import (
     restore_point,
     vm_identity,
 )
-from pipeline.testing.storage import MemoryStorage, StorageWrapper
+from pipeline.testing.storage import MemoryStorage
 
 IMAGE = b"".join(bytes([n]) * BLOCK_SIZE_BYTES for n in range(1, 30))
 
