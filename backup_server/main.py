@@ -79,7 +79,7 @@ def create_app(
         ctx=ctx,
         token=token,
         console_link=logins.new_link,
-        secrets_for_proxy=door.secrets,
+        answer_proxy=door.answer,
         enrolment=lambda: {
             "server_key": server_verify_key(ctx),
             "broker_url": broker_url(ctx),

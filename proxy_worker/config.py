@@ -17,6 +17,8 @@ from typing import Any, Final
 from proxy_worker.contracts.ids import ProxyId
 from proxy_worker.errors import SetupError
 from transports.base import TransportMode
+from transports.machine import Machine
+from transports.registry import ModeOptions
 
 SETTINGS_FILE: Final = "proxy.toml"
 ENROLMENT_FILE: Final = "enrolment.json"
@@ -42,6 +44,16 @@ class ProxySettings:
     kill_grace_s: float = 15.0
     """How long a mover may take to stop before it is killed."""
     log_level: str = "info"
+    sys_path: str = "/sys"
+    """Where the kernel shows devices: another place for a proxy in a container."""
+    dev_path: str = "/dev"
+    vm_uuid: str = ""
+    """SMBIOS UUID of this VM, where the guest cannot read its own."""
+
+    def mode_options(self) -> ModeOptions:
+        return ModeOptions(
+            machine=Machine(sys_path=self.sys_path, dev_path=self.dev_path, vm_uuid=self.vm_uuid)
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

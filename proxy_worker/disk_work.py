@@ -9,7 +9,7 @@ import json
 import os
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -38,8 +38,9 @@ from proxy_worker.contracts.messages import (
 from proxy_worker.progress import ProgressMeter, phase_report
 from proxy_worker.vsphere_session import Connect, RenewableSession, RenewAccess
 from transports import registry
-from transports.base import Ability, DiskReader, DiskRef, DiskWriter, Extent, TransportMode
+from transports.base import Ability, DiskReader, DiskRef, DiskWriter, Extent, Presenter, TransportMode
 from transports.errors import ChangeTrackingUnusableError, TransportError
+from transports.registry import Access, ModeOptions, NothingPresented
 from transports.vsphere.api import Vsphere
 from transports.wrappers import ReconnectingReader, ReconnectingWriter
 
@@ -50,8 +51,8 @@ ALLOCATED: Final = "*"
 NOT_TRACKED: Final = "the disk is not tracked: the snapshot has no change id"
 NEVER_TRACKED: Final = "the disk was not tracked when the previous restore point was made"
 
-OpenReader = Callable[[Vsphere, DiskRef, TransportMode], DiskReader]
-OpenWriter = Callable[[Vsphere, DiskRef, TransportMode], DiskWriter]
+OpenReader = Callable[[Access, DiskRef, TransportMode], DiskReader]
+OpenWriter = Callable[[Access, DiskRef, TransportMode], DiskWriter]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,8 +66,13 @@ class Tools:
     connect: Connect
     open_reader: OpenReader = registry.open_reader
     open_writer: OpenWriter = registry.open_writer
+    presenter: Presenter = field(default_factory=NothingPresented)
+    options: ModeOptions = field(default_factory=ModeOptions)
     cache_dir: Path | None = None
     """Where this machine keeps caches of indexes; None: in memory."""
+
+    def access(self, vsphere: Vsphere) -> Access:
+        return Access(vsphere=vsphere, presenter=self.presenter, options=self.options)
 
 
 def carry_out(request: TaskRequest, secrets: TaskSecrets, tools: Tools) -> ResultReport:
@@ -127,7 +133,7 @@ def _backup(
     session = RenewableSession(secrets.vsphere, tools.renew, tools.connect, tools.clock)
     try:
         reader = ReconnectingReader(
-            lambda: session.use(lambda v: tools.open_reader(v, order.disk, request.mode)),
+            lambda: session.use(lambda v: tools.open_reader(tools.access(v), order.disk, request.mode)),
             RECONNECTS,
             lambda pause_s: _pause(tools.cancel, pause_s),
         )
@@ -287,7 +293,7 @@ def _restore_to_vm(
     session = RenewableSession(secrets.vsphere, tools.renew, tools.connect, tools.clock)
     try:
         writer = ReconnectingWriter(
-            lambda: session.use(lambda v: tools.open_writer(v, target, request.mode)),
+            lambda: session.use(lambda v: tools.open_writer(tools.access(v), target, request.mode)),
             RECONNECTS,
             lambda pause_s: _pause(tools.cancel, pause_s),
         )

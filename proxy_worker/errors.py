@@ -21,3 +21,7 @@ class ServerUnavailableError(ProxyError):
 
 class LeaseRefusedError(ProxyError):
     """The server says that this proxy does not hold the task (any more)."""
+
+
+class NotPresentedError(ProxyError):
+    """The server will not make the disk reachable in that mode; another mode may do."""

@@ -14,7 +14,13 @@ from proxy_worker.contracts.codec import MessageError
 from proxy_worker.contracts.envelope import SERVER, Opener, Sealer
 from proxy_worker.contracts.events import EventName
 from proxy_worker.contracts.ids import ProxyId
-from proxy_worker.contracts.messages import LeaseAnswer, ResultAck, UpReport
+from proxy_worker.contracts.messages import (
+    DownMessage,
+    LeaseAnswer,
+    RescanOrder,
+    ResultAck,
+    UpReport,
+)
 from proxy_worker.contracts.names import STREAM_FIELD, down_stream, redis_client_url, up_stream
 
 UP_ENTRIES: Final = 10_000
@@ -64,7 +70,7 @@ class DownListener:
         proxy_id: ProxyId,
         opener: Opener,
         *,
-        on_message: Callable[[LeaseAnswer | ResultAck], None],
+        on_message: Callable[[DownMessage], None],
         on_connect: Callable[[], None],
         log: Any,
     ) -> None:
@@ -119,9 +125,9 @@ class DownListener:
 
     def _handle(self, text: str) -> None:
         try:
-            message = self._opener.open(text, expect={LeaseAnswer, ResultAck}).message
+            message = self._opener.open(text, expect={LeaseAnswer, ResultAck, RescanOrder}).message
         except MessageError as error:
             self._log.warning(EventName.MESSAGE_REFUSED, text=str(error))
             return
-        if isinstance(message, LeaseAnswer | ResultAck):
+        if isinstance(message, LeaseAnswer | ResultAck | RescanOrder):
             self._on_message(message)

@@ -1,9 +1,11 @@
 """Lines of JSON between a worker and its data-mover process.
 
-Worker to mover, on standard input: first `{"request": TaskRequest, "secrets": TaskSecrets}`, later
-`{"secrets": TaskSecrets}` for each time that the mover asked, or `{"refused": text}`. Mover to worker, on
-standard output: `{"progress": ProgressReport}`, `{"need": "secrets"}`, and last one
-`{"result": ResultReport}`. Standard input that ends means that the worker is gone: the mover ends too.
+Worker to mover, on standard input: first `{"request": TaskRequest, "secrets": TaskSecrets, "options":
+ModeOptions}`, later one line for each question of the mover: `{"secrets": TaskSecrets}`, `{"answer":
+PresentAnswer | WithdrawAnswer}`, or `{"refused": text, "other_mode": bool}`. Mover to worker, on standard
+output: `{"progress": ProgressReport}`, `{"need": "secrets"}`, `{"present": PresentRequest}`, `{"withdraw":
+WithdrawRequest}`, and last one `{"result": ResultReport}`. Standard input that ends means that the worker
+is gone: the mover ends too.
 """
 
 from __future__ import annotations
@@ -12,16 +14,25 @@ from typing import Any
 
 from proxy_worker.contracts.codec import canonical_json, from_json, to_json
 from proxy_worker.contracts.messages import TaskRequest, TaskSecrets
+from transports.registry import ModeOptions
 
 
 def line(**values: Any) -> bytes:
     return canonical_json(values) + b"\n"
 
 
-def order_line(request: TaskRequest, secrets: TaskSecrets) -> bytes:
-    return line(request=to_json(request), secrets=to_json(secrets))
+def order_line(request: TaskRequest, secrets: TaskSecrets, options: ModeOptions | None = None) -> bytes:
+    return line(
+        request=to_json(request),
+        secrets=to_json(secrets),
+        options=to_json(options or ModeOptions()),
+    )
 
 
-def parse_order(data: dict[str, Any]) -> tuple[TaskRequest, TaskSecrets]:
+def parse_order(data: dict[str, Any]) -> tuple[TaskRequest, TaskSecrets, ModeOptions]:
     """KeyError or MessageError when it is not an order."""
-    return from_json(TaskRequest, data["request"]), from_json(TaskSecrets, data["secrets"])
+    return (
+        from_json(TaskRequest, data["request"]),
+        from_json(TaskSecrets, data["secrets"]),
+        from_json(ModeOptions, data["options"]),
+    )

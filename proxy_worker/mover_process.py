@@ -21,11 +21,14 @@ from pipeline.errors import CancelledError
 from proxy_worker.cache_argument import cache_dir_of
 from proxy_worker.contracts.codec import MessageError, from_json, to_json
 from proxy_worker.contracts.messages import (
+    PresentAnswer,
+    PresentRequest,
     ProgressReport,
     ResultReport,
     TaskRequest,
     TaskSecrets,
     VsphereAccess,
+    WithdrawRequest,
 )
 from proxy_worker.disk_work import Tools, carry_out
 from proxy_worker.lifeline import die_with_parent
@@ -33,7 +36,9 @@ from proxy_worker.mover_lines import line, parse_order
 from proxy_worker.outcomes import is_expected, outcome_of, reason_of
 from proxy_worker.runner import end_of
 from proxy_worker.vsphere_session import connect_with_ticket
-from transports.errors import TransientTransportError
+from transports.base import Presented, TransportMode
+from transports.errors import TransientTransportError, TransportUnavailableError
+from transports.registry import ModeOptions
 
 _SECRETS_WAIT_S: Final = 180.0
 _POLL_S: Final = 0.5
@@ -50,7 +55,7 @@ class Parent:
         self._asking = threading.Lock()
         self._answers: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
 
-    def read_order(self) -> tuple[TaskRequest, TaskSecrets]:
+    def read_order(self) -> tuple[TaskRequest, TaskSecrets, ModeOptions]:
         """KeyError, ValueError or MessageError when the first line is no order."""
         order = parse_order(json.loads(self._source.readline()))
         threading.Thread(target=self._read, name="parent", daemon=True).start()
@@ -88,14 +93,55 @@ class Parent:
             raise TransientTransportError("no new vCenter session: the server gave no access")
         return access
 
-    def _wait(self) -> dict[str, Any]:
+    def ask(self, **question: Any) -> dict[str, Any]:
+        """The worker's answer to one question, also when the task is being cancelled: an answer that comes
+        later would be taken for that to the next question.
+        """
+        with self._asking:
+            self.say(**question)
+            return self._wait(cancellable=False)
+
+    def _wait(self, *, cancellable: bool = True) -> dict[str, Any]:
         for _ in range(int(_SECRETS_WAIT_S / _POLL_S)):
             try:
                 return self._answers.get(timeout=_POLL_S)
             except queue.Empty:
-                if self._cancel.is_set():
+                if cancellable and self._cancel.is_set():
                     raise CancelledError("cancelled while waiting for a new session") from None
-        raise TransientTransportError("no new vCenter session: the worker did not answer")
+        raise TransientTransportError("the worker did not answer a question; another attempt may do")
+
+
+class ServerPresenter:
+    """A Presenter that asks the backup server, by way of the worker."""
+
+    def __init__(self, parent: Parent, request: TaskRequest) -> None:
+        self._parent = parent
+        self._request = request
+
+    def present(self, mode: TransportMode, *, write: bool) -> Presented:
+        request = self._request
+        question = PresentRequest(
+            task_id=request.task_id, attempt=request.attempt, mode=mode, write=write
+        )
+        answer = self._parent.ask(present=to_json(question))
+        if "refused" in answer:
+            kind = TransportUnavailableError if answer.get("other_mode") else TransientTransportError
+            raise kind(str(answer["refused"]))
+        try:
+            return from_json(PresentAnswer, answer.get("answer")).presented
+        except MessageError as error:
+            raise TransientTransportError(f"the server's answer is not to be used: {error}") from None
+
+    def withdraw(self, mode: TransportMode) -> None:
+        request = self._request
+        question = WithdrawRequest(task_id=request.task_id, attempt=request.attempt, mode=mode)
+        try:
+            answer = self._parent.ask(withdraw=to_json(question))
+        except TransientTransportError as error:
+            answer = {"refused": str(error)}
+        if "refused" in answer:
+            # The server undoes it when the attempt has ended.
+            print(f"not withdrawn: {answer['refused']}", file=sys.stderr)  # noqa: T201 - as above
 
 
 def run(
@@ -103,13 +149,15 @@ def run(
 ) -> None:
     """One order from `source`, its result to `sink`."""
     parent = Parent(source, sink, cancel)
-    request, secrets = parent.read_order()
+    request, secrets, options = parent.read_order()
     tools = Tools(
         clock=time.time,  # noqa: TID251 - composition root
         cancel=cancel,
         progress=parent.progress,
         renew=parent.renew_access,
         connect=connect_with_ticket,
+        presenter=ServerPresenter(parent, request),
+        options=options,
         cache_dir=cache_dir,
     )
     try:

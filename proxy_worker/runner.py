@@ -14,20 +14,25 @@ import signal
 import subprocess
 import threading
 from collections.abc import Callable, Sequence
-from typing import IO, Any, Final
+from typing import IO, Any, Final, Protocol
 
 from proxy_worker.contracts.codec import MessageError, from_json, to_json
 from proxy_worker.contracts.events import EventName
 from proxy_worker.contracts.messages import (
+    PresentAnswer,
+    PresentRequest,
     ProgressReport,
     ResultReport,
     TaskOutcome,
     TaskRequest,
     TaskSecrets,
+    WithdrawAnswer,
+    WithdrawRequest,
 )
-from proxy_worker.errors import LeaseRefusedError, ServerUnavailableError
+from proxy_worker.errors import LeaseRefusedError, NotPresentedError, ServerUnavailableError
 from proxy_worker.mover_lines import line, order_line
 from proxy_worker.slots import StopReason, TaskHandle
+from transports.registry import ModeOptions
 
 FetchSecrets = Callable[[TaskHandle], TaskSecrets]
 OnProgress = Callable[[ProgressReport], None]
@@ -40,13 +45,30 @@ _KEPT_LINES: Final = 5
 _END: Final = None
 
 
+class Presentations(Protocol):
+    """Who makes disks reachable: the backup server. Errors as those of `server_api.ServerClient`."""
+
+    def present(self, question: PresentRequest) -> PresentAnswer: ...
+    def withdraw(self, question: WithdrawRequest) -> WithdrawAnswer: ...
+
+
 class Runner:
     """One for the process; `run` is called by one thread for each task."""
 
-    def __init__(self, command: Sequence[str], *, kill_grace_s: float, log: Any) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        kill_grace_s: float,
+        log: Any,
+        presentations: Presentations | None = None,
+        options: ModeOptions | None = None,
+    ) -> None:
         self._command = tuple(command)
         self._kill_grace_s = kill_grace_s
         self._log = log
+        self._presentations = presentations
+        self._options = options
 
     def run(
         self,
@@ -69,7 +91,7 @@ class Runner:
             pid=child.pid,
         )
         try:
-            child.write(order_line(request, secrets))
+            child.write(order_line(request, secrets, self._options))
             return self._follow(child, handle, fetch_secrets, on_progress)
         finally:
             child.end()
@@ -90,6 +112,8 @@ class Runner:
                     _forward(message["progress"], handle.request, on_progress)
                 elif "need" in message:
                     self._renew_secrets(child, handle, fetch_secrets)
+                elif "present" in message or "withdraw" in message:
+                    child.write(self._present(handle, message))
                 elif "result" in message:
                     result = _own(message["result"], handle.request)
             code = child.wait()
@@ -107,6 +131,29 @@ class Runner:
         except ServerUnavailableError as error:
             answer = line(refused=str(error))
         child.write(answer)
+
+    def _present(self, handle: TaskHandle, message: dict[str, Any]) -> bytes:
+        """The line that answers a mover's question about its disk's presentation."""
+        if self._presentations is None:
+            return line(refused="this worker cannot ask the server for disks", other_mode=True)
+        try:
+            answer: PresentAnswer | WithdrawAnswer
+            if "present" in message:
+                question = from_json(PresentRequest, message["present"])
+                _check_own(question, handle.request)
+                answer = self._presentations.present(question)
+            else:
+                closing = from_json(WithdrawRequest, message["withdraw"])
+                _check_own(closing, handle.request)
+                answer = self._presentations.withdraw(closing)
+        except LeaseRefusedError as error:
+            handle.stop(StopReason.LOST)
+            return line(refused=str(error), other_mode=False)
+        except NotPresentedError as error:
+            return line(refused=str(error), other_mode=True)
+        except (ServerUnavailableError, MessageError) as error:
+            return line(refused=str(error), other_mode=False)
+        return line(answer=to_json(answer))
 
     def _judge(
         self, handle: TaskHandle, child: _Child, code: int, result: ResultReport | None
@@ -148,6 +195,11 @@ def _forward(data: Any, request: TaskRequest, on_progress: OnProgress) -> None:
         report = from_json(ProgressReport, data)
         if (report.task_id, report.attempt) == (request.task_id, request.attempt):
             on_progress(report)
+
+
+def _check_own(question: PresentRequest | WithdrawRequest, request: TaskRequest) -> None:
+    if (question.task_id, question.attempt) != (request.task_id, request.attempt):
+        raise MessageError("the mover asked about another task")
 
 
 def _own(data: Any, request: TaskRequest) -> ResultReport | None:

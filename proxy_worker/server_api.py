@@ -1,25 +1,48 @@
-"""The two requests that a proxy makes to the server over HTTP: enrolment and the secrets of a task."""
+"""What a proxy asks the server over HTTP: to be enrolled, secrets of a task, that a disk be presented, and
+which datastores there are.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import httpx
 from nacl.public import PrivateKey
 
 from proxy_worker.contracts.codec import MessageError, unseal_secrets
 from proxy_worker.contracts.envelope import SERVER, Opener, Sealer
-from proxy_worker.contracts.messages import SealedSecrets, SecretsRequest, TaskRequest, TaskSecrets
-from proxy_worker.errors import EnrolmentError, LeaseRefusedError, ServerUnavailableError
+from proxy_worker.contracts.messages import (
+    DatastoresAnswer,
+    DatastoresRequest,
+    PresentAnswer,
+    PresentRequest,
+    SealedSecrets,
+    SecretsRequest,
+    TaskRequest,
+    TaskSecrets,
+    WithdrawAnswer,
+    WithdrawRequest,
+)
+from proxy_worker.errors import (
+    EnrolmentError,
+    LeaseRefusedError,
+    NotPresentedError,
+    ServerUnavailableError,
+)
+
+T = TypeVar("T")
 
 _TIMEOUT_S: Final = 60.0
+_PRESENT_TIMEOUT_S: Final = 170.0
+"""vCenter may take its time to reconfigure a VM."""
 _REFUSED: Final = range(400, 500)
+_CONFLICT: Final = 409
 
 
-def _client() -> httpx.Client:
+def _client(timeout_s: float = _TIMEOUT_S) -> httpx.Client:
     # Proxy settings of the environment would carry signed requests to strangers.
-    return httpx.Client(timeout=_TIMEOUT_S, trust_env=False)
+    return httpx.Client(timeout=timeout_s, trust_env=False)
 
 
 def _explain(response: httpx.Response) -> str:
@@ -48,8 +71,11 @@ def post_enrolment(server_url: str, body: dict[str, Any]) -> dict[str, Any]:
     raise ServerUnavailableError(f"the server at {server_url} could not: {_explain(response)}")
 
 
-class SecretsClient:
-    """Fetches the secrets of tasks. Safe for threads."""
+class ServerClient:
+    """Asks in signed envelopes. Safe for threads.
+
+    LeaseRefusedError: stop, the attempt is over. ServerUnavailableError: try later.
+    """
 
     def __init__(
         self, server_url: Callable[[], str], sealer: Sealer, opener: Opener, key: PrivateKey
@@ -59,12 +85,34 @@ class SecretsClient:
         self._opener = opener
         self._key = key
 
-    def fetch(self, request: TaskRequest) -> TaskSecrets:
-        """LeaseRefusedError: stop, the attempt is over. ServerUnavailableError: try later."""
+    def secrets(self, request: TaskRequest) -> TaskSecrets:
         question = SecretsRequest(task_id=request.task_id, attempt=request.attempt)
-        url = f"{self._server_url().rstrip('/')}/api/v1/proxy/secrets"
+        sealed = self._ask("secrets", question, SealedSecrets)
         try:
-            with _client() as client:
+            secrets = unseal_secrets(sealed, self._key)
+        except MessageError as error:
+            raise _useless(error) from error
+        _same_task(secrets, request)
+        return secrets
+
+    def present(self, question: PresentRequest) -> PresentAnswer:
+        """NotPresentedError: the server will not; another mode may do."""
+        answer = self._ask("present", question, PresentAnswer, timeout_s=_PRESENT_TIMEOUT_S)
+        _same_task(answer, question)
+        return answer
+
+    def withdraw(self, question: WithdrawRequest) -> WithdrawAnswer:
+        answer = self._ask("withdraw", question, WithdrawAnswer, timeout_s=_PRESENT_TIMEOUT_S)
+        _same_task(answer, question)
+        return answer
+
+    def datastores(self, question: DatastoresRequest) -> DatastoresAnswer:
+        return self._ask("datastores", question, DatastoresAnswer)
+
+    def _ask(self, path: str, question: Any, expect: type[T], *, timeout_s: float = _TIMEOUT_S) -> T:
+        url = f"{self._server_url().rstrip('/')}/api/v1/proxy/{path}"
+        try:
+            with _client(timeout_s) as client:
                 response = client.post(
                     url,
                     content=self._sealer.seal(question, to=SERVER),
@@ -72,26 +120,29 @@ class SecretsClient:
                 )
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise ServerUnavailableError(f"the server at {url} does not answer: {error}") from error
+        if response.status_code == _CONFLICT:
+            raise NotPresentedError(_explain(response))
         if response.status_code in _REFUSED:
             raise LeaseRefusedError(_explain(response))
         if not response.is_success:
-            raise ServerUnavailableError(f"the server could not give secrets: {_explain(response)}")
-        return self._open(request, response)
-
-    def _open(self, request: TaskRequest, response: httpx.Response) -> TaskSecrets:
+            raise ServerUnavailableError(f"the server could not answer: {_explain(response)}")
         text = response.text.strip()
         if text.startswith('"'):
             text = str(response.json())
         try:
-            message = self._opener.open(text, expect={SealedSecrets}).message
-            if not isinstance(message, SealedSecrets):
-                raise MessageError("another message than sealed secrets came")
-            secrets = unseal_secrets(message, self._key)
+            message = self._opener.open(text, expect={expect}).message
         except MessageError as error:
             # Not the server's word, so nothing to obey either; another try may reach the server.
-            raise ServerUnavailableError(
-                f"the answer with secrets is not to be used: {error}"
-            ) from error
-        if (secrets.task_id, secrets.attempt) != (request.task_id, request.attempt):
-            raise ServerUnavailableError("secrets of another task came")
-        return secrets
+            raise _useless(error) from error
+        if not isinstance(message, expect):
+            raise ServerUnavailableError("another message than the one that was asked for came")
+        return message
+
+
+def _useless(error: MessageError) -> ServerUnavailableError:
+    return ServerUnavailableError(f"the server's answer is not to be used: {error}")
+
+
+def _same_task(answer: Any, question: Any) -> None:
+    if (answer.task_id, answer.attempt) != (question.task_id, question.attempt):
+        raise ServerUnavailableError("an answer about another task came")

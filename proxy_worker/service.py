@@ -15,9 +15,10 @@ from proxy_worker.contracts.codec import MessageError
 from proxy_worker.contracts.envelope import SERVER, Clock, Opener, Sealer
 from proxy_worker.contracts.events import EventName
 from proxy_worker.contracts.messages import (
-    LeaseAnswer,
+    DownMessage,
     LeaseVerdict,
     ProgressReport,
+    RescanOrder,
     ResultAck,
     ResultReport,
     RunningTask,
@@ -25,6 +26,7 @@ from proxy_worker.contracts.messages import (
     TaskRequest,
     TaskSecrets,
 )
+from proxy_worker.discovery import Discovery
 from proxy_worker.errors import LeaseRefusedError, ServerUnavailableError
 from proxy_worker.heartbeat import Heartbeat
 from proxy_worker.identity import load_or_create_identity
@@ -32,7 +34,7 @@ from proxy_worker.link import DownListener, UpLink, broker_client
 from proxy_worker.outbox import ResultOutbox
 from proxy_worker.reporter import Reporter
 from proxy_worker.runner import Runner, end_of
-from proxy_worker.server_api import SecretsClient
+from proxy_worker.server_api import ServerClient
 from proxy_worker.slots import NoSlotError, SeenBeforeError, Slots, StopReason, TaskHandle
 
 OnProgress = Callable[[ProgressReport], None]
@@ -93,7 +95,7 @@ class ProxyService:
             on_connect=self._on_connect,
             log=self._log,
         )
-        self._secrets = SecretsClient(
+        self._server = ServerClient(
             lambda: local_server_url(config.data_dir) or enrolment.server_url,
             sealer,
             self._opener,
@@ -102,6 +104,15 @@ class ProxyService:
         self._runner = Runner(
             (*config.mover_command, *cache_arguments(config.data_dir)),
             kill_grace_s=settings.kill_grace_s,
+            log=self._log,
+            presentations=self._server,
+            options=settings.mode_options(),
+        )
+        self._discovery = Discovery(
+            proxy_id=proxy_id,
+            options=settings.mode_options(),
+            datastores=self._server.datastores,
+            send=link.send,
             log=self._log,
         )
         self._stop_begun = threading.Event()
@@ -116,6 +127,7 @@ class ProxyService:
         self._stopper.start()
         self._listener.start()
         self._heartbeat.start()
+        self._discovery.start()
 
     def begin_stop(self) -> None:
         """No more tasks; those that run are handed back after the grace. Safe in a signal handler."""
@@ -124,6 +136,7 @@ class ProxyService:
     def stop(self) -> None:
         """After the last task has ended."""
         self._stop_begun.set()
+        self._discovery.stop(_STOP_S)
         self._heartbeat.stop(_STOP_S)
         self._listener.stop(_STOP_S)
         self._outbox.close()
@@ -151,7 +164,10 @@ class ProxyService:
         self._reporter.resend(all_of_them=True)
         self._heartbeat.changed()
 
-    def _on_message(self, message: LeaseAnswer | ResultAck) -> None:
+    def _on_message(self, message: DownMessage) -> None:
+        if isinstance(message, RescanOrder):
+            self._discovery.now()
+            return
         if isinstance(message, ResultAck):
             self._reporter.acknowledged(message.task_id, message.attempt)
             return
@@ -270,7 +286,7 @@ class ProxyService:
         until = self._clock() + self._config.settings.secrets_timeout_s
         while True:
             try:
-                return self._secrets.fetch(handle.request)
+                return self._server.secrets(handle.request)
             except ServerUnavailableError:
                 if self._clock() >= until or handle.stop_requested.wait(_SECRETS_PAUSE_S):
                     raise

@@ -8,11 +8,15 @@ multiples of SECTOR_BYTES, except where a disk ends on an odd byte count (none t
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, Protocol
 
 SECTOR_BYTES: Final = 512
+LATER: Final = {"later": True}
+"""Metadata of a field that came after the first release: messages leave it out where it says nothing, so that
+proxies which do not know it yet do the work that they always did.
+"""
 
 
 class TransportMode(StrEnum):
@@ -47,6 +51,36 @@ class Extent:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LunExtent:
+    """One part of a VMFS datastore: a partition of a LUN."""
+
+    lun: str
+    """Canonical name as vSphere has it: "naa.600508b1001c3f6a8b0d", "eui.…", "t10.…"."""
+    partition: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatastoreRef:
+    """The storage below a datastore, as vSphere describes it: what a direct mode looks for.
+
+    Source: VmfsDatastoreInfo and NasDatastoreInfo of the vSphere Web Services API.
+    """
+
+    name: str
+    kind: str
+    """"VMFS", "NFS", "NFS41", "vsan", "VVOL" or what the server says."""
+    vmfs_uuid: str = ""
+    vmfs_version: str = ""
+    """"5.82", "6.82"."""
+    extents: tuple[LunExtent, ...] = ()
+    """Of a VMFS datastore, in its order."""
+    nfs_hosts: tuple[str, ...] = ()
+    """Names or addresses of the NFS server; several for NFS 4.1 with more than one path."""
+    nfs_path: str = ""
+    """The export: "/vol/vmware1"."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DiskRef:
     """One disk to open, as vSphere names it."""
 
@@ -64,6 +98,8 @@ class DiskRef:
     is_delta: bool = False
     """The path names a delta with a parent (an earlier snapshot, a linked clone). Reads go through the
     whole chain; what a mode says of allocation is then about the delta alone and must not be used."""
+    storage: DatastoreRef | None = field(default=None, metadata=LATER)
+    """Where `datastore` lies; None: not told, so no direct mode can find the disk."""
 
 
 @dataclass(slots=True)
@@ -159,6 +195,38 @@ class DiskWriter(Protocol):
 
     def close(self) -> None:
         """Release the disk, without a flush. MAY be called twice; MUST NOT raise for a lost peer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Presented:
+    """Where this proxy finds a disk that the backup server made reachable for it."""
+
+    disk: DiskRef
+    """What to open. For the clone of a storage snapshot its `storage` is that of the clone."""
+    mode: TransportMode
+    """In which mode to open it: HotAdd, or the direct mode by which a storage snapshot is read."""
+    disk_uuid: str = ""
+    """HotAdd: backing uuid of the attached disk, "6000C29…", as its page 0x83 shows it."""
+    controller_bus: int = -1
+    """HotAdd: bus number of the proxy's SCSI controller, -1 when there is none."""
+    unit: int = -1
+
+
+class Presenter(Protocol):
+    """What needs a change in vSphere or on a storage system before a disk can be opened is done by the
+    backup server, which writes it down first; a transport mode asks for it here.
+    """
+
+    def present(self, mode: TransportMode, *, write: bool) -> Presented:
+        """Make the task's disk reachable in `mode`; again for one that is: the same answer.
+
+        TransportUnavailableError when another mode may do, TransientTransportError for another try.
+        """
+
+    def withdraw(self, mode: TransportMode) -> None:
+        """Undo it; nothing when it was never done. The disk MUST be closed. Does not raise: what cannot be
+        undone now is undone by the server later.
+        """
 
 
 def read_one_by_one(reader: DiskReader, requests: Iterable[ReadRequest]) -> Iterator[ReadRequest]:

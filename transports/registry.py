@@ -7,17 +7,60 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from transports import network
-from transports.base import DiskReader, DiskRef, DiskWriter, TransportMode
+from transports.base import (
+    DatastoreRef,
+    DiskReader,
+    DiskRef,
+    DiskWriter,
+    Presented,
+    Presenter,
+    TransportMode,
+)
 from transports.errors import TransportUnavailableError
+from transports.machine import Machine
 from transports.network import NetworkOptions
 from transports.vsphere.api import Vsphere
 
 
+class NothingPresented:
+    """The presenter of who has no backup server to ask."""
+
+    def present(self, mode: TransportMode, *, write: bool) -> Presented:
+        raise TransportUnavailableError(
+            f"{mode} {'writes' if write else 'reads'} what the backup server presents, and there is none"
+        )
+
+    def withdraw(self, mode: TransportMode) -> None:
+        """Nothing was."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModeOptions:
-    """Settings of all modes; each mode looks at its own."""
+    """Settings of all modes on this proxy; each mode looks at its own."""
 
     network: NetworkOptions = field(default_factory=NetworkOptions)
+    machine: Machine = field(default_factory=Machine)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Access:
+    """By what means a disk may be opened."""
+
+    vsphere: Vsphere
+    presenter: Presenter = field(default_factory=NothingPresented)
+    options: ModeOptions = field(default_factory=ModeOptions)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reached:
+    """What a probe of one datastore found."""
+
+    readable: bool
+    writable: bool
+    hops: int = -1
+    """Routers on the way; -1: not known."""
+    reason: str = ""
+    """Why not; empty when it is reached for reading and writing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,18 +68,24 @@ class ModeDriver:
     """How one mode opens disks. Both functions raise TransportUnavailableError when another mode may do."""
 
     mode: TransportMode
-    open_reader: Callable[[Vsphere, DiskRef, ModeOptions], DiskReader]
-    open_writer: Callable[[Vsphere, DiskRef, ModeOptions], DiskWriter]
+    missing: Callable[[ModeOptions], str]
+    """What this machine lacks for the mode, for people; empty: it can be offered."""
+    open_reader: Callable[[Access, DiskRef], DiskReader]
+    open_writer: Callable[[Access, DiskRef], DiskWriter]
+    probe: Callable[[ModeOptions, DatastoreRef], Reached | None] | None = None
+    """Whether this machine reaches a datastore in the mode; its answer None: not of the mode's kind. No probe:
+    the mode needs no connection to datastores."""
 
 
 def _network(mode: TransportMode) -> ModeDriver:
     return ModeDriver(
         mode=mode,
-        open_reader=lambda vsphere, disk, options: network.open_reader(
-            vsphere, disk, mode, options.network
+        missing=lambda _: "",
+        open_reader=lambda access, disk: network.open_reader(
+            access.vsphere, disk, mode, access.options.network
         ),
-        open_writer=lambda vsphere, disk, options: network.open_writer(
-            vsphere, disk, mode, options.network
+        open_writer=lambda access, disk: network.open_writer(
+            access.vsphere, disk, mode, access.options.network
         ),
     )
 
@@ -49,18 +98,24 @@ def transport_modes() -> dict[TransportMode, ModeDriver]:
     return {driver.mode: driver for driver in _DRIVERS}
 
 
-def open_reader(
-    vsphere: Vsphere, disk: DiskRef, mode: TransportMode, options: ModeOptions | None = None
-) -> DiskReader:
+def offered_modes(options: ModeOptions) -> dict[TransportMode, str]:
+    """Every mode with what this machine lacks for it; empty: it is offered."""
+    return {driver.mode: driver.missing(options) for driver in _DRIVERS}
+
+
+def probes() -> dict[TransportMode, Callable[[ModeOptions, DatastoreRef], Reached | None]]:
+    """Of the modes that need a connection to datastores."""
+    return {driver.mode: driver.probe for driver in _DRIVERS if driver.probe is not None}
+
+
+def open_reader(access: Access, disk: DiskRef, mode: TransportMode) -> DiskReader:
     """Open `disk` for reading in `mode`. TransportUnavailableError for a mode that does not exist here."""
-    return _driver(mode).open_reader(vsphere, disk, options or ModeOptions())
+    return _driver(mode).open_reader(access, disk)
 
 
-def open_writer(
-    vsphere: Vsphere, disk: DiskRef, mode: TransportMode, options: ModeOptions | None = None
-) -> DiskWriter:
+def open_writer(access: Access, disk: DiskRef, mode: TransportMode) -> DiskWriter:
     """Open `disk` for writing in `mode`. TransportUnavailableError for a mode that does not exist here."""
-    return _driver(mode).open_writer(vsphere, disk, options or ModeOptions())
+    return _driver(mode).open_writer(access, disk)
 
 
 def _driver(mode: TransportMode) -> ModeDriver:

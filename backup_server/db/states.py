@@ -57,6 +57,8 @@ class IntentState(StrEnum):
 class IntentKind(StrEnum):
     SNAPSHOT = "snapshot"
     RESTORED_VM = "restored-vm"
+    HOT_ADDED_DISK = "hot-added-disk"
+    STORAGE_SNAPSHOT = "storage-snapshot"
 
 
 class JobKind(StrEnum):

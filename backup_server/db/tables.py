@@ -137,6 +137,11 @@ class Proxy(Base):
     clock_offset_s: Mapped[float | None]
     facts: Mapped[dict[str, Any]] = mapped_column(default=dict)
     """From the last heartbeat: cpu_share, free_memory_bytes, modes offered."""
+    settings: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    """What the administrator set of its modes; services/proxies.py knows each."""
+    connections: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    """The last ConnectionsReport."""
+    connections_at: Mapped[datetime | None]
     created_at: Mapped[datetime]
 
 
@@ -274,6 +279,10 @@ class Task(Base):
     vcenter_id: Mapped[str | None] = mapped_column(sa.ForeignKey("vcenters.id"))
     order: Mapped[dict[str, Any]]
     """The BackupDiskOrder or RestoreDiskOrder as JSON."""
+    host_moref: Mapped[str] = mapped_column(default="")
+    """ESXi host of the VM when the task was made: what the NFC budget counts. Empty: none is asked."""
+    facts: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    """transports.rules.DiskFacts as JSON: what the transport modes are judged by."""
     allowed_proxies: Mapped[list[Any]] = mapped_column(default=list)
     """Proxy ids; empty: any."""
     allowed_modes: Mapped[list[Any]] = mapped_column(default=list)
@@ -336,6 +345,8 @@ class RestorePointRow(Base):
     """Of a copy: the point that it is a copy of."""
     immutable_until: Mapped[datetime | None]
     """Until when the storage keeps it whatever anybody wants; NULL: it does not."""
+    doubt: Mapped[str] = mapped_column(default="")
+    """Why its content may miss changes; empty: nothing speaks against it."""
     deleting: Mapped[bool] = mapped_column(default=False)
     """Chosen by retention or a person; the repository's part is not done yet."""
 
@@ -361,6 +372,10 @@ class Intent(Base):
     """What the thing bears so that it is known as ours."""
     object_ref: Mapped[str | None]
     """Moref, once vSphere told it."""
+    task_id: Mapped[str | None] = mapped_column(index=True)
+    """The task for which it was made, where it was one."""
+    details: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    """What undoing needs besides: proxy, attempt, slot, storage system, snapshot."""
     problem: Mapped[str] = mapped_column(default="")
     """Why cleaning up did not succeed so far."""
     tries: Mapped[int] = mapped_column(default=0)
@@ -369,6 +384,26 @@ class Intent(Base):
     closed_at: Mapped[datetime | None]
 
     __table_args__ = (sa.Index("ix_intents_state", "state"),)
+
+
+class StorageSystem(Base):
+    """A disk array or file server that makes snapshots of the volumes below datastores."""
+
+    __tablename__ = "storage_systems"
+    id: Mapped[str] = mapped_column(primary_key=True, default=new_id)
+    name: Mapped[str] = mapped_column(unique=True)
+    driver: Mapped[str]
+    address: Mapped[str]
+    options: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    """services/storage_systems.py knows each driver's; the proxies that may read from it among them."""
+    credential_id: Mapped[str | None] = mapped_column(sa.ForeignKey("credentials.id"))
+    enabled: Mapped[bool] = mapped_column(default=True)
+    volumes: Mapped[list[Any]] = mapped_column(default=list)
+    """From the last rescan: volumes with the datastores that lie on them."""
+    rescanned_at: Mapped[datetime | None]
+    problem: Mapped[str] = mapped_column(default="")
+    """Why the last rescan failed; empty when it did not."""
+    created_at: Mapped[datetime]
 
 
 class OutboxRow(Base):

@@ -24,11 +24,12 @@ from backup_server.scheduler.down import DownLink
 from backup_server.scheduler.needs import SchedulerContext, Timing, retry_policy
 from backup_server.services import leases, tasks
 from backup_server.services.tasks import Applied, Ended
-from proxy_worker.contracts.codec import MessageError
+from proxy_worker.contracts.codec import MessageError, to_json
 from proxy_worker.contracts.envelope import SERVER, Opener, StaleMessageError
 from proxy_worker.contracts.events import EventName
 from proxy_worker.contracts.ids import ProxyId
 from proxy_worker.contracts.messages import (
+    ConnectionsReport,
     DownMessage,
     HeartbeatReport,
     ProgressReport,
@@ -50,6 +51,7 @@ class _Batch:
     progress: dict[str, tuple[str, ProgressReport]] = field(default_factory=dict)
     results: list[tuple[str, ResultReport]] = field(default_factory=list)
     clock_offsets: dict[str, float] = field(default_factory=dict)
+    connections: dict[str, ConnectionsReport] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -150,7 +152,7 @@ class ReportReader:
         return batch
 
     def _open_one(self, batch: _Batch, proxy_id: str, entry_id: str, text: str) -> None:
-        expect = {HeartbeatReport, ProgressReport, ResultReport}
+        expect = {HeartbeatReport, ProgressReport, ResultReport, ConnectionsReport}
         try:
             envelope = self._opener.open(text, expect=expect)
             if envelope.sender != proxy_id:
@@ -168,7 +170,9 @@ class ReportReader:
         elif isinstance(message, ProgressReport):
             batch.progress[f"{proxy_id} {message.task_id}"] = (proxy_id, message)
         elif message.proxy_id != proxy_id:
-            raise MessageError(f"a heartbeat of proxy {message.proxy_id} signed by {proxy_id}")
+            raise MessageError(f"a report of proxy {message.proxy_id} signed by {proxy_id}")
+        elif isinstance(message, ConnectionsReport):
+            batch.connections[proxy_id] = message
         else:
             batch.heartbeats[proxy_id] = message
 
@@ -205,6 +209,13 @@ class ReportReader:
             )
         for proxy_id, heartbeat in batch.heartbeats.items():
             self._apply_heartbeat(s, proxy_id, heartbeat, now, effect)
+        for proxy_id, found in batch.connections.items():
+            s.execute(
+                sa.update(Proxy)
+                .where(Proxy.id == proxy_id)
+                .values(connections=to_json(found), connections_at=now)
+            )
+            effect.changed_proxies = True
         leases.record_progress(s, batch.progress.values())
         for proxy_id, offset_s in batch.clock_offsets.items():
             s.execute(sa.update(Proxy).where(Proxy.id == proxy_id).values(clock_offset_s=offset_s))

@@ -28,5 +28,5 @@ dicts in the shapes of docs/reference/api.md (times are RFC 3339 text). Errors a
 | `tasks` | inside a transaction: `start_attempt`, `apply_result(db, proxy_id, report, *, policy, now)`, `expire_leases`, `cancel_session_tasks(db, session_id, now)` |
 | `leases` | inside a transaction: `renew_leases`, `record_progress`, `holds_attempt` |
 | `placement` | `decide(wish, proxies, limits, *, claimed_by=None) -> Decision`, `reach`, `wish_of`; pure |
-| `proxy_door` | `ProxyDoor(ctx).secrets(envelope) -> envelope`, `server_verify_key(ctx)` |
+| `proxy_door` | `ProxyDoor(ctx).answer(envelope, class of question) -> envelope`, `server_verify_key(ctx)` |
 """

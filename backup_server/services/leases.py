@@ -105,8 +105,12 @@ def record_progress(db: DbSession, reports: Iterable[tuple[str, ProgressReport]]
         db.connection().execute(statement, values)
 
 
-def holds_attempt(db: DbSession, proxy_id: str, task_id: str, attempt: int) -> bool:
-    """Whether that proxy may work on that attempt now; what secrets are given out by."""
+def holds_attempt(
+    db: DbSession, proxy_id: str, task_id: str, attempt: int, *, cancelled_too: bool = False
+) -> bool:
+    """Whether that proxy may work on that attempt now; what secrets are given out by. `cancelled_too`: or may
+    tidy up after it.
+    """
     return (
         db.scalar(
             sa.select(Task.id)
@@ -116,7 +120,7 @@ def holds_attempt(db: DbSession, proxy_id: str, task_id: str, attempt: int) -> b
                 Task.attempt == attempt,
                 Task.proxy_id == proxy_id,
                 Task.state == TaskState.RUNNING.value,
-                Task.cancel_requested.is_(False),
+                sa.or_(sa.literal(cancelled_too), Task.cancel_requested.is_(False)),
                 Proxy.signing_key.is_not(None),
             )
         )

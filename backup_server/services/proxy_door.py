@@ -1,21 +1,38 @@
-"""What a proxy may ask over HTTP: the secrets of a task that it holds, and nothing else."""
+"""What a proxy may ask over HTTP: the secrets of a task that it holds, that its disk be presented, and which
+datastores it should look for. Nothing else.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
 from nacl.signing import SigningKey, VerifyKey
 
 from backup_server.credentials import load_or_create_key
 from backup_server.db.tables import Proxy
 from backup_server.errors import ForbiddenError, UnauthorizedError
-from backup_server.services import task_secrets
+from backup_server.services import datastore_probes, presentations, task_secrets
 from backup_server.services.context import Context
 from proxy_worker.contracts.codec import MessageError, seal_secrets
 from proxy_worker.contracts.envelope import SERVER, Opener, Sealer
-from proxy_worker.contracts.messages import SecretsRequest, TaskSecrets
+from proxy_worker.contracts.messages import (
+    DatastoresRequest,
+    PresentRequest,
+    SealedSecrets,
+    SecretsRequest,
+    TaskSecrets,
+    WithdrawRequest,
+)
 
 Redeem = Callable[[Context, str, str, int], TaskSecrets]
+
+_ANSWERS: Final[Mapping[type[Any], Callable[[Context, str, Any], Any]]] = {
+    PresentRequest: presentations.present,
+    WithdrawRequest: presentations.withdraw,
+    DatastoresRequest: datastore_probes.datastores,
+}
+"""What is answered in the clear, in a signed envelope."""
 
 
 class ProxyDoor:
@@ -39,25 +56,29 @@ class ProxyDoor:
             return None
         return VerifyKey(bytes.fromhex(row.signing_key))
 
-    def secrets(self, text: str | bytes) -> str:
-        """Answer the envelope of a SecretsRequest with the envelope of a SealedSecrets.
+    def answer(self, text: str | bytes, expect: type[Any]) -> str:
+        """Answer the envelope of a question of class `expect` with an envelope.
 
-        UnauthorizedError when the envelope is not to be believed; what `task_secrets.redeem` raises
-        when the proxy does not hold that attempt now.
+        UnauthorizedError when the envelope is not to be believed; ForbiddenError when the proxy does not hold
+        that attempt now; ConflictError for what another transport mode may do.
         """
         try:
-            envelope = self._opener.open(text, expect={SecretsRequest})
+            envelope = self._opener.open(text, expect={expect})
         except MessageError as error:
-            raise UnauthorizedError(f"request for secrets refused: {error}") from error
-        request = envelope.message
-        if not isinstance(request, SecretsRequest):
-            raise UnauthorizedError("request for secrets refused: another message came")
-        secrets = self._redeem(self._ctx, envelope.sender, request.task_id, request.attempt)
+            raise UnauthorizedError(f"a proxy's question was refused: {error}") from error
+        message = envelope.message
+        if isinstance(message, SecretsRequest):
+            secrets = self._redeem(self._ctx, envelope.sender, message.task_id, message.attempt)
+            return self._sealer.seal(self._sealed(envelope.sender, secrets), to=envelope.sender)
+        answer = _ANSWERS[expect](self._ctx, envelope.sender, message)
+        return self._sealer.seal(answer, to=envelope.sender)
+
+    def _sealed(self, proxy_id: str, secrets: TaskSecrets) -> SealedSecrets:
         with self._ctx.db.read() as db:
-            row = db.get(Proxy, envelope.sender)
+            row = db.get(Proxy, proxy_id)
         if row is None or row.sealing_key is None:
-            raise ForbiddenError(f"proxy {envelope.sender} is no longer enrolled")
-        return self._sealer.seal(seal_secrets(secrets, row.sealing_key), to=envelope.sender)
+            raise ForbiddenError(f"proxy {proxy_id} is no longer enrolled")
+        return seal_secrets(secrets, row.sealing_key)
 
 
 def server_verify_key(ctx: Context) -> str:

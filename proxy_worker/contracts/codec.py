@@ -24,10 +24,16 @@ from proxy_worker.contracts.base64url import decode_base64url, encode_base64url
 from proxy_worker.contracts.messages import (
     SCHEMA_VERSION,
     BackupDiskOrder,
+    ConnectionsReport,
     CopyDiskOrder,
+    DatastoresAnswer,
+    DatastoresRequest,
     HeartbeatReport,
     LeaseAnswer,
+    PresentAnswer,
+    PresentRequest,
     ProgressReport,
+    RescanOrder,
     RestoreDiskOrder,
     ResultAck,
     ResultReport,
@@ -36,6 +42,8 @@ from proxy_worker.contracts.messages import (
     TaskKind,
     TaskRequest,
     TaskSecrets,
+    WithdrawAnswer,
+    WithdrawRequest,
 )
 
 Message = (
@@ -47,6 +55,14 @@ Message = (
     | ProgressReport
     | ResultReport
     | SecretsRequest
+    | ConnectionsReport
+    | DatastoresAnswer
+    | DatastoresRequest
+    | PresentAnswer
+    | PresentRequest
+    | RescanOrder
+    | WithdrawAnswer
+    | WithdrawRequest
 )
 """Everything that travels in an envelope of its own."""
 
@@ -61,10 +77,18 @@ MESSAGE_TYPES: Final[Mapping[str, type[Any]]] = {
         ProgressReport,
         ResultReport,
         SecretsRequest,
+        ConnectionsReport,
+        DatastoresAnswer,
+        DatastoresRequest,
+        PresentAnswer,
+        PresentRequest,
+        RescanOrder,
+        WithdrawAnswer,
+        WithdrawRequest,
     )
 }
 
-REPORTS: Final = frozenset({HeartbeatReport, ProgressReport, ResultReport})
+REPORTS: Final = frozenset({HeartbeatReport, ProgressReport, ResultReport, ConnectionsReport})
 """Classes in which unknown fields are ignored, also in the values nested in them."""
 
 KNOWN_VERSIONS: Final = frozenset({SCHEMA_VERSION})

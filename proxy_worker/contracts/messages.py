@@ -12,13 +12,9 @@ from typing import Final
 
 from pipeline.model import DiskStats, ReadMode
 from proxy_worker.contracts.ids import Attempt, ProxyId, SessionId, TaskId
-from transports.base import DiskRef, TransportMode
+from transports.base import LATER, DatastoreRef, DiskRef, Presented, TransportMode
 
 SCHEMA_VERSION: Final = 1
-LATER: Final = {"later": True}
-"""Metadata of a field that came after the first release: it is left out where it says nothing, so that proxies
-which do not know it yet do the work that they always did.
-"""
 
 
 class TaskKind(StrEnum):
@@ -58,6 +54,11 @@ class BackupDiskOrder:
     """Why the server wants everything read although a previous map exists; empty: no reason."""
     datastore_is_vmfs: bool
     compression: CompressionLevel
+    known_changes: str = field(default="", metadata=LATER)
+    """What changed since the previous point, asked while the VM snapshot still existed: extents as
+    `contracts.extents` packs them. Empty: the proxy asks vCenter itself."""
+    sampled_blocks: int = field(default=0, metadata=LATER)
+    """So many blocks that change tracking calls unchanged are read all the same and compared."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +124,8 @@ class TaskRequest:
     backup: BackupDiskOrder | None = None
     restore: RestoreDiskOrder | None = None
     copy: CopyDiskOrder | None = field(default=None, metadata=LATER)
+    fallback_modes: tuple[TransportMode, ...] = field(default=(), metadata=LATER)
+    """Modes in which this proxy may go on when `mode` fails, in their order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,6 +204,14 @@ class ProgressReport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Failover:
+    """One mode that was left in the course of a task."""
+
+    mode: TransportMode
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ResultReport:
     """The end of one attempt. Kept by the proxy and sent again until the server acknowledges it."""
 
@@ -216,10 +227,51 @@ class ResultReport:
     map_root: str = ""
     sha256: str = ""
     mode: TransportMode | None = None
+    """The mode that ended the disk."""
     stats: DiskStats | None = None
+    failovers: tuple[Failover, ...] = field(default=(), metadata=LATER)
+    """Modes that were left on the way, in their order."""
+    tracking_mismatch: str = field(default="", metadata=LATER)
+    """Where a sample showed that change tracking had missed a change, for people; empty: nowhere."""
 
 
-UpReport = HeartbeatReport | ProgressReport | ResultReport
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Connection:
+    """Whether and how the proxy reaches one datastore in one mode."""
+
+    datastore: str
+    """`DatastoreProbe.datastore`."""
+    mode: TransportMode
+    readable: bool
+    writable: bool
+    hops: int = -1
+    """Routers on the way to an NFS server; -1: not known."""
+    reason: str = ""
+    """Why not; empty when it is reached for both."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MissingMode:
+    mode: TransportMode
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectionsReport:
+    """What the proxy found when it looked around: at its start, every four hours and when asked to."""
+
+    schema_version: int = SCHEMA_VERSION
+    proxy_id: ProxyId
+    vm_uuid: str
+    """SMBIOS UUID of the machine, lower case with dashes; empty: it shows none."""
+    addresses: tuple[str, ...]
+    """IP addresses with prefix lengths: "192.0.2.7/24"."""
+    connections: tuple[Connection, ...]
+    missing: tuple[MissingMode, ...]
+    """Modes that the machine does not offer, and what it lacks."""
+
+
+UpReport = HeartbeatReport | ProgressReport | ResultReport | ConnectionsReport
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,6 +281,35 @@ class SecretsRequest:
     schema_version: int = SCHEMA_VERSION
     task_id: TaskId
     attempt: Attempt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PresentRequest:
+    """Asks, over HTTP, to make the task's disk reachable. Asked again it has the same answer."""
+
+    schema_version: int = SCHEMA_VERSION
+    task_id: TaskId
+    attempt: Attempt
+    mode: TransportMode
+    write: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WithdrawRequest:
+    """Says, over HTTP, that the disk is closed and need not be reachable any more."""
+
+    schema_version: int = SCHEMA_VERSION
+    task_id: TaskId
+    attempt: Attempt
+    mode: TransportMode
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatastoresRequest:
+    """Asks, over HTTP, for the datastores that this proxy should look for."""
+
+    schema_version: int = SCHEMA_VERSION
+    proxy_id: ProxyId
 
 
 # ---- server -> proxy, besides TaskRequest ---------------------------------------------------------
@@ -268,4 +349,44 @@ class SealedSecrets:
     """TaskSecrets as JSON in a libsodium sealed box to the proxy's X25519 key, base64url."""
 
 
-DownMessage = LeaseAnswer | ResultAck
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PresentAnswer:
+    """Answer to a PresentRequest. One that was refused is an HTTP error: 409 when another mode may do, 503
+    when another try may.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    task_id: TaskId
+    attempt: Attempt
+    presented: Presented
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WithdrawAnswer:
+    schema_version: int = SCHEMA_VERSION
+    task_id: TaskId
+    attempt: Attempt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatastoreProbe:
+    datastore: str
+    """"<vcenter id>/<datastore name>", as tasks name it."""
+    storage: DatastoreRef
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatastoresAnswer:
+    schema_version: int = SCHEMA_VERSION
+    probes: tuple[DatastoreProbe, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RescanOrder:
+    """Look around now and report."""
+
+    schema_version: int = SCHEMA_VERSION
+    proxy_id: ProxyId
+
+
+DownMessage = LeaseAnswer | ResultAck | RescanOrder

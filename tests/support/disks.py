@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from transports.base import DiskReader, DiskRef
+from transports import registry
+from transports.base import DiskReader, DiskRef, DiskWriter, TransportMode
+from transports.registry import Access, ModeOptions
+from transports.vsphere.api import Vsphere
 from transports.vsphere.model import DiskInfo, SnapshotInfo, VmInfo
 
 
@@ -27,3 +30,18 @@ def disk_ref(vm: VmInfo, disk: DiskInfo, snapshot: SnapshotInfo | None = None) -
         snapshot_moref=snapshot.moref if snapshot else None,
         is_delta=disk.path != disk.base_path,
     )
+
+
+def open_reader(
+    vsphere: Vsphere, disk: DiskRef, mode: TransportMode, options: ModeOptions | None = None
+) -> DiskReader:
+    """A reader that needs nothing but vSphere."""
+    access = Access(vsphere=vsphere, options=options or ModeOptions())
+    return registry.open_reader(access, disk, mode)
+
+
+def open_writer(
+    vsphere: Vsphere, disk: DiskRef, mode: TransportMode, options: ModeOptions | None = None
+) -> DiskWriter:
+    access = Access(vsphere=vsphere, options=options or ModeOptions())
+    return registry.open_writer(access, disk, mode)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from transports.base import DatastoreRef
+
 
 class Secret:
     """A text that is never shown: prints as ***; `reveal()` where it is used."""
@@ -92,6 +94,11 @@ class DiskInfo:
     backup_obstacle: str
     """Why a snapshot does not contain this disk (independent, physical RDM, shared bus, ...); empty
     when it does."""
+    eager: bool = False
+    """Thick and written with zeros when it was made: a direct mode may write to it."""
+    is_rdm: bool = False
+    """Raw device mapping in virtual mode."""
+    encrypted: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +128,8 @@ class VmInfo:
     managed_by: str
     """Extension that owns the VM (vCLS, appliances); empty for ordinary VMs."""
     disks: tuple[DiskInfo, ...]
+    encrypted: bool = False
+    """The VM's home is encrypted (config.keyId)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,6 +142,8 @@ class DatastoreInfo:
     free_bytes: int
     accessible: bool
     datacenter: str
+    storage: DatastoreRef | None = None
+    """What lies below, where the server describes it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

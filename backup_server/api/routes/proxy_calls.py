@@ -9,16 +9,22 @@ from fastapi.responses import Response
 from starlette.concurrency import run_in_threadpool
 
 from backup_server.api import answers
-from backup_server.api.deps import Ctx, Step
+from backup_server.api.deps import Ctx, Doorstep, Step
 from backup_server.api.schemas import EnrolBody
 from backup_server.errors import BadRequestError
 from backup_server.services import proxies
+from proxy_worker.contracts.messages import (
+    DatastoresRequest,
+    PresentRequest,
+    SecretsRequest,
+    WithdrawRequest,
+)
 from transports.vsphere.model import Secret
 
 router = APIRouter(tags=["proxies' calls"])
 
 MAX_ENVELOPE_BYTES: Final = 16 * 1024
-"""A signed request for secrets is far below; more than this is not read."""
+"""A signed question is far below; more than this is not read."""
 
 
 @router.post("/enrol", responses=answers.ok(answers.Enrolment, 422))
@@ -35,21 +41,45 @@ def enrol(ctx: Ctx, step: Step, body: EnrolBody) -> Any:
     return {"proxy_id": proxy_id, **step.enrolment()}
 
 
-@router.post(
-    "/proxy/secrets",
-    response_class=Response,
-    responses={401: {"model": answers.ErrorAnswer}, 403: {"model": answers.ErrorAnswer}},
-)
+_CALL: Final[dict[str, Any]] = {
+    "response_class": Response,
+    "responses": {401: {"model": answers.ErrorAnswer}, 403: {"model": answers.ErrorAnswer}},
+}
+
+
+@router.post("/proxy/secrets", **_CALL)
 async def secrets(request: Request, step: Step) -> Response:
     """Signed envelope of a SecretsRequest in, signed envelope of sealed TaskSecrets out."""
+    return await _answered(request, step, SecretsRequest)
+
+
+@router.post("/proxy/present", **_CALL)
+async def present(request: Request, step: Step) -> Response:
+    """Signed envelope of a PresentRequest in, of a PresentAnswer out: the task's disk can be reached then."""
+    return await _answered(request, step, PresentRequest)
+
+
+@router.post("/proxy/withdraw", **_CALL)
+async def withdraw(request: Request, step: Step) -> Response:
+    """Signed envelope of a WithdrawRequest in, of a WithdrawAnswer out: the presentation is undone then."""
+    return await _answered(request, step, WithdrawRequest)
+
+
+@router.post("/proxy/datastores", **_CALL)
+async def datastores(request: Request, step: Step) -> Response:
+    """Signed envelope of a DatastoresRequest in, of a DatastoresAnswer out."""
+    return await _answered(request, step, DatastoresRequest)
+
+
+async def _answered(request: Request, step: Doorstep, expect: type[Any]) -> Response:
     text = bytearray()
     async for chunk in request.stream():
         text += chunk
         if len(text) > MAX_ENVELOPE_BYTES:
-            raise BadRequestError("the envelope is too long to be a request for secrets")
+            raise BadRequestError("the envelope is too long for a proxy's question")
     try:
         envelope = text.decode("ascii")
     except UnicodeDecodeError:
         raise BadRequestError("the body is not an envelope") from None
-    answer = await run_in_threadpool(step.secrets_for_proxy, envelope)
+    answer = await run_in_threadpool(step.answer_proxy, envelope, expect)
     return Response(answer, media_type="text/plain")

@@ -66,7 +66,15 @@ def test_its_envelope_opens(path: Path) -> None:
 
 
 def _addressee(data: dict[str, Any]) -> str:
-    down = {"LeaseAnswer", "ResultAck", "SealedSecrets"}
+    down = {
+        "LeaseAnswer",
+        "ResultAck",
+        "SealedSecrets",
+        "RescanOrder",
+        "PresentAnswer",
+        "WithdrawAnswer",
+        "DatastoresAnswer",
+    }
     return "b9c1d1e0-7a52-4c6f-8a49-90a5d3a1ee03" if data["type"] in down else "server"
 
 

@@ -48,6 +48,7 @@ from proxy_worker.contracts.ids import Attempt, ProxyId, TaskId
 from proxy_worker.contracts.messages import (
     BackupDiskOrder,
     CompressionLevel,
+    SecretsRequest,
     TaskKind,
     TaskSecrets,
 )
@@ -148,7 +149,7 @@ class SecretsDoor:
         if self.away:
             return 503, b""
         try:
-            return 200, self.door.secrets(body).encode()
+            return 200, self.door.answer(body, SecretsRequest).encode()
         except VmhaulError as error:
             text = json.dumps({"error": {"code": "x", "message": str(error), "details": {}}})
             return outcome_of(error).http_status, text.encode()

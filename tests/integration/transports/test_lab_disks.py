@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from vmhaul_lab.site import LabSite
 
-from tests.support.disks import disk_ref, read_all, unwaited
+from tests.support.disks import disk_ref, open_reader, open_writer, read_all, unwaited
 from transports.base import Ability, Extent, ReadRequest, TransportMode
 from transports.errors import (
     PeerIdentityError,
@@ -17,7 +17,7 @@ from transports.errors import (
     TransportUnavailableError,
 )
 from transports.network import Compression, NetworkOptions
-from transports.registry import ModeOptions, open_reader, open_writer
+from transports.registry import ModeOptions
 from transports.vsphere.api import Vsphere
 from transports.vsphere.model import NewDisk, PowerState, VmConfig, VmInfo, VmPlacement
 from transports.wrappers import CountingReader, ReconnectingReader

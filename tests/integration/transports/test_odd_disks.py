@@ -17,10 +17,10 @@ from vmhaul_lab.testing import labvc_binary
 from pipeline.mover import MoverOptions
 from pipeline.storage.local import LocalStorage
 from pipeline.testing.builders import Workbench
-from tests.support.disks import disk_ref, unwaited
+from tests.support.disks import disk_ref, open_reader, unwaited
 from transports.base import DiskRef, Extent, TransportMode
 from transports.network import NetworkOptions
-from transports.registry import ModeOptions, open_reader
+from transports.registry import ModeOptions
 from transports.vsphere.api import Vsphere
 from transports.vsphere.model import SnapshotInfo, VmInfo
 from transports.wrappers import ReconnectingReader

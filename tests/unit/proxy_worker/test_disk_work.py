@@ -45,6 +45,7 @@ from transports.errors import (
     SessionExpiredError,
     TransientTransportError,
 )
+from transports.registry import Access
 from transports.testing.fakes import MemoryDisk, MemoryReader, MemoryWriter
 from transports.vsphere.api import Vsphere
 from transports.vsphere.model import CloneTicket, Endpoint
@@ -114,15 +115,15 @@ class Bench:
         self.renewals += 1
         return replace(ACCESS, clone_ticket=f"ticket-{self.renewals + 1}")
 
-    def _open_reader(self, vsphere: Vsphere, disk: DiskRef, mode: TransportMode) -> MemoryReader:
-        cast("_Client", vsphere).center.spend()
+    def _open_reader(self, access: Access, disk: DiskRef, mode: TransportMode) -> MemoryReader:
+        cast("_Client", access.vsphere).center.spend()
         self.on_open()
         if self.read_faults:
             raise self.read_faults.pop(0)
         return MemoryReader(self.disk)
 
-    def _open_writer(self, vsphere: Vsphere, disk: DiskRef, mode: TransportMode) -> MemoryWriter:
-        cast("_Client", vsphere).center.spend()
+    def _open_writer(self, access: Access, disk: DiskRef, mode: TransportMode) -> MemoryWriter:
+        cast("_Client", access.vsphere).center.spend()
         return MemoryWriter(self.target)
 
     def run(

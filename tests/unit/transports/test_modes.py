@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -56,7 +56,7 @@ def test_a_mode_that_does_not_exist_is_for_another_mode() -> None:
         capacity_bytes=512,
         datastore="ds",
     )
-    nobody: Any = None
+    nobody: Any = registry.Access(vsphere=cast("Any", None))
     for open_disk in (registry.open_reader, registry.open_writer):
         with pytest.raises(TransportUnavailableError, match="direct-san"):
             open_disk(nobody, disk, TransportMode.DIRECT_SAN)
