@@ -62,7 +62,7 @@ stamp="$(cat pyproject.toml lab/pyproject.toml tools/setup.sh | sha256sum | cut 
 if [ ! -x .venv/bin/python ] || [ "$(cat .venv/.made-from 2>/dev/null)" != "$stamp" ]; then
   say "making the virtual environment .venv"
   [ -x .venv/bin/python ] || "$python" -m venv .venv
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' -e ./lab >&2
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev,san]' -e ./lab >&2
   echo "$stamp" > .venv/.made-from
 fi
 
