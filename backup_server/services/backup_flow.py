@@ -223,8 +223,8 @@ def _make_tasks(
         s.flush()
         change_state(s, SessionVm, work.vm.id, VmState.PREPARING, VmState.RUNNING)
         for position, disk in enumerate(disks):
-            vmfs = stores[disk.datastore].kind == "VMFS"
-            s.add(_task(work, info, snapshot, disk, plans[disk.key], position, vmfs=vmfs, now=now))
+            store = stores[disk.datastore]
+            s.add(_task(work, info, snapshot, disk, plans[disk.key], position, store=store, now=now))
         steps.note(s, ctx, work, "vm.running", f"{kind.value}, {len(disks)} disks")
 
 
@@ -276,7 +276,7 @@ def _task(
     plan: disk_plan.DiskPlan,
     position: int,
     *,
-    vmfs: bool,
+    store: DatastoreInfo,
     now: Any,
 ) -> Task:
     options = work.job["options"]
@@ -290,12 +290,13 @@ def _task(
             datastore=disk.datastore,
             snapshot_moref=snapshot.moref,
             is_delta=disk.path != disk.base_path,
+            storage=store.storage,
         ),
         previous_map_root=plan.previous_map_root,
         previous_change_id=plan.previous_change_id,
         current_change_id=plan.current_change_id,
         full_read_reason=plan.reason,
-        datastore_is_vmfs=vmfs,
+        datastore_is_vmfs=store.kind == "VMFS",
         compression=CompressionLevel(options["compression"]),
     )
     return Task(

@@ -6,7 +6,7 @@ over, failed or was killed is destroyed; what does not bear it is never touched.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import sqlalchemy as sa
@@ -21,8 +21,8 @@ from backup_server.services.steps import StepCancelledError, StepFailedError, Wo
 from pipeline.model import RestorePoint
 from proxy_worker.contracts.codec import to_json
 from proxy_worker.contracts.messages import RestoreDiskOrder, TaskKind
-from transports.base import DiskRef
-from transports.errors import ObjectGoneError, TransportError
+from transports.base import DatastoreRef, DiskRef
+from transports.errors import ObjectGoneError, PermanentTransportError, TransportError
 from transports.vsphere.api import Vsphere
 from transports.vsphere.model import DiskInfo, NewDisk, PowerState, VmConfig, VmPlacement
 
@@ -91,6 +91,7 @@ def _prepare_vm(ctx: Context, work: Work) -> None:
         steps.remember(s, work.vm.id, target_moref=moref)
         steps.note(s, ctx, work, "restore.vm-created", f"VM {placement.name} made")
     disks = client.add_disks(moref, config, _new_disks(client, work, placement), placement)
+    stores = _storage(client, disks.values(), placement.datacenter)
     with ctx.db() as s:
         _begin_running(ctx, s, work)
         for position, disk in enumerate(work.details["disks"]):
@@ -99,7 +100,7 @@ def _prepare_vm(ctx: Context, work: Work) -> None:
                 map_root=disk["map_root"],
                 capacity_bytes=disk["capacity_bytes"],
                 expected_sha256=disk.get("sha256", ""),
-                target_disk=_ref(moref, placement.name, target),
+                target_disk=_ref(moref, placement.name, target, stores[target.datastore]),
             )
             task = _task(ctx, work, TaskKind.RESTORE_DISK_TO_VM, disk, order, position)
             task.disk_path = target.path
@@ -202,7 +203,20 @@ def _home(client: Vsphere, disk: Mapping[str, Any], placement: VmPlacement) -> s
         return ""
 
 
-def _ref(moref: str, vm_name: str, disk: DiskInfo) -> DiskRef:
+def _storage(
+    client: Vsphere, disks: Iterable[DiskInfo], datacenter: str
+) -> dict[str, DatastoreRef | None]:
+    """By datastore; None where it is not told: the disk is then written through a host."""
+    found: dict[str, DatastoreRef | None] = {}
+    for name in {disk.datastore for disk in disks}:
+        try:
+            found[name] = client.datastore(name, datacenter).storage
+        except PermanentTransportError:
+            found[name] = None
+    return found
+
+
+def _ref(moref: str, vm_name: str, disk: DiskInfo, storage: DatastoreRef | None) -> DiskRef:
     return DiskRef(
         vm_moref=moref,
         vm_name=vm_name,
@@ -210,6 +224,7 @@ def _ref(moref: str, vm_name: str, disk: DiskInfo) -> DiskRef:
         path=disk.path,
         capacity_bytes=disk.capacity_bytes,
         datastore=disk.datastore,
+        storage=storage,
     )
 
 

@@ -179,7 +179,7 @@ func (l *lab) page(vm *simulator.VirtualMachine, d vdisk, now, old *contentMap, 
 	ranges := []byteRange{{0, size}} // NFS knows nothing of allocation: one area, the whole disk
 	if old != nil {
 		ranges = grainsToRanges(changedGrains(old, now, r.StartOffset/grainBytes), size)
-	} else if ds, _ := datastoreOf(vm, d.backing.FileName); ds == nil || ds.Summary.Type != "NFS" {
+	} else if ds, _ := datastoreOf(vm, d.backing.FileName); ds == nil || !isNFS(ds.Summary.Type) {
 		ranges = grainsToRanges(now.allocated(r.StartOffset/grainBytes), size)
 	}
 	for _, c := range ranges {

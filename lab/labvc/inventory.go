@@ -181,6 +181,9 @@ func (b *builder) datastore(dc *simulator.Datacenter, d *SiteDatastore, hosts []
 	ds.Name = d.Name
 	id := stableUUID("datastore", d.Path)
 	vmfs := id[:8] + "-" + strings.ReplaceAll(id[9:18], "-", "") + "-" + id[19:23] + "-" + id[24:]
+	if d.VmfsUUID != "" {
+		vmfs = d.VmfsUUID
+	}
 	ds.Info = datastoreInfo(d, vmfs)
 	ds.Summary = types.DatastoreSummary{Name: d.Name, Url: d.Path, Capacity: d.CapacityBytes, FreeSpace: d.CapacityBytes, Accessible: true,
 		MultipleHostAccess: types.NewBool(len(hosts) > 1), Type: d.Type, MaintenanceMode: "normal"}
@@ -212,23 +215,47 @@ func (b *builder) datastore(dc *simulator.Datacenter, d *SiteDatastore, hosts []
 func datastoreInfo(d *SiteDatastore, vmfs string) types.BaseDatastoreInfo {
 	info := types.DatastoreInfo{Name: d.Name, Url: d.Path, FreeSpace: d.CapacityBytes, MaxFileSize: 64 << 40, MaxMemoryFileSize: 64 << 40}
 	volume := types.HostFileSystemVolume{Type: d.Type, Name: d.Name, Capacity: d.CapacityBytes}
-	if d.Type == "NFS" {
-		host, remote := d.RemoteHost, d.RemotePath
-		orElse(&host, "127.0.0.1")
-		orElse(&remote, d.Path)
-		return &types.NasDatastoreInfo{DatastoreInfo: info, Nas: &types.HostNasVolume{HostFileSystemVolume: volume, RemoteHost: host,
-			RemotePath: remote, RemoteHostNames: []string{host}, SecurityType: "AUTH_SYS", UserName: ""}}
+	if isNFS(d.Type) {
+		return &types.NasDatastoreInfo{DatastoreInfo: info, Nas: nasVolume(d, volume)}
 	}
-	extent := d.ExtentName
-	if extent == "" {
-		sum := fnv.New64a()
-		_, _ = sum.Write([]byte(d.Path))
-		extent = fmt.Sprintf("naa.6001405%s%016x", "a1b2c3d4e", sum.Sum64())
-	}
+	version := d.VmfsVersion
+	orElse(&version, "6.82")
 	return &types.VmfsDatastoreInfo{DatastoreInfo: info, MaxPhysicalRDMFileSize: 64 << 40, MaxVirtualRDMFileSize: 62 << 40,
 		Vmfs: &types.HostVmfsVolume{HostFileSystemVolume: volume, BlockSizeMb: 1, BlockSize: 1024, UnmapGranularity: 1024,
-			UnmapPriority: "low", MaxBlocks: 63963136, MajorVersion: 6, Version: "6.82", Uuid: vmfs,
-			Extent: []types.HostScsiDiskPartition{{DiskName: extent, Partition: 1}}, Ssd: types.NewBool(true), Local: types.NewBool(false)}}
+			UnmapPriority: "low", MaxBlocks: 63963136, MajorVersion: int32(version[0] - '0'), Version: version, Uuid: vmfs,
+			Extent: vmfsExtents(d), Ssd: types.NewBool(true), Local: types.NewBool(false)}}
+}
+
+// nasVolume tells of the server as ESXi does: version 3 has one host, version 4.1 lists its addresses.
+func nasVolume(d *SiteDatastore, volume types.HostFileSystemVolume) *types.HostNasVolume {
+	host, remote, hosts := d.RemoteHost, d.RemotePath, d.RemoteHosts
+	if host == "" && len(hosts) > 0 {
+		host = hosts[0]
+	}
+	orElse(&host, "127.0.0.1")
+	orElse(&remote, d.Path)
+	if len(hosts) == 0 {
+		hosts = []string{host}
+	}
+	return &types.HostNasVolume{HostFileSystemVolume: volume, RemoteHost: host, RemotePath: remote, RemoteHostNames: hosts,
+		SecurityType: "AUTH_SYS", UserName: ""}
+}
+
+func vmfsExtents(d *SiteDatastore) []types.HostScsiDiskPartition {
+	extents := []types.HostScsiDiskPartition{}
+	for _, e := range d.Extents {
+		extents = append(extents, types.HostScsiDiskPartition{DiskName: e.DiskName, Partition: e.Partition})
+	}
+	if len(extents) > 0 {
+		return extents
+	}
+	name := d.ExtentName
+	if name == "" {
+		sum := fnv.New64a()
+		_, _ = sum.Write([]byte(d.Path))
+		name = fmt.Sprintf("naa.6001405%s%016x", "a1b2c3d4e", sum.Sum64())
+	}
+	return append(extents, types.HostScsiDiskPartition{DiskName: name, Partition: 1})
 }
 
 // findNetwork looks a network up by name in the VM's datacenter.

@@ -103,7 +103,7 @@ func (s *nfcSession) open(name string, write bool) (*nfcFile, *refusal) {
 	if p := use.parent[name]; p != "" {
 		f.parent = flatPath(vm, p)
 	}
-	if ds, _ := datastoreOf(vm, name); ds != nil && ds.Summary.Type == "NFS" {
+	if ds, _ := datastoreOf(vm, name); ds != nil && isNFS(ds.Summary.Type) {
 		f.allAlloc = true
 	}
 	if write {

@@ -49,8 +49,22 @@ type SiteDatastore struct {
 	Path          string `json:"path"`
 	CapacityBytes int64  `json:"capacity_bytes"`
 	ExtentName    string `json:"extent_name"` // VMFS: the LUN's name, made up when empty
-	RemoteHost    string `json:"remote_host"` // NFS: 127.0.0.1 when empty
-	RemotePath    string `json:"remote_path"` // NFS: the local path when empty
+	// VMFS: all LUNs in their order, instead of extent_name.
+	Extents     []SiteExtent `json:"extents"`
+	VmfsUUID    string       `json:"vmfs_uuid"`    // VMFS: made up when empty
+	VmfsVersion string       `json:"vmfs_version"` // VMFS: 6.82 when empty
+	RemoteHost  string       `json:"remote_host"`  // NFS: 127.0.0.1 when empty
+	RemoteHosts []string     `json:"remote_hosts"` // NFS41: all addresses, the remote host when empty
+	RemotePath  string       `json:"remote_path"`  // NFS: the local path when empty
+}
+
+type SiteExtent struct {
+	DiskName  string `json:"disk_name"`
+	Partition int32  `json:"partition"`
+}
+
+func isNFS(kind string) bool {
+	return kind == "NFS" || kind == "NFS41"
 }
 
 type SiteVM struct {
@@ -117,8 +131,8 @@ func (s *Site) check() error {
 		for j := range d.Datastores {
 			ds := &d.Datastores[j]
 			orElse(&ds.Type, "VMFS")
-			if ds.Type != "VMFS" && ds.Type != "NFS" {
-				return fmt.Errorf("datastore %s: type %q is neither VMFS nor NFS", ds.Name, ds.Type)
+			if ds.Type != "VMFS" && !isNFS(ds.Type) {
+				return fmt.Errorf("datastore %s: type %q is neither VMFS nor NFS nor NFS41", ds.Name, ds.Type)
 			}
 			if !filepath.IsAbs(ds.Path) || ds.CapacityBytes <= 0 {
 				return fmt.Errorf("datastore %s: needs an absolute path and a capacity", ds.Name)

@@ -1,6 +1,6 @@
 """What a site holds: data centre, hosts, datastores, VMs and their disks, as values."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,8 @@ class DatastorePlan:
     name: str
     kind: str = "VMFS"
     capacity_bytes: int = 4096 * GIB
+    storage: dict[str, Any] = field(default_factory=dict)
+    """What vCenter tells of the storage below, as labvc's site file names it: extents, vmfs_uuid, remote_host."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +87,7 @@ class SitePlan:
                             "type": store.kind,
                             "path": str(directory / "datastores" / store.name),
                             "capacity_bytes": store.capacity_bytes,
+                            **store.storage,
                         }
                         for store in self.datastores
                     ],

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from pyVmomi import vim
 
+from transports.base import DatastoreRef, LunExtent
 from transports.errors import ObjectGoneError, PermanentTransportError
 from transports.vsphere.devices import disk_infos
 from transports.vsphere.model import About, DatastoreInfo, HostInfo, Inventory, PowerState, VmInfo
@@ -143,7 +144,38 @@ def _datastore(place: Place, places: Places) -> DatastoreInfo:
         free_bytes=int(seen.get("summary.freeSpace") or 0),
         accessible=bool(seen.get("summary.accessible", False)),
         datacenter=places.datacenter(place.moref),
+        storage=storage_of(place.name, str(seen.get("summary.type") or ""), seen.get("info")),
     )
+
+
+def storage_of(name: str, kind: str, info: Any) -> DatastoreRef | None:
+    """What lies below a datastore, from its VmfsDatastoreInfo or NasDatastoreInfo; None for other kinds, and
+    where the server leaves out what it takes to find the storage.
+    """
+    vmfs = getattr(info, "vmfs", None)
+    if vmfs is not None and vmfs.uuid:
+        extents = [
+            LunExtent(lun=str(part.diskName), partition=int(part.partition))
+            for part in vmfs.extent or ()
+        ]
+        return DatastoreRef(
+            name=name,
+            kind=kind,
+            vmfs_uuid=str(vmfs.uuid),
+            vmfs_version=str(vmfs.version or ""),
+            extents=tuple(extents),
+        )
+    nas = getattr(info, "nas", None)
+    if nas is not None and nas.remotePath:
+        # Version 3 is mounted from one host; 4.1 may list several addresses, that one among them.
+        hosts = [str(host) for host in (nas.remoteHost, *(nas.remoteHostNames or ())) if host]
+        return DatastoreRef(
+            name=name,
+            kind=kind,
+            nfs_hosts=tuple(dict.fromkeys(hosts)),
+            nfs_path=str(nas.remotePath),
+        )
+    return None
 
 
 def _host(place: Place, places: Places) -> HostInfo:

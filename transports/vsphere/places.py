@@ -130,7 +130,14 @@ def read_places(connection: Connection) -> Places:
         ),
         (
             vim.Datastore,
-            (*common, "summary.type", "summary.capacity", "summary.freeSpace", "summary.accessible"),
+            (
+                *common,
+                "summary.type",
+                "summary.capacity",
+                "summary.freeSpace",
+                "summary.accessible",
+                "info",
+            ),
         ),
         (vim.Network, common),
         (vim.dvs.DistributedVirtualPortgroup, (*common, "key", "config.distributedVirtualSwitch")),
