@@ -24,6 +24,7 @@ from pipeline.crypto.aead import ENGINE, NONCE_BYTES, fastest_algorithm
 from pipeline.directio import open_direct, preallocate
 from pipeline.planning import BlockRanges
 from pipeline.rawfile import RawFileReader
+from pipeline.repository.blobs import compressor as blob_compressor
 
 BLOCK_BYTES = 1 << 20
 KEY = bytes(32)
@@ -80,7 +81,8 @@ def backup(image: Path, target: Path | None) -> dict[str, Any]:
     stored_bytes = 0
 
     def make_worker() -> Callable[[int], None]:
-        compressor = zstandard.ZstdCompressor(level=1)
+        compressor = blob_compressor("fast")
+        assert compressor is not None
         buffer = bytearray(BLOCK_BYTES)
 
         def work(offset: int) -> None:

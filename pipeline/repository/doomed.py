@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -72,10 +72,12 @@ def _format(
     return seal(keyring, algorithm, SealedKind.DOOMED, name, payload)
 
 
-def read_doomed(storage: Storage, keyring: Keyring) -> list[DoomedRecord]:
-    """Every doomed record. Raises IntegrityError for a damaged one."""
-    records = []
-    for entry in storage.list(layout.DOOMED):
+def read_doomed(storage: Storage, keyring: Keyring) -> Iterator[DoomedRecord]:
+    """Every doomed record that there is now, one at a time: each may name 50,000 blobs. Raises IntegrityError for
+    a damaged one.
+    """
+    # Names first: who asks may write records meanwhile.
+    for entry in list(storage.list(layout.DOOMED)):
         try:
             data = storage.read(entry.name)
         except ObjectNotFoundError:
@@ -86,15 +88,12 @@ def read_doomed(storage: Storage, keyring: Keyring) -> list[DoomedRecord]:
         (doomed_at_ms,) = DOOMED_HEAD.unpack_from(payload)
         doomed_at_s = None if doomed_at_ms == UNARMED_MS else doomed_at_ms / 1000
         segments = tuple(parse_segments(payload[DOOMED_HEAD.size :], entry.name))
-        records.append(
-            DoomedRecord(
-                name=entry.name,
-                doomed_at_s=doomed_at_s,
-                segments=segments,
-                stored_at_s=entry.modified_at_s,
-            )
+        yield DoomedRecord(
+            name=entry.name,
+            doomed_at_s=doomed_at_s,
+            segments=segments,
+            stored_at_s=entry.modified_at_s,
         )
-    return records
 
 
 def bring_back(

@@ -474,9 +474,8 @@ class Pruner:
         oldest_writer_s = min((record.begun_at_s for record in works), default=float("inf"))
         oldest_writer_s -= self._min_age_s
         index = self._loader.refresh()
-        records = read_doomed(self._storage, self._keyring)
-        last_doomed_s = _last_doomed(records)
-        for record in records:
+        last_doomed_s = _last_doomed(read_doomed(self._storage, self._keyring))
+        for record in read_doomed(self._storage, self._keyring):
             doomed_at_s = record.doomed_at_s
             out = [s for s in record.segments if index.pack_size_of(s.pack_id) is None]
             needed = [s for s in out if _is_needed(s, live, index)]

@@ -191,7 +191,7 @@ def footer_payload(data: bytes) -> None:
 
 @target(ALLOWED_BY_READERS, [DOOMED_HEAD.pack(99) + _SEGMENTS, DOOMED_HEAD.pack((1 << 64) - 1)])
 def doomed_payload(data: bytes) -> None:
-    read_doomed(sealed_in(SealedKind.DOOMED, "doomed/1", data), KEYRING)
+    list(read_doomed(sealed_in(SealedKind.DOOMED, "doomed/1", data), KEYRING))
 
 
 _FORGOTTEN: Final = payload_of(

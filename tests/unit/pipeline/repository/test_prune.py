@@ -63,7 +63,7 @@ def test_packs_of_little_are_not_written_again_and_again() -> None:
         report = bench.repository.prune(keep_work_ids=(), min_age_s=50)
         assert report.rewritten_bytes == 0
     assert packs_of(storage) == before
-    assert read_doomed(storage, bench.repository.keyring) == []
+    assert list(read_doomed(storage, bench.repository.keyring)) == []
     assert bench.restored(point.disks[0].map_root, len(image)) == image
 
 
@@ -124,7 +124,7 @@ def test_an_index_object_that_is_listed_late_after_it_went_does_not_end_a_doom()
         clock.now_s += 100
         bench.repository.prune(keep_work_ids=(), min_age_s=50)
     assert packs_of(memory) == set()
-    assert read_doomed(memory, bench.repository.keyring) == []
+    assert list(read_doomed(memory, bench.repository.keyring)) == []
 
 
 def test_a_writer_whose_clock_is_ahead_keeps_what_it_may_have_found() -> None:
