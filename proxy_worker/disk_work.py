@@ -23,6 +23,7 @@ from pipeline.repository import Repository
 from pipeline.repository.immutability import keeping
 from pipeline.storage import open_storage
 from proxy_worker.contracts.envelope import Clock
+from proxy_worker.contracts.extents import unpack_extents
 from proxy_worker.contracts.messages import (
     BackupDiskOrder,
     CopyDiskOrder,
@@ -186,6 +187,8 @@ def changes(order: BackupDiskOrder, session: RenewableSession) -> tuple[list[Ext
     if not order.previous_change_id:
         return None, NEVER_TRACKED
     disk = order.disk
+    if order.known_changes:
+        return _known_changes(order)
     snapshot = disk.snapshot_moref
     if snapshot is None:
         return None, "the disk is read without a snapshot, so vSphere cannot tell what changed"
@@ -196,6 +199,14 @@ def changes(order: BackupDiskOrder, session: RenewableSession) -> tuple[list[Ext
     except ChangeTrackingUnusableError as error:
         return None, str(error)
     return found, ""
+
+
+def _known_changes(order: BackupDiskOrder) -> tuple[list[Extent] | None, str]:
+    """What the server asked while the VM snapshot existed, which is gone by now."""
+    try:
+        return unpack_extents(order.known_changes, size_bytes=order.disk.capacity_bytes), ""
+    except ValueError as error:
+        return None, f"what the server said of changes is not to be used: {error}"
 
 
 def _allocated(
