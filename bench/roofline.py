@@ -21,10 +21,10 @@ import zstandard
 from blake3 import blake3
 
 from pipeline.crypto.aead import ENGINE, NONCE_BYTES, fastest_algorithm
-from pipeline.directio import open_direct, preallocate
 from pipeline.planning import BlockRanges
 from pipeline.rawfile import RawFileReader
 from pipeline.repository.blobs import compressor as blob_compressor
+from transports.directio import open_direct, preallocate
 
 BLOCK_BYTES = 1 << 20
 KEY = bytes(32)

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import mmap
 import os
-import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
-from pipeline.directio import ALIGNMENT_BYTES, is_aligned, open_direct, preallocate
 from pipeline.errors import PermanentPipelineError
 from pipeline.storage.local import translated_os_errors
 from pipeline.storage.writeback import start_writeback
@@ -24,14 +21,20 @@ from transports.base import (
     WriterCapabilities,
     read_one_by_one,
 )
+from transports.directio import (
+    ALIGNMENT_BYTES,
+    AlignedMemory,
+    data_runs,
+    open_direct,
+    preallocate,
+    write_direct,
+)
 
 MAX_REQUEST_BYTES: Final = 16 << 20
 WRITEBACK_BYTES: Final = 256 << 10
 """Writes of this size are handed to the disk at once; small ones are left for the kernel to join."""
 FILE_MODE: Final = 0o600
 WRITING_THREADS: Final = 4
-BOUNCE_BYTES: Final = 1 << 20
-"""Memory for direct writes of what is not aligned, for each thread that does."""
 FILE_SYSTEM_MODE: Final = TransportMode.DIRECT_NFS
 """A reader must name a mode; this one reads a file through a mounted file system, as that mode does."""
 
@@ -52,7 +55,7 @@ class RawFileWriter:
         self._direct_fd = open_direct(fd)
         self._is_direct = self._direct_fd >= 0
         self._preallocates = True
-        self._local = threading.local()
+        self._memory = AlignedMemory()
 
     @classmethod
     def create(
@@ -125,31 +128,13 @@ class RawFileWriter:
         length = len(buffer) - len(buffer) % ALIGNMENT_BYTES
         if not self._is_direct or not length or offset % ALIGNMENT_BYTES:
             return 0
-        aligned = buffer if is_aligned(buffer) else None
-        done = 0
         try:
-            while done < length:
-                part = (
-                    self._aligned_copy(buffer[done:length]) if aligned is None else aligned[done:length]
-                )
-                written = os.pwrite(self._direct_fd, part, offset + done)
-                done += written
-                if written % ALIGNMENT_BYTES:
-                    break  # a disk that ran full: the other way tells
+            return write_direct(self._direct_fd, buffer[:length], offset, self._memory)
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
             self._is_direct = False  # this file system wants another alignment
-        return done
-
-    def _aligned_copy(self, data: memoryview) -> memoryview:
-        """As much of the data as fits, in memory that is aligned."""
-        bounce: memoryview | None = getattr(self._local, "bounce", None)
-        if bounce is None:
-            bounce = self._local.bounce = memoryview(mmap.mmap(-1, BOUNCE_BYTES))
-        part = bounce[: min(len(data), BOUNCE_BYTES)]
-        part[:] = data[: len(part)]
-        return part
+            return 0
 
     def flush(self) -> None:
         with translated_os_errors("syncing", str(self._path)):
@@ -209,27 +194,13 @@ class RawFileReader:
 
     def allocated_extents(self, offset: int, length: int) -> Iterator[Extent]:
         end = min(offset + length, self._size_bytes)
-        at = offset
-        while at < end:
-            start = self._seek(at, os.SEEK_DATA)
-            if start is None or start >= end:
-                return
-            stop = self._seek(start, os.SEEK_HOLE)
-            at = end if stop is None else min(stop, end)
-            yield Extent(offset=start, length=at - start)
+        with translated_os_errors("looking for holes", str(self._path)):
+            runs = list(data_runs(self._fd, offset, end))
+        for start, stop in runs:
+            yield Extent(offset=start, length=stop - start)
 
     def close(self) -> None:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             with contextlib.suppress(OSError):
                 os.close(fd)
-
-    def _seek(self, at: int, whence: int) -> int | None:
-        """None past the last data."""
-        with translated_os_errors("looking for holes", str(self._path)):
-            try:
-                return os.lseek(self._fd, at, whence)
-            except OSError as error:
-                if error.errno == errno.ENXIO:
-                    return None
-                raise

@@ -12,12 +12,14 @@ from typing import Any
 
 import pytest
 
-from pipeline import directio, rawfile
+from pipeline import rawfile
 from pipeline.errors import StorageFullError
-from pipeline.rawfile import BOUNCE_BYTES, RawFileWriter
+from pipeline.rawfile import RawFileWriter
 from pipeline.restore import Expecting, restore_disk
 from pipeline.testing.builders import BLOCK_SIZE_BYTES, ManualClock, Workbench
 from pipeline.testing.storage import MemoryStorage
+from transports import directio
+from transports.directio import BOUNCE_BYTES
 
 MIB = 1 << 20
 
