@@ -18,6 +18,7 @@ from backup_server.db.tables import Intent, Session, SessionVm, Task, new_id
 from backup_server.errors import VmhaulError
 from backup_server.services import (
     catalogue,
+    disk_facts,
     disk_plan,
     doubts,
     events,
@@ -164,9 +165,8 @@ def _consistency(snapshot: SnapshotInfo, info: VmInfo) -> Consistency:
         return Consistency.POWERED_OFF
     if not snapshot.quiesced or not info.tools_running:
         return Consistency.CRASH
-    windows = "windows" in info.guest_os.lower() or info.guest_os.lower().startswith("win")
     # Only Windows has writers that bring applications to rest; elsewhere file systems are frozen.
-    return Consistency.APPLICATION if windows else Consistency.FILE_SYSTEM
+    return Consistency.APPLICATION if disk_facts.is_windows(info.guest_os) else Consistency.FILE_SYSTEM
 
 
 def _datastores(
@@ -223,8 +223,7 @@ def _make_tasks(
         s.flush()
         change_state(s, SessionVm, work.vm.id, VmState.PREPARING, VmState.RUNNING)
         for position, disk in enumerate(disks):
-            store = stores[disk.datastore]
-            s.add(_task(work, info, snapshot, disk, plans[disk.key], position, store=store, now=now))
+            s.add(_task(work, info, snapshot, disk, plans[disk.key], position, stores=stores, now=now))
         steps.note(s, ctx, work, "vm.running", f"{kind.value}, {len(disks)} disks")
 
 
@@ -276,10 +275,12 @@ def _task(
     plan: disk_plan.DiskPlan,
     position: int,
     *,
-    store: DatastoreInfo,
+    stores: dict[str, DatastoreInfo],
     now: Any,
 ) -> Task:
     options = work.job["options"]
+    store = stores[disk.datastore]
+    facts = disk_facts.to_read(work.vcenter_id, info, disk, stores, quiesced=snapshot.quiesced)
     order = BackupDiskOrder(
         disk=DiskRef(
             vm_moref=work.vm.moref,
@@ -314,6 +315,8 @@ def _task(
         repository_id=work.session.repository_id or "",
         vcenter_id=work.vcenter_id,
         order=to_json(order),
+        host_moref=info.host_moref,
+        facts=disk_facts.stored(facts),
         allowed_proxies=list(options["proxies"]),
         allowed_modes=list(options["modes"]),
         priority=BACKUP_PRIORITY,

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from backup_server.db.states import IntentKind, IntentState, Result, TaskState, VmState, change_state
 from backup_server.db.tables import Intent, RestorePointRow, Session, SessionVm, Task, new_id
-from backup_server.services import steps, vm_snapshots
+from backup_server.services import disk_facts, steps, vm_snapshots
 from backup_server.services.context import Context
 from backup_server.services.marks import restored_vm_mark
 from backup_server.services.restores import TO_FILE, datastore_of
@@ -21,10 +21,10 @@ from backup_server.services.steps import StepCancelledError, StepFailedError, Wo
 from pipeline.model import RestorePoint
 from proxy_worker.contracts.codec import to_json
 from proxy_worker.contracts.messages import RestoreDiskOrder, TaskKind
-from transports.base import DatastoreRef, DiskRef
+from transports.base import DiskRef
 from transports.errors import ObjectGoneError, PermanentTransportError, TransportError
 from transports.vsphere.api import Vsphere
-from transports.vsphere.model import DiskInfo, NewDisk, PowerState, VmConfig, VmPlacement
+from transports.vsphere.model import DatastoreInfo, DiskInfo, NewDisk, PowerState, VmConfig, VmPlacement
 
 RESTORE_PRIORITY = 0
 
@@ -91,20 +91,28 @@ def _prepare_vm(ctx: Context, work: Work) -> None:
         steps.remember(s, work.vm.id, target_moref=moref)
         steps.note(s, ctx, work, "restore.vm-created", f"VM {placement.name} made")
     disks = client.add_disks(moref, config, _new_disks(client, work, placement), placement)
-    stores = _storage(client, disks.values(), placement.datacenter)
+    stores = _datastores(client, disks.values(), placement.datacenter)
+    made = client.vm(moref)
     with ctx.db() as s:
         _begin_running(ctx, s, work)
         for position, disk in enumerate(work.details["disks"]):
             target = disks[disk["disk_key"]]
+            store = stores[target.datastore]
             order = RestoreDiskOrder(
                 map_root=disk["map_root"],
                 capacity_bytes=disk["capacity_bytes"],
                 expected_sha256=disk.get("sha256", ""),
-                target_disk=_ref(moref, placement.name, target, stores[target.datastore]),
+                target_disk=_ref(moref, placement.name, target, store),
             )
             task = _task(ctx, work, TaskKind.RESTORE_DISK_TO_VM, disk, order, position)
             task.disk_path = target.path
             task.datastore = f"{work.vcenter_id}/{target.datastore}"
+            task.host_moref = made.host_moref
+            task.facts = disk_facts.stored(
+                disk_facts.to_write(
+                    work.vcenter_id, made, target, store, datacenter=placement.datacenter
+                )
+            )
             s.add(task)
 
 
@@ -203,20 +211,20 @@ def _home(client: Vsphere, disk: Mapping[str, Any], placement: VmPlacement) -> s
         return ""
 
 
-def _storage(
+def _datastores(
     client: Vsphere, disks: Iterable[DiskInfo], datacenter: str
-) -> dict[str, DatastoreRef | None]:
-    """By datastore; None where it is not told: the disk is then written through a host."""
-    found: dict[str, DatastoreRef | None] = {}
+) -> dict[str, DatastoreInfo | None]:
+    """By name; None where it is not told: the disk is then written through a host."""
+    found: dict[str, DatastoreInfo | None] = {}
     for name in {disk.datastore for disk in disks}:
         try:
-            found[name] = client.datastore(name, datacenter).storage
+            found[name] = client.datastore(name, datacenter)
         except PermanentTransportError:
             found[name] = None
     return found
 
 
-def _ref(moref: str, vm_name: str, disk: DiskInfo, storage: DatastoreRef | None) -> DiskRef:
+def _ref(moref: str, vm_name: str, disk: DiskInfo, store: DatastoreInfo | None) -> DiskRef:
     return DiskRef(
         vm_moref=moref,
         vm_name=vm_name,
@@ -224,7 +232,7 @@ def _ref(moref: str, vm_name: str, disk: DiskInfo, storage: DatastoreRef | None)
         path=disk.path,
         capacity_bytes=disk.capacity_bytes,
         datastore=disk.datastore,
-        storage=storage,
+        storage=None if store is None else store.storage,
     )
 
 

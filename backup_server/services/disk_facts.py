@@ -1,0 +1,111 @@
+"""What the transport rules are told of a disk: read from vSphere when its task is made, kept with the task."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from backup_server.db.tables import Task
+from proxy_worker.contracts.codec import MessageError, from_json, to_json
+from transports.rules import DiskFacts, StorageSnapshotFacts
+from transports.vsphere.model import DatastoreInfo, DiskInfo, PowerState, VmInfo
+
+VVOL = "VVOL"
+
+
+def to_read(
+    vcenter_id: str,
+    vm: VmInfo,
+    disk: DiskInfo,
+    stores: Mapping[str, DatastoreInfo],
+    *,
+    quiesced: bool,
+    host_version: str = "",
+    storage_snapshot: StorageSnapshotFacts | None = None,
+) -> DiskFacts:
+    """Of a disk that is backed up. `disk` is that of the VM snapshot where there is one; `stores` has the
+    datastores of all disks of the VM by name.
+    """
+    return DiskFacts(
+        vcenter_id=vcenter_id,
+        vm_moref=vm.moref,
+        vm_name=vm.name,
+        datacenter=vm.datacenter,
+        datastore=disk.datastore,
+        datastore_kind=_kind(stores.get(disk.datastore)),
+        path=disk.path,
+        capacity_bytes=disk.capacity_bytes,
+        controller=controller_kind(disk),
+        host_moref=vm.host_moref,
+        host_version=host_version,
+        thin=disk.thin,
+        eager=disk.eager,
+        is_delta=disk.path != disk.base_path,
+        is_rdm=disk.is_rdm,
+        encrypted=vm.encrypted or disk.encrypted,
+        is_template=vm.is_template,
+        running=vm.power_state is PowerState.ON,
+        windows=is_windows(vm.guest_os),
+        tools_running=vm.tools_running,
+        quiesced=quiesced,
+        vm_on_vvol=any(_kind(stores.get(one.datastore)) == VVOL for one in vm.disks),
+        obstacle=disk.backup_obstacle,
+        storage_snapshot=storage_snapshot,
+    )
+
+
+def to_write(
+    vcenter_id: str, vm: VmInfo, disk: DiskInfo, store: DatastoreInfo | None, *, datacenter: str
+) -> DiskFacts:
+    """Of a new disk of a VM that is being restored."""
+    return DiskFacts(
+        vcenter_id=vcenter_id,
+        vm_moref=vm.moref,
+        vm_name=vm.name,
+        datacenter=datacenter,
+        datastore=disk.datastore,
+        datastore_kind=_kind(store),
+        path=disk.path,
+        capacity_bytes=disk.capacity_bytes,
+        controller=controller_kind(disk),
+        write=True,
+        host_moref=vm.host_moref,
+        thin=disk.thin,
+        eager=disk.eager,
+        is_delta=disk.path != disk.base_path,
+        is_rdm=disk.is_rdm,
+        encrypted=vm.encrypted or disk.encrypted,
+        vm_on_vvol=_kind(store) == VVOL,
+    )
+
+
+def is_windows(guest_os: str) -> bool:
+    return "windows" in guest_os.lower() or guest_os.lower().startswith("win")
+
+
+def controller_kind(disk: DiskInfo) -> str:
+    """As the device tells: of "SCSI (0:1)" the first word."""
+    return disk.controller.partition(" ")[0]
+
+
+def _kind(store: DatastoreInfo | None) -> str:
+    return "" if store is None else store.kind
+
+
+def of_task(row: Task) -> DiskFacts | None:
+    """As stored; None for a task that opens no disk of vSphere, or that an earlier release made."""
+    try:
+        return from_json(DiskFacts, row.facts, ignore_unknown=True)
+    except MessageError:
+        return None
+
+
+def stored(facts: DiskFacts, old: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """For `Task.facts`; what else stands there stays."""
+    return {**(old or {}), **to_json(facts)}
+
+
+def left_pairs(facts: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    """Proxy id and mode of what failed in earlier attempts of the task, sorted."""
+    left: Collection[Any] = facts.get("left") or ()
+    return tuple(sorted({(str(pair["proxy"]), str(pair["mode"])) for pair in left}))
