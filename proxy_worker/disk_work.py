@@ -9,11 +9,11 @@ import json
 import os
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
-from pipeline import copy, mover, planning, restore, verify
+from pipeline import copy, mover, restore, verify
 from pipeline.errors import CancelledError, IntegrityError, PermanentPipelineError
 from pipeline.model import BlockCounts, DiskStats
 from pipeline.planning import BackupPlan
@@ -23,10 +23,10 @@ from pipeline.repository import Repository
 from pipeline.repository.immutability import keeping
 from pipeline.storage import open_storage
 from proxy_worker.contracts.envelope import Clock
-from proxy_worker.contracts.extents import unpack_extents
 from proxy_worker.contracts.messages import (
     BackupDiskOrder,
     CopyDiskOrder,
+    Failover,
     ProgressReport,
     RepositoryRef,
     RestoreDiskOrder,
@@ -36,21 +36,21 @@ from proxy_worker.contracts.messages import (
     TaskRequest,
     TaskSecrets,
 )
+from proxy_worker.disk_reading import plan_disk, trust_or_read_all
 from proxy_worker.progress import ProgressMeter, phase_report
 from proxy_worker.vsphere_session import Connect, RenewableSession, RenewAccess
 from transports import registry
-from transports.base import Ability, DiskReader, DiskRef, DiskWriter, Extent, Presenter, TransportMode
-from transports.errors import ChangeTrackingUnusableError, TransportError
+from transports.base import DiskReader, DiskRef, DiskWriter, Presenter, TransportMode
+from transports.failover import FailoverReader, FailoverWriter, Way
 from transports.registry import Access, ModeOptions, NothingPresented
 from transports.vsphere.api import Vsphere
 from transports.wrappers import ReconnectingReader, ReconnectingWriter
 
 RECONNECTS: Final = 6
-"""Failures in a row before the task is handed back: about a minute with the pauses in between."""
-ALLOCATED: Final = "*"
-"""Instead of a change id: what is allocated."""
-NOT_TRACKED: Final = "the disk is not tracked: the snapshot has no change id"
-NEVER_TRACKED: Final = "the disk was not tracked when the previous restore point was made"
+"""Failures in a row before the task is handed back: half a minute with the pauses in between."""
+RECONNECTS_BEFORE_ANOTHER_MODE: Final = 3
+"""The same where another mode can go on at once: three seconds."""
+REASON_CHARACTERS: Final = 1000
 
 OpenReader = Callable[[Access, DiskRef, TransportMode], DiskReader]
 OpenWriter = Callable[[Access, DiskRef, TransportMode], DiskWriter]
@@ -72,8 +72,18 @@ class Tools:
     cache_dir: Path | None = None
     """Where this machine keeps caches of indexes; None: in memory."""
 
+    left: list[Failover] = field(default_factory=list)
+    """Modes that failed so far, in their order; filled while the work is done."""
+
     def access(self, vsphere: Vsphere) -> Access:
         return Access(vsphere=vsphere, presenter=self.presenter, options=self.options)
+
+    def pause(self, pause_s: float) -> None:
+        if self.cancel.wait(pause_s):
+            raise CancelledError("cancelled while the connection to the disk was lost")
+
+    def leave(self, mode: TransportMode, reason: str) -> None:
+        self.left.append(Failover(mode=mode, reason=reason[:REASON_CHARACTERS]))
 
 
 def carry_out(request: TaskRequest, secrets: TaskSecrets, tools: Tools) -> ResultReport:
@@ -133,14 +143,11 @@ def _backup(
 ) -> ResultReport:
     session = RenewableSession(secrets.vsphere, tools.renew, tools.connect, tools.clock)
     try:
-        reader = ReconnectingReader(
-            lambda: session.use(lambda v: tools.open_reader(tools.access(v), order.disk, request.mode)),
-            RECONNECTS,
-            lambda pause_s: _pause(tools.cancel, pause_s),
-        )
+        reader = _reader(request, order.disk, session, tools)
         try:
             tools.progress(phase_report(request, "querying-changes"))
             plan = plan_disk(order, reader, session, repository.block_size_bytes)
+            plan, trial = trust_or_read_all(request, order, plan, reader, repository)
             done = mover.backup_disk(
                 repository=repository,
                 reader=reader,
@@ -148,92 +155,54 @@ def _backup(
                 compression=order.compression.value,
                 work_id=request.task_id,
                 cancel=tools.cancel,
-                progress=ProgressMeter(request, "reading", tools.progress),
+                progress=ProgressMeter(request, "reading", tools.progress, lambda: reader.mode),
                 clock=tools.clock,
             )
         finally:
             reader.close()
     finally:
         session.close()
-    return _stored(request, plan, done, request.mode)
-
-
-def plan_disk(
-    order: BackupDiskOrder, reader: DiskReader, session: RenewableSession, block_size_bytes: int
-) -> BackupPlan:
-    """What to read. Whatever change tracking cannot answer plainly is a full read with its reason."""
-    changed, reason = changes(order, session)
-    allocated = None
-    if changed is None:
-        allocated = _allocated(order, reader, session)
-    return planning.plan_backup(
-        capacity_bytes=order.disk.capacity_bytes,
-        block_size_bytes=block_size_bytes,
-        previous_map_root=order.previous_map_root,
-        changed=changed,
-        # Of an increment everything that changed is read: a list of allocated blocks that missed one
-        # would store zeros where there is data, and it saves little.
-        allocated=allocated,
-        full_read_reason=reason,
+    return replace(
+        _stored(request, plan, done, reader.mode),
+        failovers=tuple(tools.left),
+        sampled_blocks=trial.sampled,
+        tracking_mismatch=trial.for_people(),
     )
 
 
-def changes(order: BackupDiskOrder, session: RenewableSession) -> tuple[list[Extent] | None, str]:
-    """Changed extents, or None and why everything has to be read."""
-    if not order.previous_map_root or order.full_read_reason:
-        return None, order.full_read_reason
-    if not order.current_change_id:
-        return None, NOT_TRACKED
-    if not order.previous_change_id:
-        return None, NEVER_TRACKED
-    disk = order.disk
-    if order.known_changes:
-        return _known_changes(order)
-    snapshot = disk.snapshot_moref
-    if snapshot is None:
-        return None, "the disk is read without a snapshot, so vSphere cannot tell what changed"
-    try:
-        found = session.use(
-            lambda v: v.changed_areas(disk.vm_moref, snapshot, disk.disk_key, order.previous_change_id)
-        )
-    except ChangeTrackingUnusableError as error:
-        return None, str(error)
-    return found, ""
+def _reader(
+    request: TaskRequest, disk: DiskRef, session: RenewableSession, tools: Tools
+) -> FailoverReader:
+    def way(mode: TransportMode, attempts: int) -> Way[DiskReader]:
+        def open_once() -> DiskReader:
+            return session.use(lambda v: tools.open_reader(tools.access(v), disk, mode))
+
+        return Way(mode, lambda: ReconnectingReader(open_once, attempts, tools.pause))
+
+    return FailoverReader([way(*each) for each in _modes(request)], tools.leave)
 
 
-def _known_changes(order: BackupDiskOrder) -> tuple[list[Extent] | None, str]:
-    """What the server asked while the VM snapshot existed, which is gone by now."""
-    try:
-        return unpack_extents(order.known_changes, size_bytes=order.disk.capacity_bytes), ""
-    except ValueError as error:
-        return None, f"what the server said of changes is not to be used: {error}"
+def _writer(
+    request: TaskRequest, disk: DiskRef, session: RenewableSession, tools: Tools
+) -> FailoverWriter:
+    def way(mode: TransportMode, attempts: int) -> Way[DiskWriter]:
+        def open_once() -> DiskWriter:
+            return session.use(lambda v: tools.open_writer(tools.access(v), disk, mode))
+
+        return Way(mode, lambda: ReconnectingWriter(open_once, attempts, tools.pause))
+
+    return FailoverWriter([way(*each) for each in _modes(request)], tools.leave)
 
 
-def _allocated(
-    order: BackupDiskOrder, reader: DiskReader, session: RenewableSession
-) -> list[Extent] | None:
-    """What may hold data; None when nobody can tell. The mode knows best; tracking's own answer is to be
-    had on VMFS only, and on a disk that is tracked.
-    """
-    disk = order.disk
-    if disk.is_delta:
-        return None  # both would speak of the delta alone, and what lies below it would be lost
-    if reader.capabilities.allocated_extents is Ability.NATIVE:
-        return list(reader.allocated_extents(0, reader.size_bytes))
-    snapshot = disk.snapshot_moref
-    if snapshot is None or not order.datastore_is_vmfs or not order.current_change_id:
-        return None
-    if order.previous_map_root:
-        return None  # tracking was found wanting for this disk just now
-    try:
-        return session.use(lambda v: v.changed_areas(disk.vm_moref, snapshot, disk.disk_key, ALLOCATED))
-    except TransportError:
-        return None  # it only saves reading; the mover finds zeros by itself
-
-
-def _pause(cancel: threading.Event, pause_s: float) -> None:
-    if cancel.wait(pause_s):
-        raise CancelledError("cancelled while the connection to the host was lost")
+def _modes(request: TaskRequest) -> list[tuple[TransportMode, int]]:
+    """The permitted modes, each with the failures in a row that it may have."""
+    modes = list(dict.fromkeys((request.mode, *request.fallback_modes)))
+    if request.mode is TransportMode.STORAGE_SNAPSHOT:
+        # The VM snapshot is gone: every other mode would read the disk of another moment.
+        modes = modes[:1]
+    return [
+        (mode, RECONNECTS if mode is modes[-1] else RECONNECTS_BEFORE_ANOTHER_MODE) for mode in modes
+    ]
 
 
 # ---- copy -----------------------------------------------------------------------------------------
@@ -303,21 +272,17 @@ def _restore_to_vm(
     _check_image(order, repository, tools)
     session = RenewableSession(secrets.vsphere, tools.renew, tools.connect, tools.clock)
     try:
-        writer = ReconnectingWriter(
-            lambda: session.use(lambda v: tools.open_writer(tools.access(v), target, request.mode)),
-            RECONNECTS,
-            lambda pause_s: _pause(tools.cancel, pause_s),
-        )
+        writer = _writer(request, target, session, tools)
         try:
             # Another attempt may have written to it: only a disk that nobody touched may skip zeros,
             # but zeros are what an earlier attempt of ours left alone as well.
             skip = writer.capabilities.reads_as_zero_when_new
-            stats = _write(request, order, repository, writer, skip, tools)
+            stats = _write(request, order, repository, writer, skip, tools, lambda: writer.mode)
         finally:
             writer.close()
     finally:
         session.close()
-    return _restored(request, request.mode, stats)
+    return replace(_restored(request, writer.mode, stats), failovers=tuple(tools.left))
 
 
 def _restore_to_file(
@@ -361,9 +326,10 @@ def _write(
     writer: DiskWriter,
     skip_zeros: bool,
     tools: Tools,
+    mode: Callable[[], TransportMode | None] = lambda: None,
 ) -> DiskStats:
     """Figures as those of a backup: read from the repository, stored on the target."""
-    meter: Callable[[MoverProgress], None] = ProgressMeter(request, "writing", tools.progress)
+    meter: Callable[[MoverProgress], None] = ProgressMeter(request, "writing", tools.progress, mode)
     done = restore.restore_disk(
         repository=repository,
         map_root=order.map_root,

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import traceback
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, Final, NoReturn
 
@@ -167,7 +168,8 @@ def run(
             print(reason_of(error), file=sys.stderr)  # noqa: T201 - the worker's log reads it
         else:
             traceback.print_exc()
-        result = end_of(request, outcome_of(error), reason_of(error))
+        ended = end_of(request, outcome_of(error), reason_of(error))
+        result = replace(ended, failovers=tuple(tools.left))
     parent.result(result)
 
 

@@ -8,6 +8,7 @@ from typing import Final
 
 from pipeline.progress import MoverProgress
 from proxy_worker.contracts.messages import ProgressReport, TaskRequest
+from transports.base import TransportMode
 
 RATE_OVER_S: Final = 5.0
 EVERY_S: Final = 0.5
@@ -17,8 +18,14 @@ class ProgressMeter:
     """Called by the data mover; passes a report on at most every half second."""
 
     def __init__(
-        self, request: TaskRequest, phase: str, send: Callable[[ProgressReport], None]
+        self,
+        request: TaskRequest,
+        phase: str,
+        send: Callable[[ProgressReport], None],
+        mode: Callable[[], TransportMode | None] = lambda: None,
     ) -> None:
+        """`mode`: the transport mode in use when it is asked."""
+        self._mode = mode
         self._request = request
         self._phase = phase
         self._send = send
@@ -41,6 +48,7 @@ class ProgressMeter:
                 stored_bytes=progress.stored_bytes,
                 bytes_per_s=self._rate(progress),
                 bottleneck=progress.stages.bottleneck.value,
+                mode=self._mode(),
             )
         )
 

@@ -130,6 +130,9 @@ class WriterCapabilities:
     """True when ranges never written read as zeros, so that zeros need not be written to a new disk."""
     threads: int = 1
     """How many threads may call write_from() at the same time, for ranges that do not overlap."""
+    answered_is_kept: bool = True
+    """What write_from() returned from stays on the disk although the writer is lost before a flush(). False:
+    only a flush() makes sure of that, so that another mode cannot simply go on."""
 
 
 class DiskReader(Protocol):

@@ -18,7 +18,12 @@ from transports.base import (
     ReadRequest,
     WriterCapabilities,
 )
-from transports.errors import TransientTransportError, TransportUnavailableError
+from transports.errors import (
+    PermanentTransportError,
+    TransientTransportError,
+    TransportUnavailableError,
+)
+from transports.turnover import Turnover
 
 Wait = Callable[[float], None]
 """Waits so many seconds; may raise to give up (cancel)."""
@@ -92,7 +97,7 @@ class ReconnectingReader:
 
     def read_many(self, requests: Iterable[ReadRequest]) -> Iterator[ReadRequest]:
         self._check_open()
-        drawing = _Drawing(requests)
+        drawing = Drawing(requests)
         while True:
             answers = None
             try:
@@ -110,23 +115,11 @@ class ReconnectingReader:
                 return
             finally:
                 if answers is not None:
-                    _close_iterator(answers)
+                    close_iterator(answers)
 
     def allocated_extents(self, offset: int, length: int) -> Iterator[Extent]:
-        """Asked in windows: an answer cannot change in its middle, and its size has a bound."""
         self._check_open()
-        end = offset + length
-        last: Extent | None = None
-        for start in range(offset, end, _ALLOCATION_WINDOW_BYTES):
-            for extent in self._allocated(start, min(_ALLOCATION_WINDOW_BYTES, end - start)):
-                if last is not None and last.end == extent.offset:
-                    last = Extent(offset=last.offset, length=last.length + extent.length)
-                    continue
-                if last is not None:
-                    yield last
-                last = extent
-        if last is not None:
-            yield last
+        yield from in_windows(offset, length, self._allocated)
 
     def close(self) -> None:
         self._closed = True
@@ -168,7 +161,25 @@ class ReconnectingReader:
         self._patience.failed(error)
 
 
-class _Drawing:
+def in_windows(offset: int, length: int, ask: Callable[[int, int], list[Extent]]) -> Iterator[Extent]:
+    """Allocated extents asked window by window: an answer cannot change in its middle, and its size has a
+    bound. Extents that touch are joined.
+    """
+    end = offset + length
+    last: Extent | None = None
+    for start in range(offset, end, _ALLOCATION_WINDOW_BYTES):
+        for extent in ask(start, min(_ALLOCATION_WINDOW_BYTES, end - start)):
+            if last is not None and last.end == extent.offset:
+                last = Extent(offset=last.offset, length=last.length + extent.length)
+                continue
+            if last is not None:
+                yield last
+            last = extent
+    if last is not None:
+        yield last
+
+
+class Drawing:
     """The mover's requests, those first that were drawn but not answered when a connection was lost."""
 
     def __init__(self, requests: Iterable[ReadRequest]) -> None:
@@ -205,15 +216,15 @@ class _Drawing:
 
 
 class ReconnectingWriter:
-    """A DiskWriter that opens again after a TransientTransportError and repeats the write."""
+    """A DiskWriter that opens again after a TransientTransportError and repeats the writes under way."""
 
     def __init__(self, open: Callable[[], DiskWriter], attempts: int, wait: Wait) -> None:  # noqa: A002
         self._open = open
         self._patience = _Patience(attempts, wait)
-        self._writer: DiskWriter | None = open()
-        self._size_bytes = self._writer.size_bytes
-        self._capabilities = self._writer.capabilities
-        self._closed = False
+        writer = open()
+        self._size_bytes = writer.size_bytes
+        self._capabilities = writer.capabilities
+        self._turnover = Turnover(writer, self, _REPEATABLE)
         self.reconnects = 0
 
     @property
@@ -225,38 +236,36 @@ class ReconnectingWriter:
         return self._capabilities
 
     def write_from(self, offset: int, buffer: memoryview) -> None:
-        self._repeated(lambda writer: writer.write_from(offset, buffer))
+        self._turnover.run(lambda writer: writer.write_from(offset, buffer))
+        self._patience.progressed()
 
     def flush(self) -> None:
-        self._repeated(lambda writer: writer.flush())
+        self._turnover.run(lambda writer: writer.flush())
+        self._patience.progressed()
 
     def close(self) -> None:
-        self._closed = True
-        self._give_up()
+        self._turnover.close()
 
-    def _give_up(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+    def replace(self, old: DiskWriter, error: Exception) -> DiskWriter:
+        """A new writer after `error`; the last error when there were too many in a row."""
+        old.close()
+        writer = self._open_again(error)
+        if writer.size_bytes != self._size_bytes:
+            writer.close()
+            raise PermanentTransportError(
+                f"the disk had {self._size_bytes} bytes and has {writer.size_bytes} after opening it again"
+            )
+        self.reconnects += 1
+        return writer
 
-    def _repeated(self, act: Callable[[DiskWriter], None]) -> None:
-        if self._closed:
-            raise TransientTransportError("the writer was closed")
+    def _open_again(self, error: Exception) -> DiskWriter:
+        failure = error
         while True:
+            self._patience.failed(failure)
             try:
-                act(self._live())
-            except _REPEATABLE as error:
-                self._give_up()
-                self._patience.failed(error)
-            else:
-                self._patience.progressed()
-                return
-
-    def _live(self) -> DiskWriter:
-        if self._writer is None:
-            self._writer = self._open()
-            self.reconnects += 1
-        return self._writer
+                return self._open()
+            except _REPEATABLE as again:
+                failure = again
 
 
 @dataclass(slots=True)
@@ -317,7 +326,7 @@ class CountingReader:
                 self._add(len(answer.buffer))
                 yield answer
         finally:
-            _close_iterator(answers)
+            close_iterator(answers)
 
     def allocated_extents(self, offset: int, length: int) -> Iterator[Extent]:
         return self._reader.allocated_extents(offset, length)
@@ -365,7 +374,7 @@ class CountingWriter:
         self._writer.close()
 
 
-def _close_iterator(iterator: Iterator[ReadRequest]) -> None:
+def close_iterator(iterator: Iterator[ReadRequest]) -> None:
     close = getattr(iterator, "close", None)
     if close is not None:
         close()

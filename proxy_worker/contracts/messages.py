@@ -58,7 +58,10 @@ class BackupDiskOrder:
     """What changed since the previous point, asked while the VM snapshot still existed: extents as
     `contracts.extents` packs them. Empty: the proxy asks vCenter itself."""
     sampled_blocks: int = field(default=0, metadata=LATER)
-    """So many blocks that change tracking calls unchanged are read all the same and compared."""
+    """So many blocks that change tracking calls unchanged are read all the same and compared, when anything
+    changed at all. 0: none."""
+    sample_when_unchanged: bool = field(default=False, metadata=LATER)
+    """They are read although nothing changed: it is long since the disk's tracking was last put to the test."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,6 +204,8 @@ class ProgressReport:
     bytes_per_s: float
     """Over the last few seconds."""
     bottleneck: str
+    mode: TransportMode | None = field(default=None, metadata=LATER)
+    """The mode in use now; None: no disk of vSphere is open, or the proxy does not tell."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,6 +238,8 @@ class ResultReport:
     """Modes that were left on the way, in their order."""
     tracking_mismatch: str = field(default="", metadata=LATER)
     """Where a sample showed that change tracking had missed a change, for people; empty: nowhere."""
+    sampled_blocks: int = field(default=0, metadata=LATER)
+    """How many blocks that tracking called unchanged were read and compared."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,7 +22,7 @@ from pipeline.errors import (
 from pipeline.model import ReadMode
 from pipeline.repository import KdfCost, Repository
 from pipeline.storage import open_storage
-from proxy_worker import disk_work
+from proxy_worker import disk_reading
 from proxy_worker.contracts.ids import Attempt, ProxyId, SessionId, TaskId
 from proxy_worker.contracts.messages import (
     BackupDiskOrder,
@@ -244,8 +244,8 @@ def test_an_increment_reads_what_changed(bench: Bench) -> None:
     ("changes", "reason"),
     [
         ({"full_read_reason": "the VM was reverted"}, "the VM was reverted"),
-        ({"current_change_id": ""}, disk_work.NOT_TRACKED),
-        ({"previous_change_id": ""}, disk_work.NEVER_TRACKED),
+        ({"current_change_id": ""}, disk_reading.NOT_TRACKED),
+        ({"previous_change_id": ""}, disk_reading.NEVER_TRACKED),
         ({}, "the base is gone"),
     ],
 )
