@@ -129,6 +129,8 @@ class TaskRequest:
     copy: CopyDiskOrder | None = field(default=None, metadata=LATER)
     fallback_modes: tuple[TransportMode, ...] = field(default=(), metadata=LATER)
     """Modes in which this proxy may go on when `mode` fails, in their order."""
+    preferred_networks: tuple[str, ...] = field(default=(), metadata=LATER)
+    """Networks ("192.0.2.0/24") in which a network mode looks for an address of the ESXi host first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
