@@ -37,6 +37,13 @@ func (l *lab) applyDevices(vm *simulator.VirtualMachine, changes []types.BaseVir
 			return f
 		}
 	}
+	if err := l.showDevices(vm, e.devs); err != nil {
+		logBad("devices of "+vm.Name, err)
+		for _, u := range e.undo {
+			u()
+		}
+		return &types.GenericVmConfigFault{Reason: "msg.hotplug.disk.failed"}
+	}
 	for _, c := range e.commit {
 		if err := c(); err != nil {
 			logBad("device change", err)
@@ -185,11 +192,11 @@ func (e *deviceEdit) addController(bad *types.InvalidDeviceSpec, dev types.BaseV
 }
 
 // units answers how many units a controller has, which one is reserved, and the first disk key.
-func units(c types.BaseVirtualDevice) (count, reserved, firstKey int32) {
+func (e *deviceEdit) units(c types.BaseVirtualDevice) (count, reserved, firstKey int32) {
 	key := c.GetVirtualDevice().Key
 	switch c.(type) {
 	case types.BaseVirtualSCSIController:
-		return 16, 7, 2000 + 16*(key-1000)
+		return scsiUnits(c, e.vm.Config.Version), 7, 2000 + 16*(key-1000)
 	case types.BaseVirtualSATAController:
 		return 30, -1, 16000 + 30*(key-15000)
 	case *types.VirtualNVMEController:
@@ -234,7 +241,7 @@ func (e *deviceEdit) place(d *types.VirtualDevice) bool {
 	if at < 0 {
 		return false
 	}
-	count, reserved, first := units(e.devs[at])
+	count, reserved, first := e.units(e.devs[at])
 	if d.UnitNumber == nil {
 		for u := int32(0); u < count; u++ {
 			if u != reserved && !e.unitTaken(d.ControllerKey, u) {
@@ -247,6 +254,9 @@ func (e *deviceEdit) place(d *types.VirtualDevice) bool {
 		return false
 	}
 	d.Key = first + *d.UnitNumber
+	if *d.UnitNumber >= 16 && first < 16000 { // beyond what the scheme has room for; real keys there are not known
+		d.Key = 131072 + 64*(d.ControllerKey-1000) + *d.UnitNumber
+	}
 	return true
 }
 
@@ -311,7 +321,7 @@ func (e *deviceEdit) addOther(dev types.BaseVirtualDevice) {
 	for d.Key = first; e.find(d.Key) >= 0; d.Key++ {
 	}
 	if at := e.find(d.ControllerKey); at >= 0 && d.UnitNumber == nil {
-		if n, _, _ := units(e.devs[at]); n > 0 {
+		if n, _, _ := e.units(e.devs[at]); n > 0 {
 			for u := int32(0); u < n && d.UnitNumber == nil; u++ {
 				if !e.unitTaken(d.ControllerKey, u) {
 					d.UnitNumber = types.NewInt32(u)
@@ -360,11 +370,16 @@ func (e *deviceEdit) remove(i int32, c *types.VirtualDeviceConfigSpec) types.Bas
 		return &types.InvalidDeviceSpec{DeviceIndex: i}
 	}
 	if d, ok := e.devs[at].(*types.VirtualDisk); ok {
+		if d.ControllerKey < 1000 && poweredOn(e.vm) {
+			return &types.InvalidPowerState{RequestedState: types.VirtualMachinePowerStatePoweredOff, ExistingState: e.vm.Runtime.PowerState}
+		}
 		e.removed = append(e.removed, d.Key)
 		if b, ok := d.Backing.(*types.VirtualDiskFlatVer2BackingInfo); ok && c.FileOperation == types.VirtualDeviceConfigSpecFileOperationDestroy {
+			// Also what another VM needs goes, as on a host that does not know of the other: whoever asks for
+			// this by mistake must see what it does.
 			files := chainOf(b)
 			for _, f := range files {
-				if who := e.l.lockedBy(e.vm, f); who != "" {
+				if e.l.nfcOpen(flatPath(e.vm, f)) {
 					return &types.FileLocked{FileFault: types.FileFault{File: f}}
 				}
 			}

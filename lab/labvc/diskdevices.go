@@ -18,11 +18,17 @@ func (e *deviceEdit) addDisk(bad *types.InvalidDeviceSpec, d *types.VirtualDisk,
 	if !ok {
 		return &types.InvalidDeviceBacking{InvalidDeviceSpec: *bad}
 	}
+	if b.DiskMode == "" {
+		b.DiskMode = string(types.VirtualDiskModePersistent)
+	}
 	if !e.place(&d.VirtualDevice) {
 		return bad
 	}
-	if b.DiskMode == "" {
-		b.DiskMode = string(types.VirtualDiskModePersistent)
+	if d.ControllerKey < 1000 && poweredOn(e.vm) { // IDE knows no hot-add
+		return &types.InvalidPowerState{RequestedState: types.VirtualMachinePowerStatePoweredOff, ExistingState: e.vm.Runtime.PowerState}
+	}
+	if !diskModes[types.VirtualDiskMode(b.DiskMode)] {
+		return &types.InvalidDeviceBacking{InvalidDeviceSpec: *bad}
 	}
 	for _, p := range []**bool{&b.ThinProvisioned, &b.EagerlyScrub, &b.WriteThrough, &b.Split, &b.DigestEnabled} {
 		if *p == nil {
@@ -111,7 +117,7 @@ func (e *deviceEdit) createDisk(bad *types.InvalidDeviceSpec, d *types.VirtualDi
 	}
 	if err == nil {
 		e.undoFiles(flat, descriptor)
-		err = writeDescriptor(descriptor, size, "lsilogic", diskMeta{uuid: b.Uuid, thin: isTrue(b.ThinProvisioned)})
+		err = writeDescriptor(descriptor, size, diskMeta{uuid: b.Uuid, thin: isTrue(b.ThinProvisioned), adapter: adapterOf(d.ControllerKey)})
 	}
 	if err != nil {
 		logBad("new disk", err)
@@ -132,7 +138,10 @@ func (e *deviceEdit) room(b *types.VirtualDiskFlatVer2BackingInfo, size int64) t
 
 func (e *deviceEdit) attachDisk(bad *types.InvalidDeviceSpec, d *types.VirtualDisk, b *types.VirtualDiskFlatVer2BackingInfo) types.BaseMethodFault {
 	flat := flatPath(e.vm, b.FileName)
-	if flat == "" || path.Ext(b.FileName) != ".vmdk" {
+	if flat == "" { // no such datastore on the VM's host
+		return &types.InvalidDatastorePath{DatastorePath: b.FileName}
+	}
+	if path.Ext(b.FileName) != ".vmdk" {
 		return &types.InvalidDeviceBacking{InvalidDeviceSpec: *bad}
 	}
 	size, _ := sizes(flat)
@@ -145,7 +154,10 @@ func (e *deviceEdit) attachDisk(bad *types.InvalidDeviceSpec, d *types.VirtualDi
 			return &types.FileLocked{FileFault: types.FileFault{File: b.FileName}}
 		}
 	}
-	if e.writtenByOther(flat, independent(b)) {
+	if (meta.adapter == "ide") != (d.ControllerKey < 1000) {
+		return &types.InvalidDeviceBacking{InvalidDeviceSpec: *bad}
+	}
+	if e.lockedFor(flat, types.VirtualDiskMode(b.DiskMode)) {
 		return &types.FileLocked{FileFault: types.FileFault{File: b.FileName}}
 	}
 	files := []string{b.FileName}
@@ -166,17 +178,42 @@ func (e *deviceEdit) attachDisk(bad *types.InvalidDeviceSpec, d *types.VirtualDi
 	return nil
 }
 
-// writtenByOther says whether a running VM writes to the file, or holds it in a way that excludes
-// a writer.
-func (e *deviceEdit) writtenByOther(flat string, readOnly bool) bool {
+var diskModes = map[types.VirtualDiskMode]bool{types.VirtualDiskModePersistent: true,
+	types.VirtualDiskModeIndependent_persistent: true, types.VirtualDiskModeIndependent_nonpersistent: true}
+
+// lockedFor says whether somebody holds the file in a way that excludes this use of it: a running VM that
+// writes to it excludes everybody, one that only reads it (as parent, or nonpersistent) every writer.
+func (e *deviceEdit) lockedFor(flat string, mode types.VirtualDiskMode) bool {
+	reads := mode == types.VirtualDiskModeIndependent_nonpersistent
+	if e.l.nfcOpen(flat) && !reads {
+		return true
+	}
 	for _, o := range allVMs() {
 		if o.Self == e.vm.Self || o.Runtime.Host == nil {
 			continue
 		}
-		for f, live := range filesOf(o).live {
-			if live && flatPath(o, f) == flat && (poweredOn(o) || !readOnly) {
+		for f := range filesOf(o).parent {
+			if flatPath(o, f) != flat {
+				continue
+			}
+			writes := writesTo(o, f)
+			if poweredOn(o) && (writes || !reads) {
 				return true
 			}
+			// A disk of a VM that is off may be attached elsewhere for a while, but not into the other's snapshots.
+			if writes && mode == types.VirtualDiskModePersistent {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// writesTo says whether a VM's own configuration writes to the file.
+func writesTo(vm *simulator.VirtualMachine, file string) bool {
+	for _, d := range disksOf(vm.Config.Hardware.Device) {
+		if d.backing.FileName == file {
+			return d.backing.DiskMode != string(types.VirtualDiskModeIndependent_nonpersistent)
 		}
 	}
 	return false
@@ -212,7 +249,7 @@ func (e *deviceEdit) editDisk(i int32, at int, d *types.VirtualDisk) types.BaseM
 			if err := os.Truncate(flatPath(e.vm, n.FileName), size); err != nil {
 				return err
 			}
-			return writeDescriptor(hostPath(e.vm, n.FileName), size, "lsilogic", diskMeta{uuid: n.Uuid, thin: isTrue(n.ThinProvisioned)})
+			return writeDescriptor(hostPath(e.vm, n.FileName), size, diskMeta{uuid: n.Uuid, thin: isTrue(n.ThinProvisioned), adapter: adapterOf(old.ControllerKey)})
 		})
 	}
 	e.devs[at] = &c

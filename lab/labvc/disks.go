@@ -146,13 +146,16 @@ func usedByOther(vm *simulator.VirtualMachine, flat string) string {
 // lockedBy says who holds a file of the VM: an NFC session or another VM.
 func (l *lab) lockedBy(vm *simulator.VirtualMachine, name string) string {
 	flat := flatPath(vm, name)
-	l.mu.Lock()
-	n := l.open[flat]
-	l.mu.Unlock()
-	if n > 0 {
+	if l.nfcOpen(flat) {
 		return "an NFC session"
 	}
 	return usedByOther(vm, flat)
+}
+
+func (l *lab) nfcOpen(flat string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.open[flat] > 0
 }
 
 // collapse folds every file that nothing needs any more into its child's place, and deletes the
@@ -282,11 +285,11 @@ func (l *lab) relabelParent(vm *simulator.VirtualMachine, d vdisk) {
 	if file == "" || independent(d.backing) {
 		return
 	}
-	m := diskMeta{uuid: d.backing.Uuid, thin: isTrue(d.backing.ThinProvisioned)}
+	m := diskMeta{uuid: d.backing.Uuid, thin: isTrue(d.backing.ThinProvisioned), adapter: adapterOf(d.disk.ControllerKey)}
 	if d.backing.Parent != nil {
 		m.parent = path.Base(d.backing.Parent.FileName)
 	}
-	logBad("descriptor", writeDescriptor(file, d.capacity(), "lsilogic", m))
+	logBad("descriptor", writeDescriptor(file, d.capacity(), m))
 }
 
 func (l *lab) setDevices(vm *simulator.VirtualMachine, devs []types.BaseVirtualDevice) {

@@ -82,31 +82,35 @@ func spacedUUID(s string) string {
 }
 
 type diskMeta struct {
-	uuid   string
-	parent string // the parent descriptor's file name in the same folder
-	thin   bool
+	uuid    string
+	parent  string // the parent descriptor's file name in the same folder
+	thin    bool
+	adapter string // "lsilogic" when empty, or "ide"
 }
 
 var (
 	ddbUUID   = regexp.MustCompile(`(?m)^ddb\.uuid = "([^"]+)"`)
+	ddbIDE    = regexp.MustCompile(`(?m)^ddb\.adapterType = "ide"`)
 	ddbThin   = regexp.MustCompile(`(?m)^ddb\.thinProvisioned = "1"`)
 	ddbParent = regexp.MustCompile(`(?m)^parentFileNameHint="([^"]+)"`)
 )
 
-func writeDescriptor(file string, capacity int64, adapter string, m diskMeta) error {
+func writeDescriptor(file string, capacity int64, m diskMeta) error {
+	orElse(&m.adapter, "lsilogic")
 	var b strings.Builder
-	parentCID := "ffffffff"
-	if m.parent != "" {
-		parentCID = "fffffffe"
+	parentCID, kind, extent, data := "ffffffff", "vmfs", "VMFS", path.Base(flatName(file))
+	if m.parent != "" { // what a real host says of a delta; the file here holds the whole disk
+		parentCID, kind, extent = "fffffffe", "seSparse", "SESPARSE"
+		data = strings.TrimSuffix(path.Base(file), ".vmdk") + "-sesparse.vmdk"
 	}
-	fmt.Fprintf(&b, "# Disk DescriptorFile\nversion=1\nencoding=\"UTF-8\"\nCID=fffffffe\nparentCID=%s\ncreateType=\"vmfs\"\n", parentCID)
+	fmt.Fprintf(&b, "# Disk DescriptorFile\nversion=1\nencoding=\"UTF-8\"\nCID=fffffffe\nparentCID=%s\ncreateType=\"%s\"\n", parentCID, kind)
 	if m.parent != "" {
 		fmt.Fprintf(&b, "parentFileNameHint=\"%s\"\n", m.parent)
 	}
 	cylinders, heads, sectors := geometry(capacity)
-	fmt.Fprintf(&b, "\n# Extent description\nRW %d VMFS \"%s\"\n\n# The Disk Data Base\n#DDB\n\n", capacity/512, path.Base(flatName(file)))
+	fmt.Fprintf(&b, "\n# Extent description\nRW %d %s \"%s\"\n\n# The Disk Data Base\n#DDB\n\n", capacity/512, extent, data)
 	fmt.Fprintf(&b, "ddb.adapterType = \"%s\"\nddb.geometry.cylinders = \"%d\"\nddb.geometry.heads = \"%d\"\nddb.geometry.sectors = \"%d\"\n",
-		adapter, cylinders, heads, sectors)
+		m.adapter, cylinders, heads, sectors)
 	if m.thin {
 		b.WriteString("ddb.thinProvisioned = \"1\"\n")
 	}
@@ -120,6 +124,9 @@ func readDescriptor(file string) (diskMeta, error) {
 		return diskMeta{}, err
 	}
 	m := diskMeta{thin: ddbThin.Match(b)}
+	if ddbIDE.Match(b) {
+		m.adapter = "ide"
+	}
 	if s := ddbUUID.FindSubmatch(b); s != nil {
 		raw, err := hex.DecodeString(strings.NewReplacer(" ", "", "-", "").Replace(string(s[1])))
 		if err == nil && len(raw) == 16 {

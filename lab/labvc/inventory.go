@@ -305,12 +305,15 @@ func (b *builder) vm(v *SiteVM) error {
 		home = v.Disks[0].Datastore
 	}
 	spec := types.VirtualMachineConfigSpec{Name: v.Name, GuestId: v.GuestID, Annotation: v.Annotation, MemoryMB: v.MemoryMB,
-		NumCPUs: v.CPUs, NumCoresPerSocket: 1, Firmware: v.Firmware, Version: "vmx-19",
-		Uuid: vmUUID("42", v), InstanceUuid: vmUUID("50", v), Files: &types.VirtualMachineFileInfo{VmPathName: "[" + home + "]"}}
+		NumCPUs: v.CPUs, NumCoresPerSocket: 1, Firmware: v.Firmware, Version: v.Version,
+		Uuid: v.UUID, InstanceUuid: vmUUID("50", v), Files: &types.VirtualMachineFileInfo{VmPathName: "[" + home + "]"}}
 	if v.CBT {
 		spec.ChangeTrackingEnabled = types.NewBool(true)
 	}
 	spec.DeviceChange = b.controllers(v)
+	for k, value := range v.ExtraConfig {
+		spec.ExtraConfig = append(spec.ExtraConfig, &types.OptionValue{Key: k, Value: value})
+	}
 	vm, f := b.l.newVM(&types.CreateVM_Task{This: folder, Config: spec, Pool: pool, Host: &host.Self})
 	if f != nil {
 		return fmt.Errorf("%T %s", f, faultText(f))
@@ -321,6 +324,11 @@ func (b *builder) vm(v *SiteVM) error {
 	nvram := strings.TrimSuffix(hostPath(vm, vm.Config.Files.VmPathName), ".vmx") + ".nvram"
 	if err := os.WriteFile(nvram, firmwareVariables(v), 0o600); err != nil {
 		return err
+	}
+	if v.GuestView != "" {
+		b.l.mu.Lock()
+		b.l.guests[vm.Self.Value] = v.GuestView
+		b.l.mu.Unlock()
 	}
 	if v.Power == "on" {
 		b.l.setPower(vm, types.VirtualMachinePowerStatePoweredOn)
@@ -388,6 +396,7 @@ func (b *builder) controllers(v *SiteVM) []types.BaseVirtualDeviceConfigSpec {
 		switch d.Controller {
 		case "sata":
 			out = append(out, addSpec(&types.VirtualAHCIController{VirtualSATAController: types.VirtualSATAController{VirtualController: newController(-11)}}))
+		case "ide": // every VM has two
 		case "nvme":
 			out = append(out, addSpec(&types.VirtualNVMEController{VirtualController: newController(-12)}))
 		default:
@@ -410,7 +419,15 @@ func newController(key int32) types.VirtualController {
 	return types.VirtualController{VirtualDevice: types.VirtualDevice{Key: key}}
 }
 
-var firstController = map[string]int32{"scsi": 1000, "sata": 15000, "nvme": 31000}
+var firstController = map[string]int32{"scsi": 1000, "sata": 15000, "nvme": 31000, "ide": 200}
+
+// adapterOf is what a descriptor says of the controller that its disk was made for.
+func adapterOf(controllerKey int32) string {
+	if controllerKey < 1000 {
+		return "ide"
+	}
+	return "lsilogic"
+}
 
 // disks puts every disk's file in place and attaches it.
 func (b *builder) disks(vm *simulator.VirtualMachine, v *SiteVM) error {
@@ -428,13 +445,13 @@ func (b *builder) disks(vm *simulator.VirtualMachine, v *SiteVM) error {
 		if err := placeImage(flat, d); err != nil {
 			return fmt.Errorf("disk %d: %w", i, err)
 		}
-		id := newDiskUUID()
-		if err := writeDescriptor(hostPath(vm, name), d.CapacityBytes, "lsilogic", diskMeta{uuid: id, thin: d.Thin}); err != nil {
-			return err
-		}
 		controller, ok := firstController[d.Controller]
 		if !ok {
-			return fmt.Errorf("disk %d: controller %q is none of scsi, sata, nvme", i, d.Controller)
+			return fmt.Errorf("disk %d: controller %q is none of scsi, sata, nvme, ide", i, d.Controller)
+		}
+		id := newDiskUUID()
+		if err := writeDescriptor(hostPath(vm, name), d.CapacityBytes, diskMeta{uuid: id, thin: d.Thin, adapter: adapterOf(controller)}); err != nil {
+			return err
 		}
 		disk := &types.VirtualDisk{VirtualDevice: types.VirtualDevice{Key: -100, ControllerKey: controller}}
 		disk.Backing = &types.VirtualDiskFlatVer2BackingInfo{

@@ -38,6 +38,7 @@ type lab struct {
 	faults      *faultTable
 	stats       *statTable
 	hosts       map[string]*esxHost // by moref
+	guests      map[string]string   // VM moref -> its name at the hardware process
 }
 
 func newLab(site *Site) *lab {
@@ -54,6 +55,7 @@ func newLab(site *Site) *lab {
 		faults:      newFaultTable(),
 		stats:       newStatTable(),
 		hosts:       map[string]*esxHost{},
+		guests:      map[string]string{},
 	}
 }
 

@@ -57,6 +57,7 @@ var handlers = map[string]handlerFunc{
 	"ShutdownGuest":                (*lab).shutdownGuest,
 	"RefreshDatastore":             (*lab).refreshDatastore,
 	"RefreshStorageInfo":           (*lab).refreshStorageInfo,
+	"QueryConfigOption":            (*lab).queryConfigOption,
 }
 
 // withoutSession are the methods that a stranger may call.

@@ -21,6 +21,7 @@ type Site struct {
 	Datacenters  []SiteDatacenter `json:"datacenters"`
 	VMs          []SiteVM         `json:"vms"`
 	CBTPageBytes int64            `json:"cbt_page_bytes"`
+	Hardware     string           `json:"hardware"` // address of the process that shows proxy VMs their disks
 }
 
 type SiteUser struct {
@@ -68,23 +69,27 @@ func isNFS(kind string) bool {
 }
 
 type SiteVM struct {
-	Name       string     `json:"name"`
-	Datacenter string     `json:"datacenter"`
-	Folder     string     `json:"folder"`
-	Cluster    string     `json:"cluster"`
-	Pool       string     `json:"pool"`
-	Host       string     `json:"host"`
-	Power      string     `json:"power"`
-	GuestID    string     `json:"guest_id"`
-	Annotation string     `json:"annotation"`
-	Tags       []string   `json:"tags"`
-	MemoryMB   int64      `json:"memory_mb"`
-	CPUs       int32      `json:"cpus"`
-	Firmware   string     `json:"firmware"`
-	Network    string     `json:"network"` // the datacenter's first when empty
-	CBT        bool       `json:"cbt"`
-	Template   bool       `json:"template"`
-	Disks      []SiteDisk `json:"disks"`
+	Name        string            `json:"name"`
+	Datacenter  string            `json:"datacenter"`
+	Folder      string            `json:"folder"`
+	Cluster     string            `json:"cluster"`
+	Pool        string            `json:"pool"`
+	Host        string            `json:"host"`
+	Power       string            `json:"power"`
+	GuestID     string            `json:"guest_id"`
+	Annotation  string            `json:"annotation"`
+	Tags        []string          `json:"tags"`
+	MemoryMB    int64             `json:"memory_mb"`
+	CPUs        int32             `json:"cpus"`
+	Firmware    string            `json:"firmware"`
+	Network     string            `json:"network"` // the datacenter's first when empty
+	CBT         bool              `json:"cbt"`
+	Template    bool              `json:"template"`
+	Disks       []SiteDisk        `json:"disks"`
+	UUID        string            `json:"uuid"`       // BIOS UUID, made up when empty
+	Version     string            `json:"version"`    // virtual hardware
+	GuestView   string            `json:"guest_view"` // name at the hardware process, which shows this VM its disks
+	ExtraConfig map[string]string `json:"extra_config"`
 }
 
 type SiteDisk struct {
@@ -167,6 +172,8 @@ func (v *SiteVM) check(s *Site) error {
 	orElse(&v.Power, "off")
 	orElse(&v.GuestID, "debian11_64Guest")
 	orElse(&v.Firmware, "bios")
+	orElse(&v.Version, defaultHardware)
+	orElse(&v.UUID, vmUUID("42", v))
 	if v.MemoryMB == 0 {
 		v.MemoryMB = 1024
 	}

@@ -334,6 +334,7 @@ func (l *lab) revert(vm *simulator.VirtualMachine, s *simulator.VirtualMachineSn
 	for _, d := range disksOf(devs) {
 		l.relabelParent(vm, d)
 	}
+	l.refreshGuest(vm)
 	now := filesOf(vm)
 	for f := range before.live {
 		if _, still := now.parent[f]; !still && childRE.MatchString(f) && usedByOther(vm, flatPath(vm, f)) == "" {

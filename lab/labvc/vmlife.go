@@ -173,6 +173,7 @@ func (l *lab) setPower(vm *simulator.VirtualMachine, state types.VirtualMachineP
 		return []types.PropertyChange{{Name: "runtime.powerState", Val: state}, {Name: "summary.runtime.powerState", Val: state},
 			{Name: "guest.toolsRunningStatus", Val: vm.Guest.ToolsRunningStatus}}
 	})
+	l.refreshGuest(vm)
 }
 
 // setGuest says what VMware Tools in the guest would say; called within edit.

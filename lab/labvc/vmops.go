@@ -175,7 +175,13 @@ func (l *lab) newVM(r *types.CreateVM_Task) (*simulator.VirtualMachine, types.Ba
 	}
 	vm := getVM(made.(types.ManagedObjectReference))
 	defer l.lockVM(vm.Self)()
-	l.edit(vm, func() []types.PropertyChange { completeConfig(vm, extra); return nil })
+	l.edit(vm, func() []types.PropertyChange {
+		completeConfig(vm, extra)
+		if c, ok := simulator.Map.Get(*host.Parent).(*simulator.ClusterComputeResource); ok {
+			vm.EnvironmentBrowser = *c.EnvironmentBrowser
+		}
+		return nil
+	})
 	if f := l.applyDevices(vm, changes); f != nil {
 		l.forget(vm)
 		_ = os.RemoveAll(path.Dir(hostPath(vm, vmx)))

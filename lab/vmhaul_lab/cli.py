@@ -128,6 +128,8 @@ def _down(options: argparse.Namespace) -> int:
     directory = options.dir.resolve()
     state = SiteState.read(directory)
     state.process.end()
+    if state.hardware is not None:
+        state.hardware.end()
     released = release_under(directory)
     return _show(
         options,

@@ -1,5 +1,6 @@
 """What a site holds: data centre, hosts, datastores, VMs and their disks, as values."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from vmhaul_lab.content import MIB
 from vmhaul_lab.errors import LabError
 from vmhaul_lab.images import Content, DiskPlan
+from vmhaul_lab.proxies import ProxyPlan
 
 GIB = 1024 * MIB
 USER = "administrator@vsphere.local"
@@ -28,6 +30,12 @@ class VmPlan:
     memory_mb: int = 2048
     cpus: int = 2
     firmware: str = "efi"
+    uuid: str = ""
+    """BIOS UUID; made up when empty."""
+    hardware: str = "vmx-19"
+    extra_config: Mapping[str, str] = field(default_factory=dict)
+    guest_view: str = ""
+    """Name at the hardware process: the VM is a proxy whose disks appear as block devices."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,15 +65,27 @@ class SitePlan:
     )
     cbt_page_bytes: int = 0
     users: tuple[dict[str, Any], ...] = ()
+    proxies: tuple[ProxyPlan, ...] = ()
+    """VMs that run backup proxies; they belong to the inventory like `vms`."""
 
     def disks(self) -> list[tuple[str, DiskPlan]]:
         """All disks as ('vm', plan) pairs."""
-        return [(vm.name, disk) for vm in self.vms for disk in vm.disks]
+        return [(vm.name, disk) for vm in self.all_vms() for disk in vm.disks]
+
+    def all_vms(self) -> list[VmPlan]:
+        """The VMs, proxies among them."""
+        return [*self.vms, *(_vm_of_proxy(proxy, self.hosts[0]) for proxy in self.proxies)]
 
     def site_json(
-        self, directory: Path, images: dict[str, Path], password: str, listen: str
+        self,
+        directory: Path,
+        images: dict[str, Path],
+        password: str,
+        listen: str,
+        hardware: str = "",
     ) -> dict[str, Any]:
-        """The site as `labvc` reads it; `images` by 'vm/label', see `images.build_all`."""
+        """The site as `labvc` reads it; `images` by 'vm/label', see `images.build_all`; `hardware`: address of the
+        process that shows proxy VMs their disks."""
         site: dict[str, Any] = {
             "listen": listen,
             "control": "127.0.0.1:0",
@@ -73,10 +93,11 @@ class SitePlan:
             "user": USER,
             "password": password,
             "users": list(self.users),
+            "hardware": hardware,
             "datacenters": [
                 {
                     "name": self.datacenter,
-                    "folders": sorted({vm.folder for vm in self.vms if vm.folder}),
+                    "folders": sorted({vm.folder for vm in self.all_vms() if vm.folder}),
                     "networks": list(self.networks),
                     "clusters": [
                         {"name": self.cluster, "hosts": list(self.hosts), "pools": list(self.pools)}
@@ -93,7 +114,7 @@ class SitePlan:
                     ],
                 }
             ],
-            "vms": [self._vm_json(vm, images) for vm in self.vms],
+            "vms": [self._vm_json(vm, images) for vm in self.all_vms()],
         }
         if self.cbt_page_bytes:
             site["cbt_page_bytes"] = self.cbt_page_bytes
@@ -114,6 +135,10 @@ class SitePlan:
             "memory_mb": vm.memory_mb,
             "cpus": vm.cpus,
             "firmware": vm.firmware,
+            "uuid": vm.uuid,
+            "version": vm.hardware,
+            "extra_config": dict(vm.extra_config),
+            "guest_view": vm.guest_view,
             "disks": [
                 {
                     "capacity_bytes": disk.capacity_bytes,
@@ -127,6 +152,19 @@ class SitePlan:
                 for disk in vm.disks
             ],
         }
+
+
+def _vm_of_proxy(proxy: ProxyPlan, first_host: str) -> VmPlan:
+    return VmPlan(
+        name=proxy.name,
+        disks=proxy.own_disks,
+        folder=proxy.folder,
+        host=proxy.host or first_host,
+        uuid=proxy.bios_uuid,
+        hardware=proxy.hardware,
+        guest_view=proxy.name,
+        extra_config={"disk.EnableUUID": "TRUE"} if proxy.enable_uuid else {},
+    )
 
 
 def quick_vms(count: int = 2, *, disks: int = 2, capacity_bytes: int = 16 * MIB) -> tuple[VmPlan, ...]:

@@ -3,16 +3,19 @@
 import json
 import os
 import secrets
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
-from vmhaul_lab import day, images, verify
+from vmhaul_lab import day, hardware, images, verify
 from vmhaul_lab.control import ControlClient, LabDisk
 from vmhaul_lab.errors import LabError
+from vmhaul_lab.hardware import HardwareClient
 from vmhaul_lab.plan import USER, SitePlan, VmPlan, quick_vms
 from vmhaul_lab.process import Child, labvc_binary
+from vmhaul_lab.proxies import LabProxy, ProxyPlan
 from vmhaul_lab.state import ProcessMark, SiteState, write_private
 
 # A disk above this gets a digest of its data in place of a SHA-256 over terabytes of zeros.
@@ -52,6 +55,8 @@ class LabSite:
         self._detached = detached
         self._child: Child | None = None
         self._control: ControlClient | None = None
+        self._hardware_child: Child | None = None
+        self._hardware: HardwareClient | None = None
 
     @classmethod
     def quick(
@@ -63,10 +68,21 @@ class LabSite:
         binary: Path | None = None,
         cbt_page_bytes: int = 0,
         users: Sequence[dict[str, Any]] = (),
+        proxies: Sequence[ProxyPlan | str] = (),
     ) -> Self:
-        """A site for tests (not yet started): VMs with small disks of bare blocks, or those of `vms`."""
+        """A site for tests (not yet started): VMs with small disks of bare blocks, or those of `vms`.
+
+        `proxies`: VMs that show attached disks as block devices (plans or names; needs root).
+        """
         plans = quick_vms(vms) if isinstance(vms, int) else tuple(vms)
-        plan = SitePlan(vms=plans, cbt_page_bytes=cbt_page_bytes, users=tuple(users))
+        plan = SitePlan(
+            vms=plans,
+            cbt_page_bytes=cbt_page_bytes,
+            users=tuple(users),
+            proxies=tuple(
+                ProxyPlan(name=proxy) if isinstance(proxy, str) else proxy for proxy in proxies
+            ),
+        )
         return cls(directory, plan, seed=seed, binary=binary)
 
     def __enter__(self) -> Self:
@@ -107,12 +123,23 @@ class LabSite:
         made = self._build_images()
         for store in self.plan.datastores:
             (self.directory / "datastores" / store.name).mkdir(parents=True)
-        site = self.plan.site_json(self.directory, made, self.password, self._listen)
+        self._start_hardware()
+        site = self.plan.site_json(
+            self.directory,
+            made,
+            self.password,
+            self._listen,
+            "" if self._hardware is None else self._hardware.address,
+        )
         write_private(description, json.dumps(site, indent=1))
         # Attached, the site ends with this process, however that ends.
         command = [binary, "-site", description, *(() if self._detached else ("-stdinexit",))]
         self._child = Child(command, self.directory / "labvc.log", detached=self._detached)
-        ready = self._child.ready()
+        try:
+            ready = self._child.ready()
+        except LabError:
+            self.stop()
+            raise
         host, _, port = ready["vcenter"].rpartition(":")
         self.vcenter_host, self.vcenter_port = host, int(port)
         self.thumbprint_sha1 = ready["thumbprint_sha1"]
@@ -128,7 +155,40 @@ class LabSite:
             thumbprint_sha1=self.thumbprint_sha1,
             thumbprint_sha256=self.thumbprint_sha256,
             process=ProcessMark.of(self.pid),
+            hardware=self._hardware_mark(),
         ).write()
+
+    def _start_hardware(self) -> None:
+        if not self.plan.proxies:
+            return
+        config = self.directory / "hardware.json"
+        guests = [proxy.guest(self.directory) for proxy in self.plan.proxies]
+        write_private(config, hardware.config_json(guests))
+        words = [sys.executable, "-m", "vmhaul_lab.hardware", config]
+        command = [*words, *(() if self._detached else ("--stdinexit",))]
+        log = self.directory / "hardware.log"
+        self._hardware_child = Child(command, log, detached=self._detached)
+        self._hardware = HardwareClient(self._hardware_child.ready()["address"])
+
+    def _hardware_mark(self) -> ProcessMark | None:
+        child = self._hardware_child
+        return None if child is None else ProcessMark.of(child.process.pid)
+
+    @property
+    def pids(self) -> list[int]:
+        """Process ids of all programs of the site, in the order of their start."""
+        return [child.process.pid for child in (self._hardware_child, self._child) if child is not None]
+
+    def proxy(self, name: str) -> LabProxy:
+        """A proxy VM of the plan; `LabError` when there is none of that name or the site is not started."""
+        if self._hardware is None:
+            raise LabError(f"the site in {self.directory} has no proxy VMs, or is not started")
+        for plan in self.plan.proxies:
+            if plan.name == name:
+                return LabProxy(
+                    plan=plan, directory=plan.directory(self.directory), hardware=self._hardware
+                )
+        raise LabError(f"the site has no proxy VM {name!r}")
 
     def _build_images(self) -> dict[str, Path]:
         directory = self.directory / "images"
@@ -153,6 +213,7 @@ class LabSite:
     def leave(self) -> None:
         """Forget a detached site: it goes on without us."""
         self._child = None
+        self._hardware_child = None
 
     def stop(self) -> None:
         """Stop the site; its directory stays. May be called twice."""
@@ -160,6 +221,10 @@ class LabSite:
             self._child.stop()
             self._child = None
             self._control = None
+        if self._hardware_child is not None:
+            self._hardware_child.stop()
+            self._hardware_child = None
+            self._hardware = None
 
     # ---- guests
 

@@ -70,6 +70,8 @@ class SiteState:
     thumbprint_sha1: str
     thumbprint_sha256: str
     process: ProcessMark
+    hardware: ProcessMark | None = None
+    """The process that shows proxy VMs their disks."""
 
     def write(self) -> None:
         """Write it into its directory."""
@@ -85,7 +87,8 @@ class SiteState:
             raise LabError(
                 f"no site in {directory}: start one with `vmhaul-lab up --dir {directory}`"
             ) from error
-        state = cls(**{**values, "process": ProcessMark(**values["process"])})
+        marks = {name: ProcessMark(**values[name]) for name in ("process", "hardware") if values[name]}
+        state = cls(**{**values, **marks})
         if not state.process.alive():
             raise LabError(
                 f"the site in {directory} has ended: remove the directory and start a new one"

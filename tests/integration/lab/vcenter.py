@@ -13,6 +13,7 @@ from typing import Any
 
 from pyVim.connect import Disconnect, SmartConnect, SmartStubAdapter
 from pyVmomi import vim, vmodl
+from vmhaul_lab.site import LabSite
 
 USER = "administrator@vsphere.local"
 PASSWORD = "contract"
@@ -83,11 +84,20 @@ def running(binary: Path, directory: Path, site: dict[str, Any]) -> Iterator[Sit
             process.stdout.close()
 
 
+def wait_until(done: Callable[[], bool]) -> None:
+    """Until it comes true, half a minute at most."""
+    for _ in range(3000):
+        if done():
+            return
+        _PAUSE.wait(0.01)
+    raise AssertionError("this did not happen in half a minute")
+
+
 class Session:
     """A logged-in pyVmomi session with the few helpers that the tests need."""
 
-    def __init__(self, site: Site, user: str = USER, password: str = PASSWORD) -> None:
-        self.si = connect(site, user, password)
+    def __init__(self, vcenter: str, user: str = USER, password: str = PASSWORD) -> None:
+        self.si = connect(vcenter, user, password)
         self.content = self.si.RetrieveContent()
 
     def props(self, obj: Any, *paths: str) -> dict[str, Any]:
@@ -155,11 +165,7 @@ class Session:
         raise AssertionError(f"no fault but {made}")
 
     def wait_until(self, done: Callable[[], bool]) -> None:
-        for _ in range(1000):
-            if done():
-                return
-            _PAUSE.wait(0.01)
-        raise AssertionError("this did not happen in ten seconds")
+        wait_until(done)
 
     def close(self) -> None:
         Disconnect(self.si)
@@ -173,8 +179,8 @@ def unchecked() -> ssl.SSLContext:
     return context
 
 
-def connect(site: Site, user: str, password: str) -> Any:
-    host, _, port = site.ready["vcenter"].rpartition(":")
+def connect(vcenter: str, user: str, password: str) -> Any:
+    host, _, port = vcenter.rpartition(":")
     return SmartConnect(host=host, port=int(port), user=user, pwd=password, sslContext=unchecked())
 
 
@@ -191,7 +197,17 @@ def stranger(site: Site) -> Iterator[Any]:
 
 @contextmanager
 def session(site: Site, user: str = USER, password: str = PASSWORD) -> Iterator[Session]:
-    made = Session(site, user, password)
+    made = Session(site.ready["vcenter"], user, password)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+@contextmanager
+def lab_session(site: LabSite) -> Iterator[Session]:
+    """A session of a site that the lab's own Python side started."""
+    made = Session(site.address, site.user, site.password)
     try:
         yield made
     finally:
