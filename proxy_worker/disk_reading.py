@@ -84,10 +84,9 @@ def _allocated(
     had on VMFS only, and on a disk that is tracked.
     """
     disk = order.disk
-    if disk.is_delta:
-        return None  # both would speak of the delta alone, and what lies below it would be lost
-    if reader.capabilities.allocated_extents is Ability.NATIVE:
-        return list(reader.allocated_extents(0, reader.size_bytes))
+    told = _allocated_by_mode(order, reader)
+    if told is not None or disk.is_delta:
+        return told  # tracking's answer would be about the delta alone, and what lies below it would be lost
     snapshot = disk.snapshot_moref
     if snapshot is None or not order.datastore_is_vmfs or not order.current_change_id:
         return None
@@ -97,6 +96,14 @@ def _allocated(
         return session.use(lambda v: v.changed_areas(disk.vm_moref, snapshot, disk.disk_key, ALLOCATED))
     except TransportError:
         return None  # it only saves reading; the mover finds zeros by itself
+
+
+def _allocated_by_mode(order: BackupDiskOrder, reader: DiskReader) -> list[Extent] | None:
+    """None when the mode cannot tell, or would tell of the delta alone."""
+    can = reader.capabilities
+    if can.allocated_extents is not Ability.NATIVE or (order.disk.is_delta and not can.whole_chain):
+        return None
+    return list(reader.allocated_extents(0, reader.size_bytes))
 
 
 def trust_or_read_all(
@@ -126,16 +133,13 @@ def trust_or_read_all(
     reason = reason or _read_all_before(request, repository)
     if not reason:
         return plan, trial
-    allocated = None
-    if reader.capabilities.allocated_extents is Ability.NATIVE and not order.disk.is_delta:
-        allocated = reader.allocated_extents(0, reader.size_bytes)
     return (
         planning.plan_backup(
             capacity_bytes=plan.capacity_bytes,
             block_size_bytes=plan.block_size_bytes,
             previous_map_root=order.previous_map_root,
             changed=None,
-            allocated=allocated,
+            allocated=_allocated_by_mode(order, reader),
             full_read_reason=reason,
         ),
         trial,

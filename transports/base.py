@@ -97,7 +97,8 @@ class DiskRef:
     """The VM snapshot that freezes the path; None for a powered-off VM and for restores."""
     is_delta: bool = False
     """The path names a delta with a parent (an earlier snapshot, a linked clone). Reads go through the
-    whole chain; what a mode says of allocation is then about the delta alone and must not be used."""
+    whole chain; what a mode says of allocation is then about the delta alone and must not be used, unless its
+    capabilities say `whole_chain`."""
     storage: DatastoreRef | None = field(default=None, metadata=LATER)
     """Where `datastore` lies; None: not told, so no direct mode can find the disk."""
 
@@ -120,6 +121,8 @@ class ReaderCapabilities:
     """How many requests read_many() keeps going; the mover offers at least that many buffers."""
     max_request_bytes: int
     """Largest buffer of one request."""
+    whole_chain: bool = False
+    """What the mode says of allocation is about all that the disk shows, also where the path names a delta."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -40,9 +40,12 @@ class ExtentReader:
         *,
         mode: TransportMode,
         requests_in_flight: int = REQUESTS_IN_FLIGHT,
+        whole_chain: bool = False,
         on_close: Callable[[], None] = lambda: None,
     ) -> None:
-        """`extents` name files by their number in `files`. `on_close` must not raise."""
+        """`extents` name files by their number in `files`. `whole_chain`: they are of the disk and its parents.
+        `on_close` must not raise.
+        """
         self._files = tuple(files)
         self._extents = extents
         self._on_close = on_close
@@ -53,6 +56,7 @@ class ExtentReader:
             allocated_extents=Ability.NATIVE if extents.has_holes else Ability.NONE,
             requests_in_flight=requests_in_flight,
             max_request_bytes=MAX_REQUEST_BYTES,
+            whole_chain=whole_chain,
         )
 
     @property

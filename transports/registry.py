@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from transports import network
+from transports import direct_san, network
 from transports.base import (
     DatastoreRef,
     DiskReader,
@@ -19,6 +19,7 @@ from transports.base import (
 from transports.errors import TransportUnavailableError
 from transports.machine import Machine
 from transports.network import NetworkOptions
+from transports.reached import Reached
 from transports.vsphere.api import Vsphere
 
 
@@ -52,18 +53,6 @@ class Access:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reached:
-    """What a probe of one datastore found."""
-
-    readable: bool
-    writable: bool
-    hops: int = -1
-    """Routers on the way; -1: not known."""
-    reason: str = ""
-    """Why not; empty when it is reached for reading and writing."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ModeDriver:
     """How one mode opens disks. Both functions raise TransportUnavailableError when another mode may do."""
 
@@ -90,7 +79,17 @@ def _network(mode: TransportMode) -> ModeDriver:
     )
 
 
-_DRIVERS: Final = (_network(TransportMode.NBDSSL), _network(TransportMode.NBD))
+def _direct_san() -> ModeDriver:
+    return ModeDriver(
+        mode=TransportMode.DIRECT_SAN,
+        missing=lambda options: direct_san.missing(options.machine),
+        open_reader=lambda access, disk: direct_san.open_reader(access.options.machine, disk),
+        open_writer=lambda access, disk: direct_san.open_writer(access.options.machine, disk),
+        probe=lambda options, datastore: direct_san.probe(options.machine, datastore),
+    )
+
+
+_DRIVERS: Final = (_direct_san(), _network(TransportMode.NBDSSL), _network(TransportMode.NBD))
 
 
 def transport_modes() -> dict[TransportMode, ModeDriver]:

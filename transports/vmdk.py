@@ -19,6 +19,7 @@ FLAT_KINDS: Final = frozenset({"VMFS", "FLAT"})
 DELTA_KINDS: Final = frozenset({"SESPARSE", "VMFSSPARSE", "SPARSE"})
 """Extents that hold what differs from a parent, in a format of their own."""
 _NO_PARENT: Final = "ffffffff"
+_EXTENT_BEGINS: Final = ("RW ", "RDONLY ", "NOACCESS ")
 _EXTENT: Final = re.compile(
     r'(RW|RDONLY|NOACCESS)\s+(\d+)\s+([A-Z0-9]+)(?:\s+"([^"]*)"(?:\s+(\d+))?)?\s*'
 )
@@ -43,6 +44,13 @@ class VmdkDescriptor:
     extents: tuple[VmdkExtent, ...]
     parent: str = ""
     """Descriptor of the disk below a delta, as written; empty: there is none."""
+    cid: str = ""
+    """Changes with the content: a child names its parent's."""
+    parent_cid: str = ""
+    """Empty: there is no parent."""
+    filters: str = ""
+    """I/O filters that stand between the VM and these files, as written: "vmwarevmcrypt"."""
+    is_encrypted: bool = False
 
     @property
     def capacity_bytes(self) -> int:
@@ -69,17 +77,28 @@ def parse_descriptor(content: bytes, path: str) -> VmdkDescriptor:
                     offset_bytes=int(found[5] or 0) * SECTOR_BYTES,
                 )
             )
+        elif bare.startswith(_EXTENT_BEGINS):
+            # Passed over it would be a part of the disk that nobody reads.
+            raise TransportUnavailableError(
+                f"{path} has an extent that is not understood ({bare[:80]!r}); the disk can be read through its host"
+            )
         elif not bare.startswith("#") and (value := _VALUE.fullmatch(bare)):
             values[value[1].lower()] = value[2] if value[2] is not None else value[3]
     if not extents or "createtype" not in values:
         raise TransportUnavailableError(
             f"{path} is not a disk descriptor: it names no extent or no type; the disk can be read through its host"
         )
-    has_parent = values.get("parentcid", _NO_PARENT).lower() != _NO_PARENT
+    parent_cid = values.get("parentcid", _NO_PARENT).lower()
+    has_parent = parent_cid != _NO_PARENT
+    filters = values.get("ddb.iofilters", "") or values.get("ddb.sidecars", "")
     return VmdkDescriptor(
         create_type=values["createtype"],
         extents=tuple(extents),
         parent=values.get("parentfilenamehint", "") if has_parent else "",
+        cid=values.get("cid", "").lower(),
+        parent_cid=parent_cid if has_parent else "",
+        filters=filters,
+        is_encrypted="crypt" in filters.lower() or any("encrypt" in name for name in values),
     )
 
 

@@ -17,7 +17,8 @@ def test_drivers_stand_under_their_modes_best_first() -> None:
     assert list(modes) == [mode for mode in TransportMode if mode in modes]
 
 
-def test_a_mode_that_does_not_exist_is_for_another_mode() -> None:
+def test_a_mode_that_does_not_exist_is_for_another_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "transport_modes", dict)
     disk = DiskRef(
         vm_moref="vm-1",
         vm_name="db01",
