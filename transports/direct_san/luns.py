@@ -222,12 +222,14 @@ def _combinations(group: list[tuple[BlockDevice, Partition, Any]]) -> list[Group
 
 
 def _without_paths(devices: list[BlockDevice]) -> list[BlockDevice]:
-    """Each disk once: multipath devices instead of their paths, and one of several bare paths."""
+    """Each LUN once: multipath devices instead of their paths, and one of several bare paths. What storage gave
+    no name (loop devices, floppies) is no LUN.
+    """
     below = {path for device in devices for path in device.paths}
     seen: set[str] = set()
     kept = []
     for device in devices:
-        if device.name in below or seen.intersection(device.wwids):
+        if not device.wwids or device.name in below or seen.intersection(device.wwids):
             continue
         seen.update(device.wwids)
         kept.append(device)
