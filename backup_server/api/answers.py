@@ -198,6 +198,13 @@ class Progress(Answer):
     bottleneck: str | None
 
 
+class Failover(Answer):
+    proxy: str
+    mode: str
+    reason: str
+    attempt: int
+
+
 class Task(Answer):
     id: str
     kind: str
@@ -208,6 +215,7 @@ class Task(Answer):
     reason: str
     proxy: str | None
     mode: str | None
+    failovers: list[Failover]
     attempt: int
     read_mode: str | None
     read_mode_reason: str

@@ -73,7 +73,9 @@ class Bars:
             if task_id not in self._disks:
                 name = f"{vm['name']} / {task.get('label') or task.get('disk_key')}"
                 self._disks[task_id] = self._progress.add_task(name, total=None)
-            self._update(self._disks[task_id], task.get("progress") or {}, str(task.get("proxy") or ""))
+            where = (str(task.get("proxy") or ""), summary.mode_path(task))
+            note = ", ".join(word for word in where if word)
+            self._update(self._disks[task_id], task.get("progress") or {}, note)
 
     def _show_total(self, session: dict[str, Any]) -> None:
         if self._total is None:

@@ -64,7 +64,7 @@ def disk_row(vm: dict[str, Any], task: dict[str, Any]) -> tuple[object, ...]:
     return (
         vm["name"],
         task.get("label") or task.get("disk_key"),
-        task.get("mode"),
+        mode_path(task) or None,
         task.get("proxy"),
         task.get("read_mode"),
         formats.size(read_bytes),
@@ -82,7 +82,7 @@ def restored_row(vm: dict[str, Any], task: dict[str, Any]) -> tuple[object, ...]
         vm["name"],
         task.get("label") or task.get("disk_key"),
         # A file is written without any of vSphere's transport modes.
-        "file" if task.get("kind") == "restore-disk-to-file" else task.get("mode"),
+        "file" if task.get("kind") == "restore-disk-to-file" else mode_path(task) or None,
         task.get("proxy"),
         formats.size(task.get("capacity_bytes")),
         formats.size(read_bytes),
@@ -153,8 +153,23 @@ def remarks(session: dict[str, Any]) -> Iterator[str]:
                 yield f"{label} (task {task['id'][:8]}) waits: {task['waits']}"
             if task.get("reason"):
                 yield f"{label}: {task['reason']}"
+            yield from failover_lines(label, task)
             if task.get("read_mode") in {"full", "full-scan"} and task.get("read_mode_reason"):
                 yield f"{label}: read in full: {task['read_mode_reason']}"
+
+
+def mode_path(task: dict[str, Any]) -> str:
+    """The modes of a disk in their order: "hotadd -> nbdssl"."""
+    modes = [str(one["mode"]) for one in task.get("failovers") or ()]
+    if task.get("mode") and (not modes or modes[-1] != task["mode"]):
+        modes.append(str(task["mode"]))
+    return " -> ".join(modes)
+
+
+def failover_lines(label: str, task: dict[str, Any]) -> Iterator[str]:
+    """Why modes were left."""
+    for one in task.get("failovers") or ():
+        yield f"{label}: {mode_path(task)}: {one['mode']} on {one['proxy']} was left: {one['reason']}"
 
 
 def report_facts(session: dict[str, Any]) -> Iterator[tuple[str, object]]:

@@ -209,7 +209,8 @@ def task_shape(task: Task) -> dict[str, Any]:
         "waits": waits(task),
         "proxy": task.proxy_name or None,
         # What touches no vSphere is placed under some mode, and uses none.
-        "mode": None if task.kind in WITHOUT_VSPHERE else task.mode,
+        "mode": None if task.kind in WITHOUT_VSPHERE else _mode(task),
+        "failovers": failovers(task),
         "attempt": task.attempt,
         "read_mode": task.read_mode,
         "read_mode_reason": task.read_mode_reason,
@@ -219,6 +220,22 @@ def task_shape(task: Task) -> dict[str, Any]:
         "started_at": when(task.started_at),
         "finished_at": when(task.finished_at),
     }
+
+
+def _mode(task: Task) -> str | None:
+    """The mode in use: a mover tells when it went on in another than the one it was handed."""
+    if task.state == TaskState.RUNNING.value and task.progress:
+        return task.progress.get("mode") or task.mode
+    return task.mode
+
+
+def failovers(task: Task) -> list[dict[str, Any]]:
+    """Modes that were left in the course of the task, over all attempts."""
+    return [
+        {name: one.get(name) for name in ("proxy", "mode", "reason", "attempt")}
+        | {"proxy": one.get("name") or one.get("proxy")}
+        for one in (task.facts or {}).get("left", [])
+    ]
 
 
 def waits(task: Task) -> str:

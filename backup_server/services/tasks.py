@@ -27,6 +27,7 @@ from proxy_worker.contracts.ids import Attempt, ProxyId, SessionId, TaskId
 from proxy_worker.contracts.messages import (
     BackupDiskOrder,
     CopyDiskOrder,
+    Failover,
     LeaseAnswer,
     LeaseVerdict,
     RepositoryRef,
@@ -40,6 +41,7 @@ from transports.base import TransportMode
 
 OUTBOX_TASK = "task"
 OUTBOX_DOWN = "down"
+NETWORK_MODES = frozenset({TransportMode.NBDSSL, TransportMode.NBD})
 _BATCH = 500
 
 
@@ -211,9 +213,34 @@ def apply_result(
             return _end(db, row, Result.FAILED, report.reason, now, report)
         if report.outcome is TaskOutcome.CANCELLED and row.cancel_requested:
             return _end(db, row, Result.CANCELLED, report.reason or "cancelled", now, report)
-        return _try_again(db, row, report.reason or "the proxy ended the attempt", policy, now)
+        return _try_again(
+            db, row, report.reason or "the proxy ended the attempt", policy, now, report.failovers
+        )
     except StaleStateError:
         return Applied.STALE
+
+
+def failures_of(row: Task, failovers: Iterable[Failover]) -> list[dict[str, Any]]:
+    """Pairs of proxy and mode that failed for this task so far, for people and for `facts["left"]`."""
+    return [
+        *(row.facts or {}).get("left", []),
+        *(
+            {
+                "proxy": row.proxy_id,
+                "name": row.proxy_name,
+                "mode": one.mode.value,
+                "reason": one.reason,
+                "attempt": row.attempt,
+            }
+            for one in failovers
+        ),
+    ]
+
+
+def _say_failovers(db: DbSession, row: Task, failovers: Sequence[Failover], now: datetime) -> None:
+    for one in failovers:
+        text = f"{row.title}: {one.mode.value} on {row.proxy_name} was left: {one.reason}"
+        _say(db, row, now, EventName.TASK_MODE_LEFT, text, events.WARNING)
 
 
 def _succeed(db: DbSession, row: Task, report: ResultReport, now: datetime) -> Applied:
@@ -238,6 +265,8 @@ def _end(
             "sha256": report.sha256,
             "stats": to_json(report.stats) if report.stats else None,
         }
+        values["facts"] = _facts_of(row, report)
+        _say_failovers(db, row, report.failovers, now)
         if report.mode is not None:
             values["mode"] = report.mode.value
     change_state(
@@ -260,14 +289,40 @@ def _end(
     return Applied.ENDED
 
 
-def _try_again(db: DbSession, row: Task, reason: str, policy: RetryPolicy, now: datetime) -> Applied:
-    """An attempt that came to nothing: pending again after a pause, or the end of the task."""
+def _facts_of(row: Task, report: ResultReport) -> dict[str, Any]:
+    """The task's facts with what its end added: modes that were left, and how tracking stood its trial."""
+    facts = dict(row.facts or {})
+    if report.failovers:
+        facts["left"] = failures_of(row, report.failovers)
+    if report.sampled_blocks:
+        facts["sampled_blocks"] = report.sampled_blocks
+    if report.tracking_mismatch:
+        facts["tracking_mismatch"] = report.tracking_mismatch
+    return facts
+
+
+def _try_again(
+    db: DbSession,
+    row: Task,
+    reason: str,
+    policy: RetryPolicy,
+    now: datetime,
+    failovers: Sequence[Failover] = (),
+) -> Applied:
+    """An attempt that came to nothing: pending again after a pause, or the end of the task.
+
+    A direct mode that failed is not to be chosen again on that proxy for this task. The network modes may:
+    they are what everything falls back to, and a host that was away comes back.
+    """
     if row.cancel_requested:
         return _end(db, row, Result.CANCELLED, "cancelled", now)
+    _say_failovers(db, row, failovers, now)
+    left = [one for one in failovers if one.mode not in NETWORK_MODES]
+    facts = {**(row.facts or {}), "left": failures_of(row, left)} if left else row.facts
     failures = row.failures + 1
     if failures >= policy.attempts:
         reason = f"given up after {failures} attempts, the last on {row.proxy_name}: {reason}"
-        return _end(db, row, Result.FAILED, reason, now, failures=failures)
+        return _end(db, row, Result.FAILED, reason, now, failures=failures, facts=facts)
     wait = policy.wait_after(failures)
     change_state(
         db,
@@ -278,6 +333,7 @@ def _try_again(db: DbSession, row: Task, reason: str, policy: RetryPolicy, now: 
         attempt=row.attempt,
         failures=failures,
         reason=reason,
+        facts=facts,
         not_before=now + wait,
         leased_until=None,
     )

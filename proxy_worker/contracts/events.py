@@ -17,6 +17,7 @@ class EventName(StrEnum):
     TASK_STARTED = "task.started"
     TASK_FINISHED = "task.finished"
     TASK_RETRIED = "task.retried"
+    TASK_MODE_LEFT = "task.mode-left"
     TASK_GIVEN_UP = "task.given-up"
     TASK_CANCELLED = "task.cancelled"
     TASK_REFUSED = "task.refused"

@@ -13,6 +13,7 @@ from backup_server.db.engine import Database, open_database
 from backup_server.db.states import SessionState, StaleStateError, TaskState, VmState
 from backup_server.db.tables import (
     Credential,
+    Event,
     OutboxRow,
     Proxy,
     Repository,
@@ -22,11 +23,15 @@ from backup_server.db.tables import (
     new_id,
 )
 from backup_server.services import leases, tasks
+from backup_server.services.session_shapes import task_shape
 from backup_server.services.tasks import Applied, Placement, RetryPolicy
 from pipeline.model import BlockCounts, DiskStats, ReadMode, StageTimes
-from proxy_worker.contracts.codec import MessageError, from_json
+from proxy_worker.contracts.codec import MessageError, from_json, to_json
 from proxy_worker.contracts.ids import Attempt, TaskId
 from proxy_worker.contracts.messages import (
+    BackupDiskOrder,
+    CompressionLevel,
+    Failover,
     LeaseAnswer,
     LeaseVerdict,
     ProgressReport,
@@ -35,7 +40,7 @@ from proxy_worker.contracts.messages import (
     TaskOutcome,
     TaskRequest,
 )
-from transports.base import TransportMode
+from transports.base import DiskRef, TransportMode
 
 NOW = datetime(2026, 3, 1, 22, tzinfo=UTC)
 POLICY = RetryPolicy(attempts=3, wait_s=10, wait_max_s=15)
@@ -56,6 +61,24 @@ ORDER = {
     "target_disk": None,
     "overwrite": False,
 }
+BACKUP_ORDER = to_json(
+    BackupDiskOrder(
+        disk=DiskRef(
+            vm_moref="vm-1",
+            vm_name="db01",
+            disk_key=2000,
+            path="[ds1] a/a.vmdk",
+            capacity_bytes=10,
+            datastore="ds1",
+        ),
+        previous_map_root="",
+        previous_change_id="",
+        current_change_id="",
+        full_read_reason="",
+        datastore_is_vmfs=False,
+        compression=CompressionLevel.FAST,
+    )
+)
 
 
 class Rows:
@@ -411,3 +434,60 @@ def test_who_may_have_secrets(rows: Rows) -> None:
     with rows.db() as s:
         tasks.cancel_session_tasks(s, rows.session_id, NOW)
     assert not may("px1", 1)
+
+
+def test_modes_that_were_left_are_kept_with_the_task(rows: Rows) -> None:
+    task_id = rows.add(facts={"known": 1}, kind="backup-disk", order=BACKUP_ORDER)
+    left = [
+        Failover(mode=mode, reason=f"no {mode}") for mode in (TransportMode.HOTADD, TransportMode.NBD)
+    ]
+    rows.start(task_id)
+    rows.apply(report(task_id, 1, outcome=TaskOutcome.RETRY, reason="x", failovers=tuple(left)))
+    # A network mode may be tried again: everything falls back to it.
+    first = {"proxy": "px1", "name": "px1", "mode": "hotadd", "reason": "no hotadd", "attempt": 1}
+    assert rows.get(task_id).facts == {"known": 1, "left": [first]}
+    rows.start(task_id, "px2")
+    ended = report(
+        task_id,
+        2,
+        mode=TransportMode.NBDSSL,
+        failovers=(left[0],),
+        sampled_blocks=4,
+        tracking_mismatch="m",
+    )
+    assert rows.apply(ended, "px2") is Applied.ENDED
+    row = rows.get(task_id)
+    second = {**first, "proxy": "px2", "name": "px2", "attempt": 2}
+    assert row.facts == {
+        "known": 1,
+        "left": [first, second],
+        "sampled_blocks": 4,
+        "tracking_mismatch": "m",
+    }
+    shape = task_shape(row)
+    assert shape["mode"] == "nbdssl"
+    assert [one["proxy"] for one in shape["failovers"]] == ["px1", "px2"]
+    with rows.db.read() as s:
+        said = list(s.scalars(sa.select(Event.text).where(Event.name == "task.mode-left")))
+    assert len(said) == 3
+    assert "hotadd on px1 was left: no hotadd" in said[0]
+
+
+def test_the_mode_in_use_is_told_while_the_task_runs(rows: Rows) -> None:
+    task_id = rows.running(kind="backup-disk", order=BACKUP_ORDER)
+    progress = ProgressReport(
+        task_id=TaskId(task_id),
+        attempt=Attempt(1),
+        phase="reading",
+        total_bytes=10,
+        done_bytes=1,
+        read_bytes=1,
+        stored_bytes=1,
+        bytes_per_s=1.0,
+        bottleneck="",
+        mode=TransportMode.NBD,
+    )
+    assert task_shape(rows.get(task_id))["mode"] == "nbdssl"
+    with rows.db() as s:
+        leases.record_progress(s, [("px1", progress)])
+    assert task_shape(rows.get(task_id))["mode"] == "nbd"

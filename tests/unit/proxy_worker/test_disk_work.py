@@ -28,6 +28,7 @@ from proxy_worker.contracts.messages import (
     BackupDiskOrder,
     CompressionLevel,
     CopyDiskOrder,
+    Failover,
     ProgressReport,
     RepositoryRef,
     RestoreDiskOrder,
@@ -38,7 +39,7 @@ from proxy_worker.contracts.messages import (
     VsphereAccess,
 )
 from proxy_worker.disk_work import Tools, carry_out
-from transports.base import DiskRef, Extent, TransportMode
+from transports.base import DiskReader, DiskRef, DiskWriter, Extent, TransportMode
 from transports.errors import (
     ChangeTrackingUnusableError,
     PermanentTransportError,
@@ -110,20 +111,28 @@ class Bench:
         self.renewals = 0
         self.read_faults: list[Exception] = []
         self.on_open: Callable[[], None] = lambda: None
+        self.read_modes: dict[TransportMode, Callable[[], DiskReader]] = {}
+        self.write_modes: dict[TransportMode, Callable[[], DiskWriter]] = {}
+        self.modes: tuple[TransportMode, ...] = (TransportMode.NBDSSL,)
+        self.left: list[Failover] = []
 
     def _renew(self) -> VsphereAccess:
         self.renewals += 1
         return replace(ACCESS, clone_ticket=f"ticket-{self.renewals + 1}")
 
-    def _open_reader(self, access: Access, disk: DiskRef, mode: TransportMode) -> MemoryReader:
+    def _open_reader(self, access: Access, disk: DiskRef, mode: TransportMode) -> DiskReader:
         cast("_Client", access.vsphere).center.spend()
         self.on_open()
         if self.read_faults:
             raise self.read_faults.pop(0)
+        if mode in self.read_modes:
+            return self.read_modes[mode]()
         return MemoryReader(self.disk)
 
-    def _open_writer(self, access: Access, disk: DiskRef, mode: TransportMode) -> MemoryWriter:
+    def _open_writer(self, access: Access, disk: DiskRef, mode: TransportMode) -> DiskWriter:
         cast("_Client", access.vsphere).center.spend()
+        if mode in self.write_modes:
+            return self.write_modes[mode]()
         return MemoryWriter(self.target)
 
     def run(
@@ -149,6 +158,7 @@ class Bench:
             connect=self.center.connect,
             open_reader=self._open_reader,
             open_writer=self._open_writer,
+            left=self.left,
         )
         return carry_out(request, secrets, tools)
 
@@ -161,7 +171,8 @@ class Bench:
             proxy_id=ProxyId("p"),
             expires_at_s=0.0,
             title="test",
-            mode=TransportMode.NBDSSL,
+            mode=self.modes[0],
+            fallback_modes=self.modes[1:],
             repository=RepositoryRef(repository_id=self.repository.id, location=str(self.location)),
             **order,
         )

@@ -199,3 +199,13 @@ def test_hints_repeat_only_what_the_environment_does_not_say(monkeypatch: pytest
     assert door.hint("job list") == "vmhaul job list"
     far = Door(data=Path("/data"), server="http://far", token_file=Path("t"), json=False)
     assert far.hint("job list") == "vmhaul job list --server http://far --token-file t"
+
+
+def test_modes_that_were_left_are_told_with_the_reason() -> None:
+    left = {"proxy": "px1", "mode": "hotadd", "reason": "no free slot", "attempt": 1}
+    session = _session({**TASK, "failovers": [left]})
+    [(vm, task)] = summary.disk_tasks(session)
+    assert summary.disk_row(vm, task)[2] == "hotadd -> nbdssl"
+    told = "db01 / Hard disk 1: hotadd -> nbdssl: hotadd on px1 was left: no free slot"
+    assert told in list(summary.remarks(session))
+    assert summary.mode_path({**TASK, "failovers": []}) == "nbdssl"
