@@ -1,4 +1,4 @@
-"""The virtual hardware of a site's proxy VMs, as a process of its own.
+"""The hardware of a site around vCenter, as a process of its own: devices of proxy VMs, and the NFS server.
 
 `labvc` tells it what a proxy VM's configuration holds after each change and waits for the answer; it makes the
 guests' trees (`guestview.py`) agree. A process, so that it serves a site that goes on without the program that
@@ -22,6 +22,7 @@ from typing import Any
 
 from vmhaul_lab.errors import ControlError, LabError
 from vmhaul_lab.guestview import Appearance, GuestView, ScsiAddress, naa_of_uuid, polling
+from vmhaul_lab.nfs import NfsExport, NfsServer
 
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -40,7 +41,8 @@ class Guest:
 class Hardware:
     """The guests of a site; every method may be called by several threads."""
 
-    def __init__(self, guests: Sequence[Guest]) -> None:
+    def __init__(self, guests: Sequence[Guest], nfs: NfsServer | None = None) -> None:
+        self.nfs = nfs
         self._lock = threading.RLock()
         self._views: dict[str, GuestView] = {}
         self._buses: dict[tuple[str, int], int] = {}
@@ -51,6 +53,8 @@ class Hardware:
 
     def close(self) -> None:
         """Give everything back."""
+        if self.nfs is not None:
+            self.nfs.stop()
         for view in self._views.values():
             view.close()
 
@@ -124,6 +128,12 @@ class Hardware:
         """What is attached to a guest."""
         return self._view(name).listed()
 
+    def nfs_server(self) -> NfsServer:
+        """The site's NFS server."""
+        if self.nfs is None:
+            raise LabError("no datastore of the site is served by NFS")
+        return self.nfs
+
     def _view(self, name: str) -> GuestView:
         view = self._views.get(name)
         if view is None:
@@ -164,6 +174,14 @@ class HardwareClient:
         """When that guest sees disks that are attached from now on."""
         self._call("appearance", guest=guest, appearance=str(appearance))
 
+    def stop_nfs(self) -> None:
+        """Kill the site's NFS server in the middle of whatever it does."""
+        self._call("nfs-stop")
+
+    def start_nfs(self) -> None:
+        """Start it again at the same address."""
+        self._call("nfs-start")
+
     def _call(self, order: str, **values: Any) -> Any:
         request = urllib.request.Request(
             f"http://{self.address}/{order}",
@@ -194,6 +212,8 @@ def orders(hardware: Hardware) -> dict[str, Callable[[dict[str, Any]], Any]]:
         ),
         "remove-lun": lambda body: hardware.remove_lun(body["guest"], body["wwid"]),
         "appearance": lambda body: hardware.set_appearance(body["guest"], body["appearance"]),
+        "nfs-stop": lambda _: hardware.nfs_server().stop(),
+        "nfs-start": lambda _: hardware.nfs_server().start(),
     }
 
 
@@ -238,11 +258,13 @@ def _await_end_of_input(ended: threading.Event) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until SIGTERM, or until standard input closes; prints one JSON line when ready."""
     parser = argparse.ArgumentParser(prog="vmhaul_lab.hardware", description=__doc__)
-    parser.add_argument("config", type=Path, help="JSON: {guests: [...]}")
+    parser.add_argument("config", type=Path, help="JSON: {guests: [...], exports: [...]}")
     parser.add_argument("--stdinexit", action="store_true")
     options = parser.parse_args(arguments)
     config = json.loads(options.config.read_text())
-    hardware = Hardware([Guest(**item) for item in config["guests"]])
+    exports = [NfsExport(**item) for item in config["exports"]]
+    nfs = NfsServer(options.config.parent / "nfs", exports) if exports else None
+    hardware = Hardware([Guest(**item) for item in config["guests"]], nfs)
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
@@ -251,9 +273,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(orders(hardware)))
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     try:
+        if nfs is not None:
+            nfs.start()
         with polling(hardware.views):
             host, port = server.server_address[:2]
-            print(json.dumps({"ready": True, "address": f"{host!s}:{port}"}), flush=True)
+            ready = {"ready": True, "address": f"{host!s}:{port}", "nfs_host": nfs.host if nfs else ""}
+            print(json.dumps(ready), flush=True)
             ended.wait()
     finally:
         server.shutdown()
@@ -262,9 +287,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def config_json(guests: Sequence[Guest]) -> str:
+def config_json(guests: Sequence[Guest], exports: Sequence[NfsExport]) -> str:
     """The file that `main` reads."""
-    return json.dumps({"guests": [asdict(guest) for guest in guests]}, indent=1)
+    config = {
+        "guests": [asdict(guest) for guest in guests],
+        "exports": [asdict(export) for export in exports],
+    }
+    return json.dumps(config, indent=1)
 
 
 if __name__ == "__main__":

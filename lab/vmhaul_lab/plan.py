@@ -8,6 +8,7 @@ from typing import Any
 from vmhaul_lab.content import MIB
 from vmhaul_lab.errors import LabError
 from vmhaul_lab.images import Content, DiskPlan
+from vmhaul_lab.nfs import NfsExport
 from vmhaul_lab.proxies import ProxyPlan
 
 GIB = 1024 * MIB
@@ -47,6 +48,22 @@ class DatastorePlan:
     capacity_bytes: int = 4096 * GIB
     storage: dict[str, Any] = field(default_factory=dict)
     """What vCenter tells of the storage below, as labvc's site file names it: extents, vmfs_uuid, remote_host."""
+    served: bool = False
+    """NFS and NFS41: a real NFS server exports the folder."""
+    export_options: Mapping[str, str] = field(default_factory=dict)
+    """Of the export, in nfs-ganesha's words: {"Access_Type": "RO"}, {"Squash": "Root_Squash"}."""
+
+    def export(self, site: Path) -> NfsExport:
+        """How it is exported."""
+        return NfsExport(
+            name=self.name,
+            directory=str(site / "datastores" / self.name),
+            version=3 if self.kind == "NFS" else 4,
+            options=self.export_options,
+        )
+
+
+DATASTORES = (DatastorePlan(name="vmfs-fast"), DatastorePlan(name="nfs-bulk", kind="NFS"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,10 +76,7 @@ class SitePlan:
     hosts: tuple[str, ...] = ("esx1.lab", "esx2.lab")
     pools: tuple[str, ...] = ("Gold", "Silver")
     networks: tuple[str, ...] = ("VM Network",)
-    datastores: tuple[DatastorePlan, ...] = (
-        DatastorePlan(name="vmfs-fast"),
-        DatastorePlan(name="nfs-bulk", kind="NFS"),
-    )
+    datastores: tuple[DatastorePlan, ...] = DATASTORES
     cbt_page_bytes: int = 0
     users: tuple[dict[str, Any], ...] = ()
     proxies: tuple[ProxyPlan, ...] = ()
@@ -83,9 +97,10 @@ class SitePlan:
         password: str,
         listen: str,
         hardware: str = "",
+        nfs_host: str = "",
     ) -> dict[str, Any]:
         """The site as `labvc` reads it; `images` by 'vm/label', see `images.build_all`; `hardware`: address of the
-        process that shows proxy VMs their disks."""
+        process that shows proxy VMs their disks; `nfs_host`: where datastores are served."""
         site: dict[str, Any] = {
             "listen": listen,
             "control": "127.0.0.1:0",
@@ -108,6 +123,7 @@ class SitePlan:
                             "type": store.kind,
                             "path": str(directory / "datastores" / store.name),
                             "capacity_bytes": store.capacity_bytes,
+                            **_served_by(store, directory, nfs_host),
                             **store.storage,
                         }
                         for store in self.datastores
@@ -152,6 +168,12 @@ class SitePlan:
                 for disk in vm.disks
             ],
         }
+
+
+def _served_by(store: DatastorePlan, directory: Path, nfs_host: str) -> dict[str, Any]:
+    if not store.served:
+        return {}
+    return {"remote_host": nfs_host, "remote_path": store.export(directory).remote_path}
 
 
 def _vm_of_proxy(proxy: ProxyPlan, first_host: str) -> VmPlan:

@@ -13,7 +13,7 @@ from vmhaul_lab import day, hardware, images, verify
 from vmhaul_lab.control import ControlClient, LabDisk
 from vmhaul_lab.errors import LabError
 from vmhaul_lab.hardware import HardwareClient
-from vmhaul_lab.plan import USER, SitePlan, VmPlan, quick_vms
+from vmhaul_lab.plan import DATASTORES, USER, DatastorePlan, SitePlan, VmPlan, quick_vms
 from vmhaul_lab.process import Child, labvc_binary
 from vmhaul_lab.proxies import LabProxy, ProxyPlan
 from vmhaul_lab.state import ProcessMark, SiteState, write_private
@@ -57,6 +57,8 @@ class LabSite:
         self._control: ControlClient | None = None
         self._hardware_child: Child | None = None
         self._hardware: HardwareClient | None = None
+        self.nfs_host = ""
+        """Address of the site's NFS server, where a datastore of the plan is served."""
 
     @classmethod
     def quick(
@@ -69,13 +71,16 @@ class LabSite:
         cbt_page_bytes: int = 0,
         users: Sequence[dict[str, Any]] = (),
         proxies: Sequence[ProxyPlan | str] = (),
+        datastores: Sequence[DatastorePlan] = (),
     ) -> Self:
         """A site for tests (not yet started): VMs with small disks of bare blocks, or those of `vms`.
 
-        `proxies`: VMs that show attached disks as block devices (plans or names; needs root).
+        `proxies`: VMs that show attached disks as block devices (plans or names; needs root). `datastores`: in place
+        of a plan's own two; disks without a datastore lie on the first.
         """
         plans = quick_vms(vms) if isinstance(vms, int) else tuple(vms)
         plan = SitePlan(
+            datastores=tuple(datastores) or DATASTORES,
             vms=plans,
             cbt_page_bytes=cbt_page_bytes,
             users=tuple(users),
@@ -129,7 +134,8 @@ class LabSite:
             made,
             self.password,
             self._listen,
-            "" if self._hardware is None else self._hardware.address,
+            hardware="" if self._hardware is None else self._hardware.address,
+            nfs_host=self.nfs_host,
         )
         write_private(description, json.dumps(site, indent=1))
         # Attached, the site ends with this process, however that ends.
@@ -159,16 +165,18 @@ class LabSite:
         ).write()
 
     def _start_hardware(self) -> None:
-        if not self.plan.proxies:
+        exports = [store.export(self.directory) for store in self.plan.datastores if store.served]
+        if not self.plan.proxies and not exports:
             return
         config = self.directory / "hardware.json"
         guests = [proxy.guest(self.directory) for proxy in self.plan.proxies]
-        write_private(config, hardware.config_json(guests))
+        write_private(config, hardware.config_json(guests, exports))
         words = [sys.executable, "-m", "vmhaul_lab.hardware", config]
         command = [*words, *(() if self._detached else ("--stdinexit",))]
         log = self.directory / "hardware.log"
         self._hardware_child = Child(command, log, detached=self._detached)
-        self._hardware = HardwareClient(self._hardware_child.ready()["address"])
+        ready = self._hardware_child.ready()
+        self._hardware, self.nfs_host = HardwareClient(ready["address"]), ready["nfs_host"]
 
     def _hardware_mark(self) -> ProcessMark | None:
         child = self._hardware_child
@@ -179,14 +187,19 @@ class LabSite:
         """Process ids of all programs of the site, in the order of their start."""
         return [child.process.pid for child in (self._hardware_child, self._child) if child is not None]
 
+    @property
+    def hardware(self) -> HardwareClient:
+        """Orders to what is around vCenter; `LabError` when the plan has nothing of the kind."""
+        if self._hardware is None:
+            raise LabError(f"the site in {self.directory} has no hardware, or is not started")
+        return self._hardware
+
     def proxy(self, name: str) -> LabProxy:
         """A proxy VM of the plan; `LabError` when there is none of that name or the site is not started."""
-        if self._hardware is None:
-            raise LabError(f"the site in {self.directory} has no proxy VMs, or is not started")
         for plan in self.plan.proxies:
             if plan.name == name:
                 return LabProxy(
-                    plan=plan, directory=plan.directory(self.directory), hardware=self._hardware
+                    plan=plan, directory=plan.directory(self.directory), hardware=self.hardware
                 )
         raise LabError(f"the site has no proxy VM {name!r}")
 
