@@ -10,7 +10,7 @@ from typing import Final
 
 from transports.base import DatastoreRef, DiskReader, DiskRef, DiskWriter, TransportMode
 from transports.direct_san import library
-from transports.direct_san.chain import ResolvedDisk, datastore_path, resolve_disk
+from transports.direct_san.chain import ResolvedDisk, resolve_disk
 from transports.direct_san.errors import DamagedMetadataError, NotForSanError
 from transports.direct_san.luns import OpenDatastore, Wait, open_datastore
 from transports.direct_san.runs import Kind, RunMap
@@ -21,6 +21,7 @@ from transports.errors import (
 from transports.extent_map import ExtentMap, Run
 from transports.extent_reader import ExtentReader, ExtentWriter
 from transports.machine import Machine
+from transports.vmdk import below_datastore
 
 _VMFS: Final = "VMFS"
 _PATIENCE_S: Final = 15.0
@@ -130,8 +131,8 @@ def _resolve(opened: OpenDatastore, datastore: DatastoreRef, disk: DiskRef, wait
 
 def _resolve_once(opened: OpenDatastore, datastore: DatastoreRef, disk: DiskRef) -> ResolvedDisk:
     volume = opened.look(datastore)
+    path = below_datastore(disk.path)
     try:
-        _, path = datastore_path(disk.path)
         names = frozenset(
             name for name in (volume.uuid, volume.label, datastore.name, disk.datastore) if name
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -22,7 +21,6 @@ from transports.vmdk import (
 
 _LONGEST_CHAIN: Final = 256
 """vSphere stops at 32 snapshots; linked clones stand on more."""
-_PATH: Final = re.compile(r"\[([^\]]+)\] *(.+)")
 _VOLUMES: Final = "/vmfs/volumes/"
 _SPARSE_KINDS: Final = frozenset({"VMFSSPARSE", "SESPARSE"})
 _LARGEST_EXTENT_BYTES: Final = 64 << 40
@@ -47,16 +45,6 @@ class ResolvedDisk:
     links: tuple[str, ...]
     """Paths of the descriptors, the opened one first."""
     has_sparse: bool
-
-
-def datastore_path(path: str) -> tuple[str, str]:
-    """Datastore and path below its root of "[ds] dir/x.vmdk". NotForSanError for what is none."""
-    match = _PATH.fullmatch(path.strip())
-    if match is None:
-        raise NotForSanError(
-            f"has the path {path!r}, which is not of the form [datastore] directory/file"
-        )
-    return match.group(1), match.group(2).strip("/")
 
 
 def resolve_disk(find: FindFile, path: str, names: frozenset[str]) -> ResolvedDisk:

@@ -23,6 +23,7 @@ _COWD: Final = struct.Struct("<4sIIIIIII")
 # magic, version, flags, sectors of the disk, sectors of a grain, sector of the directory, its entries, next free
 _COWD_MAGIC: Final = b"COWD"
 _COWD_TABLE_ENTRIES: Final = 4096
+_COWD_HEADER_SECTORS: Final = 4
 
 _SESPARSE: Final = struct.Struct("<26Q")
 _SESPARSE_MAGIC: Final = 0xCAFEBABE
@@ -77,7 +78,7 @@ def _cowd(read: Read, file_bytes: int, disk_bytes: int) -> RunMap:
         positions.append(held + index * _COWD_TABLE_ENTRIES)
         targets.append(table[held] * SECTOR_BYTES)
     position, target = _joined(positions), _joined(targets)
-    if bool((target < _COWD.size).any()):
+    if bool((target < _COWD_HEADER_SECTORS * SECTOR_BYTES).any()):
         raise DamagedMetadataError("a grain lies in the header")
     return _grain_map(
         disk_bytes,
