@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session as DbSession
 from sqlalchemy.orm import undefer
 
-from backup_server.db.states import Result, VmState, change_state
+from backup_server.db.states import IntentKind, IntentState, Result, VmState, change_state
 from backup_server.db.tables import Intent, Session, SessionVm, Task
 from backup_server.services import events
 from backup_server.services.context import Context
@@ -99,11 +99,15 @@ def warn(ctx: Context, work: Work, text: str, name: str = "vm.warning") -> None:
 
 
 def open_intent(s: DbSession, vm_id: str) -> Intent | None:
-    """The VM's intent that is not closed, if there is one."""
-    from backup_server.db.states import IntentState
-
+    """The VM's intent that is not closed, if there is one: its snapshot's or its restored VM's. Intents of
+    single disks and of storage snapshots are looked after by those who made them.
+    """
     return s.scalar(
-        sa.select(Intent).where(Intent.session_vm_id == vm_id, Intent.state == IntentState.OPEN.value)
+        sa.select(Intent).where(
+            Intent.session_vm_id == vm_id,
+            Intent.state == IntentState.OPEN.value,
+            Intent.kind.in_([IntentKind.SNAPSHOT.value, IntentKind.RESTORED_VM.value]),
+        )
     )
 
 

@@ -13,8 +13,11 @@ from typing import Protocol
 from transports.base import Extent
 from transports.vsphere.model import (
     About,
+    AttachableVm,
+    AttachedDisk,
     DatastoreInfo,
     DiskInfo,
+    DiskToAttach,
     Inventory,
     NewDisk,
     NfcTicket,
@@ -67,6 +70,14 @@ class Vsphere(Protocol):
     def vm_config(self, vm_moref: str, snapshot_moref: str | None) -> VmConfig:
         """Configuration as it was at the snapshot, with names of networks, datastores and places."""
 
+    def vms_by_bios_uuid(self, bios_uuid: str) -> list[str]:
+        """Morefs of the VMs with that SMBIOS UUID. A guest may read its own with the first three groups in
+        the other byte order, so both are looked for.
+        """
+
+    def attachable_vm(self, moref: str) -> AttachableVm:
+        """A VM's SCSI controllers, their free units, and its disks. ObjectGoneError when it is gone."""
+
     # -- changing (the caller has written its intent down before)
     def enable_change_tracking(self, vm_moref: str) -> None:
         """Switch tracking on and read it back. PermanentTransportError when it did not take."""
@@ -112,3 +123,18 @@ class Vsphere(Protocol):
         """Delete a VM and its files, only when it bears `mark`; success when it is gone."""
 
     def power_on(self, vm_moref: str) -> None: ...
+
+    def attach_disks(self, vm_moref: str, disks: Sequence[DiskToAttach]) -> list[AttachedDisk]:
+        """Attach existing files to another VM in one reconfiguration, at units that are free now; a
+        paravirtual controller is added when they do not fit. One that is attached already in that way is
+        left as it is. Answers in the order of `disks`.
+
+        TransportUnavailableError when there is no room, PermanentTransportError when vSphere refuses.
+        """
+
+    def detach_disks(self, vm_moref: str, disks: Sequence[DiskToAttach]) -> None:
+        """Take away what attach_disks() attached, in one reconfiguration, and wait until it is gone. Files
+        are never touched. Success for what is not attached, and for a VM that is gone.
+
+        TransientTransportError while the VM is being changed: what is to be taken away may be about to come.
+        """

@@ -8,13 +8,24 @@ from datetime import UTC, datetime
 
 from transports.base import Extent
 from transports.errors import TransportError
-from transports.vsphere import config_export, inventory, nfc_service, privileges, snapshot, vm_restore
+from transports.vsphere import (
+    attachments,
+    config_export,
+    inventory,
+    nfc_service,
+    privileges,
+    snapshot,
+    vm_restore,
+)
 from transports.vsphere.api import Cancelled
 from transports.vsphere.config_export import SavedConfig
 from transports.vsphere.model import (
     About,
+    AttachableVm,
+    AttachedDisk,
     DatastoreInfo,
     DiskInfo,
+    DiskToAttach,
     Inventory,
     NewDisk,
     NfcTicket,
@@ -125,6 +136,14 @@ class VsphereClient:
         with self._session.borrow(f"read the configuration of VM {vm_moref}") as connection:
             return config_export.export(connection, vm_moref, snapshot_moref)
 
+    def vms_by_bios_uuid(self, bios_uuid: str) -> list[str]:
+        with self._session.borrow(f"look for the VM with UUID {bios_uuid}") as connection:
+            return attachments.vms_by_bios_uuid(connection, bios_uuid)
+
+    def attachable_vm(self, moref: str) -> AttachableVm:
+        with self._session.borrow(f"read the devices of VM {moref}") as connection:
+            return attachments.attachable_vm(connection, moref)
+
     # -- changing
 
     def enable_change_tracking(self, vm_moref: str) -> None:
@@ -188,6 +207,14 @@ class VsphereClient:
     def power_on(self, vm_moref: str) -> None:
         with self._session.borrow(f"power on VM {vm_moref}") as connection:
             vm_restore.power_on(connection, vm_moref)
+
+    def attach_disks(self, vm_moref: str, disks: Sequence[DiskToAttach]) -> list[AttachedDisk]:
+        with self._session.borrow(f"attach disks to VM {vm_moref}") as connection:
+            return attachments.attach_disks(connection, vm_moref, disks)
+
+    def detach_disks(self, vm_moref: str, disks: Sequence[DiskToAttach]) -> None:
+        with self._session.borrow(f"detach disks from VM {vm_moref}") as connection:
+            attachments.detach_disks(connection, vm_moref, disks)
 
     def _keep_alive_loop(self, every_s: float) -> None:
         while not self._closing.wait(every_s):

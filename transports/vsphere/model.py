@@ -193,6 +193,56 @@ class SnapshotInfo:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ScsiController:
+    """A SCSI controller of a VM, as vCenter shows it now."""
+
+    key: int
+    bus: int
+    kind: str
+    """Class of the device: "ParaVirtualSCSIController"."""
+    taken: frozenset[int]
+    """Unit numbers that something sits at; the controller's own (7) is not among them."""
+    max_disks: int
+    """How many disks it takes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttachableVm:
+    """A VM as far as disks may be attached to it."""
+
+    moref: str
+    name: str
+    instance_uuid: str
+    bios_uuid: str
+    hardware_version: int
+    """20 of "vmx-20"; 0: not told."""
+    controllers: tuple[ScsiController, ...]
+    disks: tuple[DiskInfo, ...]
+    new_controller_disks: int
+    """How many disks a paravirtual controller would take that is added to it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiskToAttach:
+    """A disk file that exists, to be attached to another VM than its own."""
+
+    path: str
+    """Datastore path of the descriptor."""
+    write: bool
+    """False: what the VM writes to it is thrown away and never reaches the file."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttachedDisk:
+    path: str
+    disk_uuid: str
+    """Backing uuid, "6000C29a-…"; empty where vCenter tells none."""
+    controller_bus: int
+    unit: int
+    capacity_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NfcTicket:
     """Permission for one NFC connection; used once."""
 
