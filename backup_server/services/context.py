@@ -14,6 +14,7 @@ from backup_server.config import Settings
 from backup_server.credentials import CredentialStore
 from backup_server.db.engine import Database
 from backup_server.services.repository_agent import AgentPool
+from backup_server.services.turns import Turns
 from backup_server.services.vcenter_pool import VcenterPool
 
 Clock = Callable[[], datetime]
@@ -40,6 +41,8 @@ class Context:
     """Set after a commit that gives the session engine something to do."""
     wake_dispatcher: threading.Event = field(default_factory=threading.Event)
     """Set after a commit that inserted pending tasks or freed what they wait for."""
+    attaching: Turns[Any, Any] = field(default_factory=Turns)
+    """Of VMs whose disks are changed; keys are those of services.attachments."""
     stopping: threading.Event = field(default_factory=threading.Event)
     """Set when the process is to end; waits inside of steps end with it."""
 

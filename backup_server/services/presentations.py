@@ -11,7 +11,7 @@ from typing import Final
 
 from backup_server.db.tables import Task
 from backup_server.errors import ConflictError, ForbiddenError
-from backup_server.services import leases
+from backup_server.services import attachments, leases
 from backup_server.services.context import Context
 from proxy_worker.contracts.messages import (
     PresentAnswer,
@@ -31,7 +31,11 @@ class PresentingMode:
     withdraw: Callable[[Context, Task, WithdrawRequest], None]
 
 
-_MODES: Final[Mapping[TransportMode, PresentingMode]] = {}
+_MODES: Final[Mapping[TransportMode, PresentingMode]] = {
+    TransportMode.HOTADD: PresentingMode(
+        present=attachments.present, withdraw=attachments.withdraw
+    ),
+}
 
 
 def present(ctx: Context, proxy_id: str, question: PresentRequest) -> PresentAnswer:

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session as DbSession
 
 from backup_server.db.states import IntentKind, IntentState, SessionState, VmState, change_state
 from backup_server.db.tables import Intent, Session, SessionVm, new_id
-from backup_server.services import steps
+from backup_server.services import attachments, steps
 from backup_server.services.context import Context
 from backup_server.services.marks import (
     Mark,
@@ -72,6 +72,11 @@ def is_alive(s: DbSession, intent_id: str) -> bool:
 def remove_leftovers(ctx: Context, client: Vsphere, work: Work) -> bool:
     """Remove this server's snapshots of the VM that no session works with; False when one stays."""
     clean = True
+    try:
+        attachments.release_over(ctx, work.vcenter_id, work.vm.moref)
+    except TransportError as error:
+        steps.warn(ctx, work, f"a disk is still attached to a proxy's VM: {error}")
+        return False
     for snapshot, mark in ours(client.snapshots(work.vm.moref), ctx.server_id):
         with ctx.db.read() as s:
             if is_alive(s, mark.intent_id):
@@ -165,8 +170,11 @@ def _with_quiescing(
 def remove(ctx: Context, client: Vsphere, intent: Intent) -> list[str]:
     """Remove every snapshot that bears the intent, consolidate when needed; answers warnings.
 
-    Raises TransportError when one could not be removed. A VM that is gone took them with it.
+    Disks that are still attached to proxies are taken away first: what holds a file of the snapshot keeps it
+    from being folded. Raises TransportError when that or a removal fails. A VM that is gone took its snapshots
+    with it.
     """
+    attachments.release_over(ctx, intent.vcenter_id, intent.vm_moref)
     try:
         for snapshot in find_own(ctx, client, intent.vm_moref, intent.id):
             client.remove_snapshot(intent.vm_moref, snapshot.moref)

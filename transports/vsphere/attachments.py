@@ -77,8 +77,9 @@ def attachable_vm(connection: Connection, vm_moref: str) -> AttachableVm:
         _DEVICES,
         "environmentBrowser",
     )
-    version = _version(str(seen.get("config.version") or ""))
-    told = _limits(connection, seen.get("environmentBrowser"))
+    hardware = str(seen.get("config.version") or "")
+    version = _version(hardware)
+    told = _limits(connection, seen.get("environmentBrowser"), hardware)
     devices = list(seen.get(_DEVICES) or [])
     return AttachableVm(
         moref=vm_moref,
@@ -265,12 +266,13 @@ def _scsi_controllers(
         )
 
 
-def _limits(connection: Connection, browser: Any) -> dict[str, int]:
+def _limits(connection: Connection, browser: Any, version: str) -> dict[str, int]:
     """Disks that each kind of SCSI controller takes on this VM's host; empty where that is not told."""
     if browser is None:
         return {}
     try:
-        option = connection.object(vim.EnvironmentBrowser, moref(browser)).QueryConfigOption()
+        asked = connection.object(vim.EnvironmentBrowser, moref(browser))
+        option = asked.QueryConfigOption(key=version or None)
     except (vmodl.MethodFault, vmodl.RuntimeFault):
         return {}  # documented limits do, and the reconfiguration itself says when they are wrong
     hardware = getattr(option, "hardwareOptions", None)
