@@ -144,7 +144,9 @@ def _ensure_intent(
         # With the row locked: the attempt either ends before, and is seen to, or after, and sees the intent.
         s.execute(sa.select(Task.id).where(Task.id == task.id).with_for_update())
         if not leases.holds_attempt(s, proxy_id, task.id, question.attempt):
-            raise ForbiddenError(f"attempt {question.attempt} of task {task.id} is over; stop working on it")
+            raise ForbiddenError(
+                f"attempt {question.attempt} of task {task.id} is over; stop working on it"
+            )
         for intent in _open(s, Intent.task_id == task.id, Intent.vm_moref == vm.moref):
             if intent.details.get("attempt") == question.attempt:
                 return intent
@@ -252,6 +254,11 @@ def is_alive(s: DbSession, intent: Intent) -> bool:
         )
         is not None
     )
+
+
+def is_alive_id(s: DbSession, intent_id: str) -> bool:
+    intent = s.get(Intent, intent_id)
+    return intent is not None and intent.state == IntentState.OPEN.value and is_alive(s, intent)
 
 
 def sweep(ctx: Context, vcenter_id: str) -> None:

@@ -12,7 +12,8 @@ The waits between the visits double. What remains is said in the intent (`proble
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
 
@@ -22,7 +23,14 @@ from sqlalchemy.orm import Session as DbSession
 from backup_server.db.states import IntentKind, IntentState
 from backup_server.db.tables import Intent, RestorePointRow, SessionVm, Vcenter
 from backup_server.errors import VmhaulError
-from backup_server.services import events, restore_flow, restore_points, retention, vm_snapshots
+from backup_server.services import (
+    attachments,
+    events,
+    restore_flow,
+    restore_points,
+    retention,
+    vm_snapshots,
+)
 from backup_server.services.context import Context
 from backup_server.services.marks import (
     Mark,
@@ -90,27 +98,23 @@ class Janitor:
         now = self._ctx.clock()
         with self._ctx.db.read() as s:
             rows = s.execute(
-                sa.select(Intent.id, Intent.next_try_at)
+                sa.select(Intent.id, Intent.kind, Intent.next_try_at)
                 .where(Intent.state == IntentState.OPEN.value)
-                .order_by(Intent.created_at)
+                # A disk that is attached somewhere keeps the snapshot from being removed.
+                .order_by(Intent.kind != IntentKind.HOT_ADDED_DISK.value, Intent.created_at)
             ).all()
             return [
                 row.id
                 for row in rows
                 if (row.next_try_at is None or row.next_try_at <= now)
-                and not vm_snapshots.is_alive(s, row.id)
+                and not _KINDS[row.kind].alive(s, row.id)
             ]
 
     def _clean(self, intent_id: str) -> None:
         with self._ctx.db.read() as s:
             intent = s.get_one(Intent, intent_id)
         try:
-            client = self._ctx.vcenters.get(intent.vcenter_id)
-            if intent.kind == IntentKind.SNAPSHOT.value:
-                problem = self._clean_snapshot(client, intent)
-            else:
-                restore_flow.destroy(client, intent)
-                problem = ""
+            problem = _KINDS[intent.kind].clean(self, intent)
         except (TransportError, VmhaulError) as error:
             problem = str(error)
         with self._ctx.db() as s:
@@ -119,12 +123,21 @@ class Janitor:
             else:
                 self._close(s, intent)
 
-    def _clean_snapshot(self, client: Vsphere, intent: Intent) -> str:
-        """What is still wrong; empty when nothing of the intent is left."""
+    def clean_snapshot(self, intent: Intent) -> str:
+        """What is still wrong; empty when nothing of the intent is left. So the others."""
+        client = self._ctx.vcenters.get(intent.vcenter_id)
         if intent.tries >= HELPER_AFTER_TRIES:
             self._helper_snapshot(client, intent)
         warnings = vm_snapshots.remove(self._ctx, client, intent)
         return "; ".join(warnings)
+
+    def clean_restored_vm(self, intent: Intent) -> str:
+        restore_flow.destroy(self._ctx, self._ctx.vcenters.get(intent.vcenter_id), intent)
+        return ""
+
+    def clean_attachment(self, intent: Intent) -> str:
+        attachments.release(self._ctx, [intent])
+        return ""
 
     def _helper_snapshot(self, client: Vsphere, intent: Intent) -> None:
         """Making and removing a snapshot lets vSphere fold deltas that it lost count of.
@@ -160,7 +173,7 @@ class Janitor:
     def _close(self, s: DbSession, intent: Intent) -> None:
         now = self._ctx.clock()
         vm_snapshots.close_intent(s, intent.id, now, problem="")
-        if intent.session_vm_id is not None:
+        if intent.session_vm_id is not None and intent.kind == IntentKind.SNAPSHOT.value:
             s.execute(
                 sa.update(SessionVm)
                 .where(
@@ -170,8 +183,7 @@ class Janitor:
                 )
                 .values(snapshot_removed_at=now)
             )
-        what = "snapshot" if intent.kind == IntentKind.SNAPSHOT.value else "half restored VM"
-        text = f"{intent.vm_name}: nothing is left of the {what}"
+        text = f"{intent.vm_name}: nothing is left of the {_KINDS[intent.kind].what}"
         events.record(s, now, "janitor.cleaned", text, session_id=intent.session_id)
 
     # -- what no open intent names
@@ -184,25 +196,27 @@ class Janitor:
             if self._stop.is_set():
                 return
             try:
-                self._sweep_vcenter(self._ctx.vcenters.get(vcenter_id))
+                attachments.sweep(self._ctx, vcenter_id)
+                self._sweep_vcenter(vcenter_id, self._ctx.vcenters.get(vcenter_id))
             except (TransportError, VmhaulError) as error:
                 self._ctx.log.warning("janitor.sweep-failed", vcenter_id=vcenter_id, reason=str(error))
 
-    def _sweep_vcenter(self, client: Vsphere) -> None:
+    def _sweep_vcenter(self, vcenter_id: str, client: Vsphere) -> None:
         for vm in client.inventory().vms:
             if not vm.has_snapshots:
                 continue
             try:
-                self._sweep_vm(client, vm.moref, vm.name)
+                self._sweep_vm(vcenter_id, client, vm.moref, vm.name)
             except ObjectGoneError:
                 continue
             except TransportError as error:
                 self._ctx.log.warning("janitor.sweep-failed", vm=vm.name, reason=str(error))
 
-    def _sweep_vm(self, client: Vsphere, vm_moref: str, vm_name: str) -> None:
+    def _sweep_vm(self, vcenter_id: str, client: Vsphere, vm_moref: str, vm_name: str) -> None:
         for snapshot, mark in ours(client.snapshots(vm_moref), self._ctx.server_id):
             # An open intent is looked after by its session or by _due, with its own waits.
             if not self._is_open(mark.intent_id):
+                attachments.release_over(self._ctx, vcenter_id, vm_moref)
                 client.remove_snapshot(vm_moref, snapshot.moref)
                 self._ctx.log.info("janitor.orphan-removed", vm=vm_name, snapshot=snapshot.name)
 
@@ -228,3 +242,27 @@ class Janitor:
                 self._ctx.log.warning(
                     "janitor.forget-failed", repository_id=repository_id, reason=str(error)
                 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Kind:
+    """What the janitor does about one kind of intent."""
+
+    what: str
+    """For people."""
+    alive: Callable[[DbSession, str], bool]
+    """Whether somebody still works under the intent of that id."""
+    clean: Callable[[Janitor, Intent], str]
+
+
+_KINDS: Final[Mapping[str, _Kind]] = {
+    IntentKind.SNAPSHOT.value: _Kind(
+        what="snapshot", alive=vm_snapshots.is_alive, clean=Janitor.clean_snapshot
+    ),
+    IntentKind.RESTORED_VM.value: _Kind(
+        what="half restored VM", alive=vm_snapshots.is_alive, clean=Janitor.clean_restored_vm
+    ),
+    IntentKind.HOT_ADDED_DISK.value: _Kind(
+        what="attached disk", alive=attachments.is_alive_id, clean=Janitor.clean_attachment
+    ),
+}

@@ -32,9 +32,7 @@ class PresentingMode:
 
 
 _MODES: Final[Mapping[TransportMode, PresentingMode]] = {
-    TransportMode.HOTADD: PresentingMode(
-        present=attachments.present, withdraw=attachments.withdraw
-    ),
+    TransportMode.HOTADD: PresentingMode(present=attachments.present, withdraw=attachments.withdraw),
 }
 
 

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from backup_server.db.states import IntentKind, IntentState, Result, TaskState, VmState, change_state
 from backup_server.db.tables import Intent, RestorePointRow, Session, SessionVm, Task, new_id
-from backup_server.services import disk_facts, steps, vm_snapshots
+from backup_server.services import attachments, disk_facts, steps, vm_snapshots
 from backup_server.services.context import Context
 from backup_server.services.marks import restored_vm_mark
 from backup_server.services.restores import TO_FILE, datastore_of
@@ -165,17 +165,19 @@ def _ensure_intent(ctx: Context, work: Work) -> Intent:
 
 def _start_clean(ctx: Context, client: Vsphere, intent: Intent) -> None:
     """What an earlier, killed try made is destroyed: its disks may be half added."""
-    destroy(client, intent)
+    destroy(ctx, client, intent)
     if intent.object_ref is not None:
         with ctx.db() as s:
             s.get_one(Intent, intent.id).object_ref = None
 
 
-def destroy(client: Vsphere, intent: Intent) -> bool:
+def destroy(ctx: Context, client: Vsphere, intent: Intent) -> bool:
     """Destroy the VM that bears the intent's mark; False when there is none.
 
-    Raises TransportError when it stays.
+    Raises TransportError when it stays, and when one of its disks stays attached to a proxy's VM.
     """
+    if intent.object_ref is not None:
+        attachments.release_over(ctx, intent.vcenter_id, intent.object_ref)
     found = client.find_marked_vm(intent.mark)
     if found is None:
         return False
@@ -275,6 +277,9 @@ def finish(ctx: Context, vm_id: str) -> None:
     work = steps.load(ctx, vm_id)
     result, reason = _verdict(ctx, work)
     good = result in (Result.SUCCESS, Result.WARNING)
+    if good and (target := work.details.get("target_moref")):
+        # A disk that a proxy's VM still has would keep the VM from being powered on.
+        attachments.release_over(ctx, work.vcenter_id, target)
     with ctx.db.read() as s:
         intent = steps.open_intent(s, vm_id)
     if intent is not None:
@@ -296,7 +301,7 @@ def finish(ctx: Context, vm_id: str) -> None:
 def _undo(ctx: Context, work: Work, intent: Intent) -> None:
     """Destroy what was made; when that fails the janitor goes on, the result stays what it is."""
     try:
-        destroyed = destroy(ctx.vcenters.get(work.vcenter_id), intent)
+        destroyed = destroy(ctx, ctx.vcenters.get(work.vcenter_id), intent)
     except TransportError as error:
         with ctx.db() as s:
             stored = s.get_one(Intent, intent.id)

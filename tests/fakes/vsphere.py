@@ -27,8 +27,11 @@ from transports.vsphere import Probe
 from transports.vsphere.api import Vsphere
 from transports.vsphere.model import (
     About,
+    AttachableVm,
+    AttachedDisk,
     DatastoreInfo,
     DiskInfo,
+    DiskToAttach,
     Endpoint,
     HostInfo,
     Inventory,
@@ -36,6 +39,7 @@ from transports.vsphere.model import (
     NewDisk,
     NfcTicket,
     PowerState,
+    ScsiController,
     Secret,
     SnapshotInfo,
     VmConfig,
@@ -101,13 +105,16 @@ class FakeVm:
     consolidation_needed: bool = False
     mark: str = ""
     finished: bool = False
+    bios_uuid: str = ""
+    attached: dict[tuple[int, int], DiskToAttach] = field(default_factory=dict)
+    """Disks of other VMs, by controller bus and unit."""
 
     def info(self) -> VmInfo:
         return VmInfo(
             moref=self.moref,
             name=self.name,
             instance_uuid=self.instance_uuid,
-            bios_uuid=f"bios-{self.instance_uuid}",
+            bios_uuid=self.bios_uuid or f"bios-{self.instance_uuid}",
             power_state=self.power_state,
             is_template=self.template,
             change_tracking_supported=self.tracking_supported,
@@ -197,6 +204,16 @@ class FakeVcenter:
 
     def all_snapshots(self) -> list[SnapshotInfo]:
         return [snapshot for vm in self.vms.values() for snapshot in vm.snapshots]
+
+    def held(self) -> set[str]:
+        """Files that are attached to another VM than their own."""
+        return {one.path for vm in self.vms.values() for one in vm.attached.values()}
+
+    def refuse_held(self, vm: FakeVm) -> None:
+        """What holds a file of the VM locks it."""
+        held = self.held() & {disk.path for disk in vm.disks}
+        if held:
+            raise TransientTransportError(f"{', '.join(sorted(held))} is locked")
 
     # -- what a client does
 
@@ -369,6 +386,7 @@ class FakeVsphere:
         self.site.enter("remove_snapshot")
         with self.site.lock:
             vm = self.site.get(vm_moref)
+            self.site.refuse_held(vm)
             vm.snapshots = [one for one in vm.snapshots if one.moref != snapshot_moref]
         self.site.leave("remove_snapshot")
 
@@ -426,13 +444,88 @@ class FakeVsphere:
         self.site.enter("destroy_marked_vm")
         vm = self.site.vms.get(vm_moref)
         if vm is not None and vm.mark == mark:
+            self.site.refuse_held(vm)
             del self.site.vms[vm_moref]
         self.site.leave("destroy_marked_vm")
 
     def power_on(self, vm_moref: str) -> None:
         self.site.enter("power_on")
+        self.site.refuse_held(self.site.get(vm_moref))
         self.site.get(vm_moref).power_state = PowerState.ON
         self.site.leave("power_on")
+
+    # -- disks attached to other VMs
+
+    def vms_by_bios_uuid(self, bios_uuid: str) -> list[str]:
+        self.site.enter("vms_by_bios_uuid")
+        return [vm.moref for vm in self.site.vms.values() if vm.bios_uuid == bios_uuid]
+
+    def attachable_vm(self, moref: str) -> AttachableVm:
+        self.site.enter("attachable_vm")
+        vm = self.site.get(moref)
+        own = [disk.info() for disk in vm.disks]
+        foreign = [self._foreign(place, one) for place, one in vm.attached.items()]
+        taken = {unit for _, unit in vm.attached} | set(range(len(own)))
+        return AttachableVm(
+            moref=moref,
+            name=vm.name,
+            instance_uuid=vm.instance_uuid,
+            bios_uuid=vm.bios_uuid,
+            hardware_version=19,
+            controllers=(
+                ScsiController(
+                    key=1000,
+                    bus=0,
+                    kind="ParaVirtualSCSIController",
+                    taken=frozenset(taken),
+                    max_disks=15,
+                ),
+            ),
+            disks=(*own, *foreign),
+            new_controller_disks=15,
+        )
+
+    def _foreign(self, place: tuple[int, int], one: DiskToAttach) -> DiskInfo:
+        disk = self._file(one.path)
+        mode = "independent_persistent" if one.write else "independent_nonpersistent"
+        return replace(disk.info(), key=2000 + place[1], disk_mode=mode)
+
+    def _file(self, path: str) -> FakeDisk:
+        for vm in self.site.vms.values():
+            for disk in vm.disks:
+                if disk.path == path:
+                    return disk
+        raise PermanentTransportError(f"there is no file {path}")
+
+    def attach_disks(self, vm_moref: str, disks: Sequence[DiskToAttach]) -> list[AttachedDisk]:
+        self.site.enter("attach_disks")
+        with self.site.lock:
+            vm = self.site.get(vm_moref)
+            files = {one.path: self._file(one.path) for one in disks}
+            for one in disks:
+                if one in vm.attached.values():
+                    continue
+                unit = next(n for n in range(len(vm.disks), 16) if n != 7 and (0, n) not in vm.attached)
+                vm.attached[0, unit] = one
+            places = {one: place for place, one in vm.attached.items()}
+        self.site.leave("attach_disks")
+        return [
+            AttachedDisk(
+                path=one.path,
+                disk_uuid=files[one.path].uuid,
+                controller_bus=places[one][0],
+                unit=places[one][1],
+                capacity_bytes=files[one.path].capacity_bytes,
+            )
+            for one in disks
+        ]
+
+    def detach_disks(self, vm_moref: str, disks: Sequence[DiskToAttach]) -> None:
+        self.site.enter("detach_disks")
+        with self.site.lock:
+            vm = self.site.get(vm_moref)
+            vm.attached = {place: one for place, one in vm.attached.items() if one not in disks}
+        self.site.leave("detach_disks")
 
 
 def grow(disk: FakeDisk, by_bytes: int) -> None:
