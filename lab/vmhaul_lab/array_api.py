@@ -119,16 +119,16 @@ class ArrayState:
             raise RefusedError(source, "Snapshot does not exist.")
         serial = self._new_serial()
         self.backend.clone(source, name, serial)
-        new = _volume(name, serial, snapshot["provisioned"], source)
+        # Documented as the originating volume, not as the snapshot.
+        new = _volume(name, serial, snapshot["provisioned"], snapshot["source"]["name"])
         self.volumes[name] = new
         return [new]
 
     def patch_volume(self, name: str, body: dict[str, Any]) -> list[dict[str, Any]]:
         volume = self._known(self.volumes, name, "Volume")
-        if body.get("destroyed"):
-            if any(connected == name for _, connected in self.connections):
-                raise RefusedError(name, "Cannot destroy volume because it is connected to hosts.")
-            volume["destroyed"] = True
+        if body.get("destroyed") and any(connected == name for _, connected in self.connections):
+            raise RefusedError(name, "Cannot destroy volume because it is connected to hosts.")
+        volume["destroyed"] = bool(body.get("destroyed", volume["destroyed"]))
         return [volume]
 
     def delete_volume(self, name: str) -> None:
@@ -165,8 +165,7 @@ class ArrayState:
 
     def patch_snapshot(self, name: str, body: dict[str, Any]) -> list[dict[str, Any]]:
         snapshot = self._known(self.snapshots, name, "Snapshot")
-        if body.get("destroyed"):
-            snapshot["destroyed"] = True
+        snapshot["destroyed"] = bool(body.get("destroyed", snapshot["destroyed"]))
         return [snapshot]
 
     def delete_snapshot(self, name: str) -> None:
@@ -229,6 +228,8 @@ class ArrayServer:
     ) -> None:
         self.state = state
         self.fault = fault
+        self.lost: Fault | None = None
+        """As `fault`, after the call was carried out: its answer is lost."""
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self._server.daemon_threads = True
         if context is not None:
@@ -324,6 +325,7 @@ def _single(names: list[str]) -> str:
 def _handler(server: ArrayServer) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        wbufsize = -1  # head and body in one packet: two would wait for each other's acknowledgement
 
         def log_message(self, *_: object) -> None:
             """The state's list of calls is the log."""
@@ -341,6 +343,7 @@ def _handler(server: ArrayServer) -> type[BaseHTTPRequestHandler]:
             if parts.path.endswith("/login"):
                 self._login()
                 return
+            lost = server.lost(self.command, self.path) if server.lost else None
             token = self.headers.get("x-auth-token", "")
             try:
                 body = json.loads(text) if text else {}
@@ -348,6 +351,9 @@ def _handler(server: ArrayServer) -> type[BaseHTTPRequestHandler]:
             except RefusedError as refused:
                 error = {"context": refused.context, "message": str(refused)}
                 self._send(refused.status, {"errors": [error]}, {})
+                return
+            if lost is not None:
+                self._send(lost[0], {"errors": [{"message": "lost"}]}, lost[1])
                 return
             self._send(200, answer, {})
 

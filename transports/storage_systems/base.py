@@ -17,11 +17,13 @@ from uuid import UUID
 
 from transports.vsphere.model import Secret
 
-_OWNER_DIGITS: Final = 12
+_OWNER_DIGITS: Final = 10
 _INTENT_DIGITS: Final = 32
 _EXPOSURE_DIGITS: Final = 8
 NAME_MAX_CHARS: Final = 63
-"""What the tightest of the systems takes: 7 + 12 + 1 + 32 for a snapshot, 9 more for an exposure, are 61."""
+"""What the tightest of the systems takes: 7 + 10 + 1 + 32 for a snapshot, 9 more for an exposure, and 4 for the number
+of a clone.
+"""
 _SNAPSHOT: Final = re.compile(rf"vmhaul-[0-9a-f]{{{_OWNER_DIGITS}}}-[0-9a-f]{{{_INTENT_DIGITS}}}")
 _EXPOSURE: Final = re.compile(rf"({_SNAPSHOT.pattern})-[0-9a-f]{{{_EXPOSURE_DIGITS}}}")
 
