@@ -10,7 +10,8 @@ stage="${1:-demo}"
 
 demo_packages=(golang-go golang-github-vmware-govmomi-dev e2fsprogs xfsprogs lvm2 gdisk mount util-linux)
 test_packages=("${demo_packages[@]}" redis-server postgresql qemu-utils chromium fonts-dejavu-core zstd
-  ceph-mon ceph-osd ceph-mgr radosgw nfs-ganesha nfs-ganesha-vfs rpcbind iproute2 libnfs13)
+  ceph-mon ceph-osd ceph-mgr radosgw nfs-ganesha nfs-ganesha-vfs rpcbind iproute2 libnfs13
+  vmfs-tools vmfs6-tools btrfs-progs)
 bench_packages=("${test_packages[@]}" restic borgbackup)
 azurite="azurite@3.35.0"
 case "$stage" in
