@@ -27,7 +27,8 @@ class Run:
         return self.offset + self.length
 
 
-_HOLE = -1
+HOLE = -1
+"""In a column of places: zeros that lie nowhere."""
 
 
 class ExtentMap:
@@ -52,6 +53,25 @@ class ExtentMap:
     def of_data(cls, size_bytes: int, data: Iterable[tuple[int, int]]) -> ExtentMap:
         """A disk that is one file, of which only [start, stop) ranges, ascending, hold data."""
         return cls(_with_holes(size_bytes, data))
+
+    @classmethod
+    def of_columns(
+        cls, size_bytes: int, starts: array[int], places: array[int], devices: array[int]
+    ) -> ExtentMap:
+        """Of many runs at once: starts ascend from 0 to below the size, places are HOLE for zeros, and what goes
+        on is joined already: ValueError. The columns ("q") are the map's from now on.
+        """
+        if (
+            not len(starts) == len(places) == len(devices)
+            or (len(starts) > 0) != (size_bytes > 0)
+            or (len(starts) and (starts[0] != 0 or starts[-1] >= size_bytes))
+        ):
+            raise ValueError(f"columns of {len(starts)} runs do not make up {size_bytes} bytes")
+        made = cls(())
+        made._starts, made._places, made._devices = starts, places, devices
+        made._size_bytes = size_bytes
+        made._has_holes = HOLE in places
+        return made
 
     @property
     def size_bytes(self) -> int:
@@ -78,7 +98,7 @@ class ExtentMap:
             yield Run(
                 offset=offset,
                 length=stop - offset,
-                device_offset=None if place == _HOLE else place + offset - self._starts[at],
+                device_offset=None if place == HOLE else place + offset - self._starts[at],
                 device=self._devices[at],
             )
             offset = stop
@@ -109,10 +129,10 @@ class ExtentMap:
             )
         if run.length == 0:
             return
-        place = _HOLE if run.device_offset is None else run.device_offset
+        place = HOLE if run.device_offset is None else run.device_offset
         if run.device_offset is not None and place < 0:
             raise ValueError(f"run [{run.offset}, +{run.length}) lies before its device's beginning")
-        self._has_holes = self._has_holes or place == _HOLE
+        self._has_holes = self._has_holes or place == HOLE
         if not self._goes_on(place, run):
             self._starts.append(run.offset)
             self._places.append(place)
@@ -122,7 +142,7 @@ class ExtentMap:
     def _goes_on(self, place: int, run: Run) -> bool:
         if not self._starts:
             return False
-        if place == _HOLE or self._places[-1] == _HOLE:
+        if place == HOLE or self._places[-1] == HOLE:
             return place == self._places[-1]
         expected = self._places[-1] + run.offset - self._starts[-1]
         return place == expected and run.device == self._devices[-1]

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import threading
+from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
+
+import numpy as np
 
 from transports.base import DatastoreRef, DiskReader, DiskRef, DiskWriter, TransportMode
 from transports.direct_san import library
 from transports.direct_san.chain import ResolvedDisk, resolve_disk
 from transports.direct_san.errors import DamagedMetadataError, NotForSanError
 from transports.direct_san.luns import OpenDatastore, Wait, open_datastore
-from transports.direct_san.runs import Kind, RunMap
+from transports.direct_san.runs import Kind, RunMap, make_map
 from transports.errors import (
     TransientTransportError,
     TransportUnavailableError,
 )
-from transports.extent_map import ExtentMap, Run
+from transports.extent_map import HOLE, ExtentMap
 from transports.extent_reader import ExtentReader, ExtentWriter
 from transports.machine import Machine
 from transports.vmdk import below_datastore
@@ -92,15 +95,11 @@ def open_writer(
 
 def extent_map(runs: RunMap) -> ExtentMap:
     """As the reader takes it: what is not data is zeros."""
-    return ExtentMap(
-        Run(
-            offset=start,
-            length=length,
-            device_offset=target if kind is Kind.DATA else None,
-            device=device,
-        )
-        for start, length, kind, device, target in runs.rows()
-    )
+    kinds = np.where(runs.kinds == Kind.DATA, Kind.DATA, Kind.ZERO)
+    joined = make_map(runs.size, runs.starts, kinds, runs.targets, runs.devices)
+    places = np.where(joined.kinds == Kind.DATA, joined.targets, HOLE)
+    columns = (array("q", column.tobytes()) for column in (joined.starts, places, joined.devices))
+    return ExtentMap.of_columns(runs.size, *columns)
 
 
 def _storage(machine: Machine, disk: DiskRef) -> DatastoreRef:

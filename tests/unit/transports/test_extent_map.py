@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from array import array
 from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transports.extent_map import ExtentMap, Run
+from transports.extent_map import HOLE, ExtentMap, Run
 
 PIECES = st.lists(
     st.tuples(st.integers(0, 6), st.one_of(st.none(), st.integers(0, 30)), st.integers(0, 1)),
@@ -96,3 +97,30 @@ def test_a_file_s_holes() -> None:
     extents = ExtentMap.of_data(100, [(10, 20), (20, 30), (90, 100)])
     assert [(e.offset, e.length) for e in extents.allocated(0, 100)] == [(10, 20), (90, 10)]
     assert [run.device_offset for run in extents.runs(15, 80)] == [15, None, 90]
+
+
+def test_columns_make_the_same_map_as_runs() -> None:
+    runs = [
+        Run(offset=0, length=512, device_offset=1024, device=1),
+        Run(offset=512, length=512, device_offset=None),
+        Run(offset=1024, length=1024, device_offset=0),
+    ]
+    made = ExtentMap.of_columns(
+        2048, array("q", [0, 512, 1024]), array("q", [1024, HOLE, 0]), array("q", [1, 0, 0])
+    )
+    assert list(made.runs(0, 2048)) == list(ExtentMap(runs).runs(0, 2048)) == runs
+    assert made.has_holes
+    assert list(made.allocated(0, 2048)) == list(ExtentMap(runs).allocated(0, 2048))
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "starts", "places"),
+    [(2048, [512], [0]), (2048, [], []), (0, [0], [0]), (512, [0, 512], [0, 0]), (512, [0], [])],
+)
+def test_columns_that_are_no_map_are_refused(
+    size_bytes: int, starts: list[int], places: list[int]
+) -> None:
+    with pytest.raises(ValueError, match="do not make up"):
+        ExtentMap.of_columns(
+            size_bytes, array("q", starts), array("q", places), array("q", [0] * len(starts))
+        )
