@@ -22,6 +22,7 @@ type diskView struct {
 	CapacityBytes int64          `json:"capacity_bytes"`
 	Thin          bool           `json:"thin"`
 	Mode          string         `json:"mode"`
+	Eager         bool           `json:"eager"`
 	UUID          string         `json:"uuid"`
 	LiveFile      string         `json:"live_file"`
 	LivePath      string         `json:"live_path"`
@@ -122,7 +123,7 @@ func (l *lab) diskViews() []diskView {
 			files := chainOf(d.backing)
 			v := diskView{VM: vm.Name, VMMoref: vm.Self.Value, Datacenter: datacenterName(vm), Key: d.disk.Key,
 				Label: d.disk.DeviceInfo.GetDescription().Label, CapacityBytes: d.capacity(), Thin: isTrue(d.backing.ThinProvisioned),
-				Mode: d.backing.DiskMode, UUID: d.backing.Uuid, LiveFile: flatPath(vm, files[0]), LivePath: files[0],
+				Mode: d.backing.DiskMode, Eager: isTrue(d.backing.EagerlyScrub), UUID: d.backing.Uuid, LiveFile: flatPath(vm, files[0]), LivePath: files[0],
 				BaseFile: flatPath(vm, files[len(files)-1]), Snapshots: []snapshotView{}}
 			for _, s := range snapshotsOf(vm) {
 				for _, z := range disksOf(s.Config.Hardware.Device) {

@@ -35,7 +35,11 @@ func (e *deviceEdit) addDisk(bad *types.InvalidDeviceSpec, d *types.VirtualDisk,
 			*p = types.NewBool(false)
 		}
 	}
-	b.ChangeId, b.Sharing = "", "sharingNone"
+	b.ChangeId = ""
+	orElse(&b.Sharing, "sharingNone")
+	if !diskSharings[b.Sharing] {
+		return &types.InvalidDeviceBacking{InvalidDeviceSpec: *bad}
+	}
 	d.DeviceInfo = &types.Description{Label: e.freeLabel("Hard disk")}
 	d.Shares = &types.SharesInfo{Shares: 1000, Level: types.SharesLevelNormal}
 	d.DiskObjectId = fmt.Sprintf("%s-%d", strings.TrimPrefix(e.vm.Self.Value, "vm-"), d.Key)
@@ -108,6 +112,9 @@ func (e *deviceEdit) createDisk(bad *types.InvalidDeviceSpec, d *types.VirtualDi
 		return f
 	}
 	b.Parent = nil
+	if b.KeyId == nil { // the disks of an encrypted VM are
+		b.KeyId = e.vm.Config.KeyId
+	}
 	if b.Uuid == "" {
 		b.Uuid = newDiskUUID()
 	}
@@ -117,7 +124,7 @@ func (e *deviceEdit) createDisk(bad *types.InvalidDeviceSpec, d *types.VirtualDi
 	}
 	if err == nil {
 		e.undoFiles(flat, descriptor)
-		err = writeDescriptor(descriptor, size, diskMeta{uuid: b.Uuid, thin: isTrue(b.ThinProvisioned), adapter: adapterOf(d.ControllerKey)})
+		err = writeDescriptor(descriptor, size, diskMeta{uuid: b.Uuid, thin: isTrue(b.ThinProvisioned), adapter: adapterOf(d.ControllerKey), key: keyName(b.KeyId)})
 	}
 	if err != nil {
 		logBad("new disk", err)
@@ -157,6 +164,9 @@ func (e *deviceEdit) attachDisk(bad *types.InvalidDeviceSpec, d *types.VirtualDi
 	if (meta.adapter == "ide") != (d.ControllerKey < 1000) {
 		return &types.InvalidDeviceBacking{InvalidDeviceSpec: *bad}
 	}
+	if meta.key != "" && e.vm.Config.KeyId == nil { // an encrypted disk wants an encrypted VM
+		return &types.InvalidDeviceBacking{InvalidDeviceSpec: *bad}
+	}
 	if e.lockedFor(flat, types.VirtualDiskMode(b.DiskMode)) {
 		return &types.FileLocked{FileFault: types.FileFault{File: b.FileName}}
 	}
@@ -172,7 +182,7 @@ func (e *deviceEdit) attachDisk(bad *types.InvalidDeviceSpec, d *types.VirtualDi
 	if b.Uuid == "" {
 		b.Uuid = meta.uuid
 	}
-	b.ThinProvisioned = types.NewBool(meta.thin)
+	b.ThinProvisioned, b.KeyId = types.NewBool(meta.thin), keyOf(meta.key)
 	d.Backing = withChain(*b, files)
 	d.CapacityInBytes = size
 	return nil
@@ -249,7 +259,7 @@ func (e *deviceEdit) editDisk(i int32, at int, d *types.VirtualDisk) types.BaseM
 			if err := os.Truncate(flatPath(e.vm, n.FileName), size); err != nil {
 				return err
 			}
-			return writeDescriptor(hostPath(e.vm, n.FileName), size, diskMeta{uuid: n.Uuid, thin: isTrue(n.ThinProvisioned), adapter: adapterOf(old.ControllerKey)})
+			return writeDescriptor(hostPath(e.vm, n.FileName), size, diskMeta{uuid: n.Uuid, thin: isTrue(n.ThinProvisioned), adapter: adapterOf(old.ControllerKey), key: keyName(n.KeyId)})
 		})
 	}
 	e.devs[at] = &c

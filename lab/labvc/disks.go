@@ -285,7 +285,7 @@ func (l *lab) relabelParent(vm *simulator.VirtualMachine, d vdisk) {
 	if file == "" || independent(d.backing) {
 		return
 	}
-	m := diskMeta{uuid: d.backing.Uuid, thin: isTrue(d.backing.ThinProvisioned), adapter: adapterOf(d.disk.ControllerKey)}
+	m := diskMeta{uuid: d.backing.Uuid, thin: isTrue(d.backing.ThinProvisioned), adapter: adapterOf(d.disk.ControllerKey), key: keyName(d.backing.KeyId)}
 	if d.backing.Parent != nil {
 		m.parent = path.Base(d.backing.Parent.FileName)
 	}

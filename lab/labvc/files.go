@@ -85,12 +85,14 @@ type diskMeta struct {
 	uuid    string
 	parent  string // the parent descriptor's file name in the same folder
 	thin    bool
+	key     string // of an encrypted disk
 	adapter string // "lsilogic" when empty, or "ide"
 }
 
 var (
 	ddbUUID   = regexp.MustCompile(`(?m)^ddb\.uuid = "([^"]+)"`)
 	ddbIDE    = regexp.MustCompile(`(?m)^ddb\.adapterType = "ide"`)
+	ddbKey    = regexp.MustCompile(`(?m)^ddb\.keyId = "([^"]+)"`)
 	ddbThin   = regexp.MustCompile(`(?m)^ddb\.thinProvisioned = "1"`)
 	ddbParent = regexp.MustCompile(`(?m)^parentFileNameHint="([^"]+)"`)
 )
@@ -114,6 +116,9 @@ func writeDescriptor(file string, capacity int64, m diskMeta) error {
 	if m.thin {
 		b.WriteString("ddb.thinProvisioned = \"1\"\n")
 	}
+	if m.key != "" {
+		fmt.Fprintf(&b, "ddb.keyId = \"%s\"\n", m.key)
+	}
 	fmt.Fprintf(&b, "ddb.uuid = \"%s\"\nddb.virtualHWVersion = \"19\"\n", spacedUUID(m.uuid))
 	return os.WriteFile(file, []byte(b.String()), 0o600)
 }
@@ -124,6 +129,9 @@ func readDescriptor(file string) (diskMeta, error) {
 		return diskMeta{}, err
 	}
 	m := diskMeta{thin: ddbThin.Match(b)}
+	if s := ddbKey.FindSubmatch(b); s != nil {
+		m.key = string(s[1])
+	}
 	if ddbIDE.Match(b) {
 		m.adapter = "ide"
 	}

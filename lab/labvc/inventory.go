@@ -199,8 +199,11 @@ func (b *builder) datastore(dc *simulator.Datacenter, d *SiteDatastore, hosts []
 	folder.ChildEntity = append(folder.ChildEntity, ds.Self)
 	dc.Datastore = append(dc.Datastore, ds.Self)
 	for _, h := range hosts {
-		ds.Host = append(ds.Host, types.DatastoreHostMount{Key: h.Self, MountInfo: types.HostMountInfo{Path: "/vmfs/volumes/" + vmfs,
-			AccessMode: "readWrite", Mounted: types.NewBool(true), Accessible: types.NewBool(true)}})
+		mount := mountOf(d, h.Name, vmfs)
+		if mount == nil {
+			continue
+		}
+		ds.Host = append(ds.Host, types.DatastoreHostMount{Key: h.Self, MountInfo: *mount})
 		h.Datastore = append(h.Datastore, ds.Self)
 		if s, ok := simulator.Map.Get(*h.ConfigManager.DatastoreSystem).(*simulator.HostDatastoreSystem); ok {
 			s.Datastore = append(s.Datastore, ds.Self)
@@ -217,6 +220,9 @@ func datastoreInfo(d *SiteDatastore, vmfs string) types.BaseDatastoreInfo {
 	volume := types.HostFileSystemVolume{Type: d.Type, Name: d.Name, Capacity: d.CapacityBytes}
 	if isNFS(d.Type) {
 		return &types.NasDatastoreInfo{DatastoreInfo: info, Nas: nasVolume(d, volume)}
+	}
+	if d.Type != "VMFS" {
+		return otherStorage(d, info, volume)
 	}
 	version := d.VmfsVersion
 	orElse(&version, "6.82")
@@ -318,6 +324,7 @@ func (b *builder) vm(v *SiteVM) error {
 	if f != nil {
 		return fmt.Errorf("%T %s", f, faultText(f))
 	}
+	b.l.setFacts(vm, v)
 	if err := b.disks(vm, v); err != nil {
 		return err
 	}
@@ -401,7 +408,7 @@ func (b *builder) controllers(v *SiteVM) []types.BaseVirtualDeviceConfigSpec {
 			out = append(out, addSpec(&types.VirtualNVMEController{VirtualController: newController(-12)}))
 		default:
 			out = append(out, addSpec(&types.ParaVirtualSCSIController{VirtualSCSIController: types.VirtualSCSIController{
-				VirtualController: newController(-10), SharedBus: types.VirtualSCSISharingNoSharing, HotAddRemove: types.NewBool(true)}}))
+				VirtualController: newController(-10), SharedBus: types.VirtualSCSISharing(v.BusSharing), HotAddRemove: types.NewBool(true)}}))
 		}
 	}
 	network := v.Network
@@ -449,13 +456,19 @@ func (b *builder) disks(vm *simulator.VirtualMachine, v *SiteVM) error {
 		if !ok {
 			return fmt.Errorf("disk %d: controller %q is none of scsi, sata, nvme, ide", i, d.Controller)
 		}
+		if d.RDM != "" {
+			if err := b.l.addMapping(vm, name, d, controller); err != nil {
+				return err
+			}
+			continue
+		}
 		id := newDiskUUID()
-		if err := writeDescriptor(hostPath(vm, name), d.CapacityBytes, diskMeta{uuid: id, thin: d.Thin, adapter: adapterOf(controller)}); err != nil {
+		if err := writeDescriptor(hostPath(vm, name), d.CapacityBytes, diskMeta{uuid: id, thin: d.Thin, adapter: adapterOf(controller), key: v.KeyID}); err != nil {
 			return err
 		}
 		disk := &types.VirtualDisk{VirtualDevice: types.VirtualDevice{Key: -100, ControllerKey: controller}}
 		disk.Backing = &types.VirtualDiskFlatVer2BackingInfo{
-			VirtualDeviceFileBackingInfo: types.VirtualDeviceFileBackingInfo{FileName: name}, DiskMode: d.Mode, Uuid: id}
+			VirtualDeviceFileBackingInfo: types.VirtualDeviceFileBackingInfo{FileName: name}, DiskMode: d.Mode, Uuid: id, Sharing: d.Sharing, EagerlyScrub: types.NewBool(d.Eager)}
 		if f := b.l.applyDevices(vm, []types.BaseVirtualDeviceConfigSpec{addSpec(disk)}); f != nil {
 			return fmt.Errorf("disk %d: %T %s", i, f, faultText(f))
 		}

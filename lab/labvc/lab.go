@@ -38,6 +38,7 @@ type lab struct {
 	faults      *faultTable
 	stats       *statTable
 	hosts       map[string]*esxHost // by moref
+	tools       map[string]string   // VM moref -> state of VMware Tools, as the site file has it
 	guests      map[string]string   // VM moref -> its name at the hardware process
 }
 
@@ -56,6 +57,7 @@ func newLab(site *Site) *lab {
 		stats:       newStatTable(),
 		hosts:       map[string]*esxHost{},
 		guests:      map[string]string{},
+		tools:       map[string]string{},
 	}
 }
 

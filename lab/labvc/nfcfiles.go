@@ -74,6 +74,9 @@ func (s *nfcSession) open(name string, write bool) (*nfcFile, *refusal) {
 	denied := &refusal{11, "NfcAioProcessOpenFileMsg: permission check failed for " + name}
 	defer l.lockVM(t.vm)()
 	vm := getVM(t.vm)
+	if vm != nil {
+		defer l.changing(vm)()
+	}
 	if vm == nil || (write && !t.write) {
 		return nil, denied
 	}

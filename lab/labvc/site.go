@@ -51,12 +51,15 @@ type SiteDatastore struct {
 	CapacityBytes int64  `json:"capacity_bytes"`
 	ExtentName    string `json:"extent_name"` // VMFS: the LUN's name, made up when empty
 	// VMFS: all LUNs in their order, instead of extent_name.
-	Extents     []SiteExtent `json:"extents"`
-	VmfsUUID    string       `json:"vmfs_uuid"`    // VMFS: made up when empty
-	VmfsVersion string       `json:"vmfs_version"` // VMFS: 6.82 when empty
-	RemoteHost  string       `json:"remote_host"`  // NFS: 127.0.0.1 when empty
-	RemoteHosts []string     `json:"remote_hosts"` // NFS41: all addresses, the remote host when empty
-	RemotePath  string       `json:"remote_path"`  // NFS: the local path when empty
+	Extents       []SiteExtent `json:"extents"`
+	VmfsUUID      string       `json:"vmfs_uuid"`    // VMFS: made up when empty
+	VmfsVersion   string       `json:"vmfs_version"` // VMFS: 6.82 when empty
+	RemoteHost    string       `json:"remote_host"`  // NFS: 127.0.0.1 when empty
+	RemoteHosts   []string     `json:"remote_hosts"` // NFS41: all addresses, the remote host when empty
+	RemotePath    string       `json:"remote_path"`  // NFS: the local path when empty
+	Hosts         []string     `json:"hosts"`        // those that mount it; all of the datacenter when empty
+	ReadOnlyHosts []string     `json:"read_only_hosts"`
+	Told          bool         `json:"told"` // the hardware process is told before and after files change there
 }
 
 type SiteExtent struct {
@@ -90,6 +93,9 @@ type SiteVM struct {
 	Version     string            `json:"version"`    // virtual hardware
 	GuestView   string            `json:"guest_view"` // name at the hardware process, which shows this VM its disks
 	ExtraConfig map[string]string `json:"extra_config"`
+	KeyID       string            `json:"key_id"`      // encrypted with this key
+	Tools       string            `json:"tools"`       // "running" when empty; "stopped", "missing"
+	BusSharing  string            `json:"bus_sharing"` // of its SCSI controllers: noSharing when empty, virtualSharing, physicalSharing
 }
 
 type SiteDisk struct {
@@ -99,7 +105,10 @@ type SiteDisk struct {
 	Image         string `json:"image"`
 	Mode          string `json:"mode"`
 	Controller    string `json:"controller"`
-	Label         string `json:"label"` // informal; the device label is always "Hard disk N"
+	Eager         bool   `json:"eager"`   // thick, zeroed when it was made
+	Sharing       string `json:"sharing"` // sharingMultiWriter
+	RDM           string `json:"rdm"`     // raw device mapping: "physical" or "virtual"; no data reaches a client
+	Label         string `json:"label"`   // informal; the device label is always "Hard disk N"
 }
 
 func readSite(file string) (*Site, error) {
@@ -136,8 +145,8 @@ func (s *Site) check() error {
 		for j := range d.Datastores {
 			ds := &d.Datastores[j]
 			orElse(&ds.Type, "VMFS")
-			if ds.Type != "VMFS" && !isNFS(ds.Type) {
-				return fmt.Errorf("datastore %s: type %q is neither VMFS nor NFS nor NFS41", ds.Name, ds.Type)
+			if !storageTypes[ds.Type] {
+				return fmt.Errorf("datastore %s: type %q is none of VMFS, NFS, NFS41, vsan, VVOL", ds.Name, ds.Type)
 			}
 			if !filepath.IsAbs(ds.Path) || ds.CapacityBytes <= 0 {
 				return fmt.Errorf("datastore %s: needs an absolute path and a capacity", ds.Name)
@@ -172,6 +181,9 @@ func (v *SiteVM) check(s *Site) error {
 	orElse(&v.Power, "off")
 	orElse(&v.GuestID, "debian11_64Guest")
 	orElse(&v.Firmware, "bios")
+	if err := v.checkFacts(); err != nil {
+		return err
+	}
 	orElse(&v.Version, defaultHardware)
 	orElse(&v.UUID, vmUUID("42", v))
 	if v.MemoryMB == 0 {

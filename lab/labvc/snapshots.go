@@ -49,6 +49,7 @@ func (l *lab) makeSnapshot(vm *simulator.VirtualMachine, o snapshotOrder, progre
 	if getVM(vm.Self) == nil {
 		return nil, notFound(vm.Self)
 	}
+	defer l.changing(vm)()
 	if depthOf(treeOf(vm)) >= maxSnapshotLevels {
 		return nil, &types.TooManySnapshotLevels{}
 	}
@@ -217,6 +218,7 @@ func (l *lab) removeAllSnapshots(q *request) {
 // locked file leaves the disks as they are, with consolidationNeeded, as a real host does.
 func (l *lab) dropSnapshots(vm *simulator.VirtualMachine, gone []types.ManagedObjectReference, tree snapTree,
 	current *types.ManagedObjectReference, consolidate bool) types.BaseMethodFault {
+	defer l.changing(vm)()
 	before := filesOf(vm)
 	for _, ref := range gone {
 		_ = os.Remove(hostPath(vm, snapshotFile(vm, ref)))
@@ -257,6 +259,7 @@ func (l *lab) consolidateVMDisks(q *request) {
 	}
 	q.answerTask(l.startTask(vm, q.name, q.user, func(progress func(int)) (types.AnyType, types.BaseMethodFault) {
 		defer l.lockVM(vm.Self)()
+		defer l.changing(vm)()
 		progress(30)
 		if locked := l.collapse(vm, filesOf(vm)); locked != "" {
 			return nil, &types.FileLocked{FileFault: types.FileFault{File: locked}}
@@ -303,6 +306,7 @@ func (l *lab) startRevert(q *request, s *simulator.VirtualMachineSnapshot) {
 // revert lets the VM go on from the snapshot's state, in new child files. The files that it wrote
 // to are lost and change tracking starts a new epoch.
 func (l *lab) revert(vm *simulator.VirtualMachine, s *simulator.VirtualMachineSnapshot, progress func(int)) types.BaseMethodFault {
+	defer l.changing(vm)()
 	before := filesOf(vm)
 	devs := ownDisks(s.Config.Hardware.Device)
 	for _, d := range disksOf(devs) {

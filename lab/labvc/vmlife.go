@@ -5,6 +5,7 @@ package main
 import (
 	"os"
 	"path"
+	"strings"
 
 	"github.com/vmware/govmomi/simulator"
 	"github.com/vmware/govmomi/vim25/methods"
@@ -84,6 +85,7 @@ func (l *lab) destroy(q *request) {
 		if getVM(vm.Self) == nil {
 			return nil, notFound(vm.Self)
 		}
+		defer l.changing(vm)()
 		if poweredOn(vm) {
 			return nil, &types.InvalidPowerState{RequestedState: types.VirtualMachinePowerStatePoweredOff, ExistingState: vm.Runtime.PowerState}
 		}
@@ -137,6 +139,7 @@ func (l *lab) power(q *request) {
 		if getVM(vm.Self) == nil {
 			return nil, notFound(vm.Self)
 		}
+		defer l.changing(vm)()
 		if vm.Runtime.PowerState == want {
 			return nil, &types.InvalidPowerState{RequestedState: want, ExistingState: vm.Runtime.PowerState}
 		}
@@ -169,6 +172,7 @@ func (l *lab) setPower(vm *simulator.VirtualMachine, state types.VirtualMachineP
 	l.edit(vm, func() []types.PropertyChange {
 		vm.Runtime.PowerState = state
 		setGuest(vm, poweredOn(vm))
+		l.setTools(vm)
 		vm.Summary.Runtime = vm.Runtime
 		return []types.PropertyChange{{Name: "runtime.powerState", Val: state}, {Name: "summary.runtime.powerState", Val: state},
 			{Name: "guest.toolsRunningStatus", Val: vm.Guest.ToolsRunningStatus}}
@@ -181,6 +185,9 @@ func setGuest(vm *simulator.VirtualMachine, running bool) {
 	g := *vm.Guest
 	g.GuestId, g.GuestFullName = vm.Config.GuestId, vm.Config.GuestFullName
 	g.GuestFamily = "linuxGuest"
+	if strings.HasPrefix(g.GuestId, "win") {
+		g.GuestFamily = "windowsGuest"
+	}
 	g.ToolsVersion, g.ToolsVersionStatus2, g.ToolsVersionStatus = "12352", "guestToolsUnmanaged", "guestToolsUnmanaged"
 	g.ToolsInstallType = "guestToolsTypeOpenVMTools"
 	if running {

@@ -37,6 +37,7 @@ func (l *lab) reconfigVM(q *request) {
 		if getVM(vm.Self) == nil {
 			return nil, notFound(vm.Self)
 		}
+		defer l.changing(vm)()
 		return nil, l.reconfigure(vm, r.Spec, clear)
 	}))
 }
@@ -175,6 +176,7 @@ func (l *lab) newVM(r *types.CreateVM_Task) (*simulator.VirtualMachine, types.Ba
 	}
 	vm := getVM(made.(types.ManagedObjectReference))
 	defer l.lockVM(vm.Self)()
+	defer l.changing(vm)()
 	l.edit(vm, func() []types.PropertyChange {
 		completeConfig(vm, extra)
 		if c, ok := simulator.Map.Get(*host.Parent).(*simulator.ClusterComputeResource); ok {

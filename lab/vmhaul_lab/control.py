@@ -36,6 +36,7 @@ class LabDisk:
     thin: bool
     mode: str
     uuid: str
+    eager: bool
     live_file: Path
     """The file that the guest writes, on this machine."""
     live_path: str
@@ -140,6 +141,7 @@ def _disk(item: dict[str, Any]) -> LabDisk:
         thin=item["thin"],
         mode=item["mode"],
         uuid=item["uuid"],
+        eager=item["eager"],
         live_file=Path(item["live_file"]),
         live_path=item["live_path"],
         base_file=Path(item["base_file"]),

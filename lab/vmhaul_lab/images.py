@@ -51,6 +51,11 @@ class DiskPlan:
     controller: str = "scsi"
     mode: str = "persistent"
     clone_of: str = ""
+    eager: bool = False
+    """Thick and zeroed when it was made."""
+    sharing: str = "sharingNone"
+    rdm: str = ""
+    """"physical" or "virtual": a raw device mapping, of which only its description exists."""
 
 
 def build(plan: DiskPlan, image: Path, seed: str) -> None:

@@ -35,6 +35,14 @@ class VmPlan:
     """BIOS UUID; made up when empty."""
     hardware: str = "vmx-19"
     extra_config: Mapping[str, str] = field(default_factory=dict)
+    datacenter: str = ""
+    """One of `SitePlan.more_datacenters`; the site's own when empty. Its hosts and datastores are others."""
+    key_id: str = ""
+    """Encrypted with this key."""
+    tools: str = "running"
+    """VMware Tools: running, stopped, missing."""
+    template: bool = False
+    bus_sharing: str = "noSharing"
     guest_view: str = ""
     """Name at the hardware process: the VM is a proxy whose disks appear as block devices."""
 
@@ -48,6 +56,11 @@ class DatastorePlan:
     capacity_bytes: int = 4096 * GIB
     storage: dict[str, Any] = field(default_factory=dict)
     """What vCenter tells of the storage below, as labvc's site file names it: extents, vmfs_uuid, remote_host."""
+    hosts: tuple[str, ...] = ()
+    """Those that mount it; all of the data centre when empty."""
+    read_only_hosts: tuple[str, ...] = ()
+    told: bool = False
+    """vCenter tells the hardware process before and after files change there (`storage-before`, `storage-after`)."""
     served: bool = False
     """NFS and NFS41: a real NFS server exports the folder."""
     export_options: Mapping[str, str] = field(default_factory=dict)
@@ -67,8 +80,18 @@ DATASTORES = (DatastorePlan(name="vmfs-fast"), DatastorePlan(name="nfs-bulk", ki
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DatacenterPlan:
+    """Another data centre of the site, with one cluster."""
+
+    name: str
+    hosts: tuple[str, ...]
+    datastores: tuple[DatastorePlan, ...]
+    cluster: str = "Cluster1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SitePlan:
-    """A whole site with one data centre and one cluster."""
+    """A whole site; most have one data centre and one cluster."""
 
     vms: tuple[VmPlan, ...]
     datacenter: str = "DC1"
@@ -81,6 +104,8 @@ class SitePlan:
     users: tuple[dict[str, Any], ...] = ()
     proxies: tuple[ProxyPlan, ...] = ()
     """VMs that run backup proxies; they belong to the inventory like `vms`."""
+    more_datacenters: tuple[DatacenterPlan, ...] = ()
+    """Names of datastores are unique over the site, as their folders are."""
 
     def disks(self) -> list[tuple[str, DiskPlan]]:
         """All disks as ('vm', plan) pairs."""
@@ -88,7 +113,24 @@ class SitePlan:
 
     def all_vms(self) -> list[VmPlan]:
         """The VMs, proxies among them."""
-        return [*self.vms, *(_vm_of_proxy(proxy, self.hosts[0]) for proxy in self.proxies)]
+        return [*self.vms, *map(self._vm_of_proxy, self.proxies)]
+
+    def all_datacenters(self) -> list[DatacenterPlan]:
+        """The site's own, and the others."""
+        own = DatacenterPlan(
+            name=self.datacenter, hosts=self.hosts, datastores=self.datastores, cluster=self.cluster
+        )
+        return [own, *self.more_datacenters]
+
+    def all_datastores(self) -> list[DatastorePlan]:
+        """Of all data centres."""
+        return [store for place in self.all_datacenters() for store in place.datastores]
+
+    def _place_of(self, vm: VmPlan) -> DatacenterPlan:
+        for place in self.all_datacenters():
+            if place.name == (vm.datacenter or self.datacenter):
+                return place
+        raise LabError(f"VM {vm.name}: the site has no data centre {vm.datacenter!r}")
 
     def site_json(
         self,
@@ -111,24 +153,27 @@ class SitePlan:
             "hardware": hardware,
             "datacenters": [
                 {
-                    "name": self.datacenter,
-                    "folders": sorted({vm.folder for vm in self.all_vms() if vm.folder}),
+                    "name": place.name,
+                    "folders": sorted(
+                        {
+                            vm.folder
+                            for vm in self.all_vms()
+                            if vm.folder and self._place_of(vm) == place
+                        }
+                    ),
                     "networks": list(self.networks),
                     "clusters": [
-                        {"name": self.cluster, "hosts": list(self.hosts), "pools": list(self.pools)}
+                        {
+                            "name": place.cluster,
+                            "hosts": list(place.hosts),
+                            "pools": list(self.pools) if place.name == self.datacenter else [],
+                        }
                     ],
                     "datastores": [
-                        {
-                            "name": store.name,
-                            "type": store.kind,
-                            "path": str(directory / "datastores" / store.name),
-                            "capacity_bytes": store.capacity_bytes,
-                            **_served_by(store, directory, nfs_host),
-                            **store.storage,
-                        }
-                        for store in self.datastores
+                        _store_json(store, directory, nfs_host) for store in place.datastores
                     ],
                 }
+                for place in self.all_datacenters()
             ],
             "vms": [self._vm_json(vm, images) for vm in self.all_vms()],
         }
@@ -136,12 +181,32 @@ class SitePlan:
             site["cbt_page_bytes"] = self.cbt_page_bytes
         return site
 
+    def _vm_of_proxy(self, proxy: ProxyPlan) -> VmPlan:
+        hosts = next(
+            place.hosts
+            for place in self.all_datacenters()
+            if place.name == (proxy.datacenter or self.datacenter)
+        )
+        return VmPlan(
+            name=proxy.name,
+            disks=proxy.own_disks,
+            folder=proxy.folder,
+            host=proxy.host or hosts[0],
+            uuid=proxy.bios_uuid,
+            hardware=proxy.hardware,
+            guest_view=proxy.name,
+            datacenter=proxy.datacenter,
+            key_id=proxy.key_id,
+            extra_config={"disk.EnableUUID": "TRUE"} if proxy.enable_uuid else {},
+        )
+
     def _vm_json(self, vm: VmPlan, images: dict[str, Path]) -> dict[str, Any]:
+        place = self._place_of(vm)
         return {
             "name": vm.name,
-            "datacenter": self.datacenter,
+            "datacenter": place.name,
             "folder": vm.folder,
-            "cluster": self.cluster,
+            "cluster": place.cluster,
             "pool": vm.pool,
             "host": vm.host,
             "power": vm.power,
@@ -155,14 +220,21 @@ class SitePlan:
             "version": vm.hardware,
             "extra_config": dict(vm.extra_config),
             "guest_view": vm.guest_view,
+            "key_id": vm.key_id,
+            "tools": vm.tools,
+            "template": vm.template,
+            "bus_sharing": vm.bus_sharing,
             "disks": [
                 {
                     "capacity_bytes": disk.capacity_bytes,
                     "thin": disk.thin,
-                    "datastore": disk.datastore or self.datastores[0].name,
+                    "datastore": disk.datastore or place.datastores[0].name,
                     "image": str(images.get(f"{vm.name}/{disk.label}", "")),
                     "mode": disk.mode,
                     "controller": disk.controller,
+                    "eager": disk.eager,
+                    "sharing": disk.sharing,
+                    "rdm": disk.rdm,
                     "label": disk.label,
                 }
                 for disk in vm.disks
@@ -170,23 +242,19 @@ class SitePlan:
         }
 
 
-def _served_by(store: DatastorePlan, directory: Path, nfs_host: str) -> dict[str, Any]:
-    if not store.served:
-        return {}
-    return {"remote_host": nfs_host, "remote_path": store.export(directory).remote_path}
-
-
-def _vm_of_proxy(proxy: ProxyPlan, first_host: str) -> VmPlan:
-    return VmPlan(
-        name=proxy.name,
-        disks=proxy.own_disks,
-        folder=proxy.folder,
-        host=proxy.host or first_host,
-        uuid=proxy.bios_uuid,
-        hardware=proxy.hardware,
-        guest_view=proxy.name,
-        extra_config={"disk.EnableUUID": "TRUE"} if proxy.enable_uuid else {},
-    )
+def _store_json(store: DatastorePlan, directory: Path, nfs_host: str) -> dict[str, Any]:
+    served = {"remote_host": nfs_host, "remote_path": store.export(directory).remote_path}
+    return {
+        "name": store.name,
+        "type": store.kind,
+        "path": str(directory / "datastores" / store.name),
+        "capacity_bytes": store.capacity_bytes,
+        "hosts": list(store.hosts),
+        "read_only_hosts": list(store.read_only_hosts),
+        "told": store.told,
+        **(served if store.served else {}),
+        **store.storage,
+    }
 
 
 def quick_vms(count: int = 2, *, disks: int = 2, capacity_bytes: int = 16 * MIB) -> tuple[VmPlan, ...]:

@@ -42,6 +42,9 @@ class ProxyPlan:
     """disk.EnableUUID: without it disks show no identity."""
     appearance: Appearance = Appearance.AT_ONCE
     hardware: str = "vmx-19"
+    datacenter: str = ""
+    key_id: str = ""
+    """Encrypted with this key, as a VM must be that is to be given encrypted disks."""
 
     @property
     def bios_uuid(self) -> str:

@@ -126,7 +126,7 @@ class LabSite:
         if description.exists():
             raise LabError(f"{self.directory} holds a site already; name an empty directory")
         made = self._build_images()
-        for store in self.plan.datastores:
+        for store in self.plan.all_datastores():
             (self.directory / "datastores" / store.name).mkdir(parents=True)
         self._start_hardware()
         site = self.plan.site_json(
@@ -165,7 +165,7 @@ class LabSite:
         ).write()
 
     def _start_hardware(self) -> None:
-        exports = [store.export(self.directory) for store in self.plan.datastores if store.served]
+        exports = [store.export(self.directory) for store in self.plan.all_datastores() if store.served]
         if not self.plan.proxies and not exports:
             return
         config = self.directory / "hardware.json"
