@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from proxy_worker.contracts.ids import ProxyId
 from proxy_worker.errors import SetupError
+from transports import registry
 from transports.base import TransportMode
 from transports.machine import Machine
 from transports.registry import ModeOptions
@@ -23,7 +24,6 @@ from transports.registry import ModeOptions
 SETTINGS_FILE: Final = "proxy.toml"
 ENROLMENT_FILE: Final = "enrolment.json"
 JOIN_TOKEN_FILE: Final = "join-token"  # noqa: S105 - a file's name
-OFFERED_MODES: Final = (TransportMode.NBDSSL, TransportMode.NBD)
 MOVER_COMMAND: Final = (sys.executable, "-m", "proxy_worker.mover_process")
 
 
@@ -73,8 +73,12 @@ class ProxyConfig:
     data_dir: Path
     enrolment: Enrolment
     settings: ProxySettings
-    modes: tuple[TransportMode, ...] = OFFERED_MODES
     mover_command: tuple[str, ...] = MOVER_COMMAND
+
+    def modes(self) -> tuple[TransportMode, ...]:
+        """Transport modes for which the machine has all that it takes, best first. Looks at the machine."""
+        offered = registry.offered_modes(self.settings.mode_options())
+        return tuple(mode for mode, lacking in offered.items() if not lacking)
 
     @property
     def outbox_file(self) -> Path:

@@ -80,7 +80,7 @@ class ProxyService:
             boot_id=uuid4().hex,
             version=installed_version(),
             max_tasks=settings.max_tasks,
-            modes=config.modes,
+            modes=config.modes(),
             running=self._running,
             every_s=settings.heartbeat_s,
             clock=clock,

@@ -127,6 +127,15 @@ def delete(machine: Machine, device: BlockDevice) -> None:
         ) from error
 
 
+def holders(machine: Machine, device: BlockDevice) -> tuple[str, ...]:
+    """Devices that stand on this one or on a partition of it: "dm-0", "md127"."""
+    root = Path(machine.sys_path) / "block" / device.name
+    found = {
+        name for path in (root, *root.glob(f"{device.name}*")) for name in _names(path / "holders")
+    }
+    return tuple(sorted(found))
+
+
 def identity(device: BlockDevice) -> tuple[object, ...]:
     """What tells a device from another one that has its name later."""
     return device.name, device.number, device.sequence, device.address, device.wwids, device.size_bytes

@@ -71,16 +71,24 @@ class DirectFile:
     page cache.
     """
 
-    def __init__(self, path: str, *, write: bool = False, direct: bool = True) -> None:
-        """TransportUnavailableError when it cannot be opened."""
+    def __init__(
+        self, path: str, *, write: bool = False, direct: bool = True, exclusive: bool = False
+    ) -> None:
+        """TransportUnavailableError when it cannot be opened. `exclusive`: nor when it is a block device that
+        is mounted or part of another one.
+        """
         self.path = path
         flags = os.O_RDWR if write else os.O_RDONLY
         try:
-            self._fd = os.open(path, flags | os.O_CLOEXEC)
+            self._fd = os.open(path, flags | os.O_CLOEXEC | (os.O_EXCL if exclusive else 0))
         except OSError as error:
+            what = (
+                "something else on this machine uses it"
+                if error.errno == errno.EBUSY
+                else ("the proxy must run as root or as a user who may")
+            )
             raise TransportUnavailableError(
-                f"{path} cannot be opened for {'writing' if write else 'reading'}: {error.strerror}; "
-                "the proxy must run as root or as a user who may"
+                f"{path} cannot be opened for {'writing' if write else 'reading'}: {error.strerror}; {what}"
             ) from error
         self._direct_fd = -1
         try:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from transports import direct_san, network
+from transports import direct_san, hotadd, network
 from transports.base import (
     DatastoreRef,
     DiskReader,
@@ -89,7 +89,25 @@ def _direct_san() -> ModeDriver:
     )
 
 
-_DRIVERS: Final = (_direct_san(), _network(TransportMode.NBDSSL), _network(TransportMode.NBD))
+def _hotadd() -> ModeDriver:
+    return ModeDriver(
+        mode=TransportMode.HOTADD,
+        missing=lambda options: hotadd.missing(options.machine),
+        open_reader=lambda access, disk: hotadd.open_reader(
+            access.presenter, access.options.machine, disk
+        ),
+        open_writer=lambda access, disk: hotadd.open_writer(
+            access.presenter, access.options.machine, disk
+        ),
+    )
+
+
+_DRIVERS: Final = (
+    _direct_san(),
+    _hotadd(),
+    _network(TransportMode.NBDSSL),
+    _network(TransportMode.NBD),
+)
 
 
 def transport_modes() -> dict[TransportMode, ModeDriver]:
