@@ -18,6 +18,7 @@ from proxy_worker.contracts.ids import ProxyId
 from proxy_worker.errors import SetupError
 from transports import registry
 from transports.base import TransportMode
+from transports.direct_nfs import NfsClient, NfsOptions
 from transports.machine import Machine
 from transports.registry import ModeOptions
 
@@ -49,10 +50,16 @@ class ProxySettings:
     dev_path: str = "/dev"
     vm_uuid: str = ""
     """SMBIOS UUID of this VM, where the guest cannot read its own."""
+    nfs_client: str = NfsClient.AUTO.value
+    """What speaks NFS: auto, library or mount."""
+    nfs_connections: int = NfsOptions().connections
+    """To an NFS server, for one disk."""
 
     def mode_options(self) -> ModeOptions:
+        """ValueError for what a mode does not know."""
         return ModeOptions(
-            machine=Machine(sys_path=self.sys_path, dev_path=self.dev_path, vm_uuid=self.vm_uuid)
+            machine=Machine(sys_path=self.sys_path, dev_path=self.dev_path, vm_uuid=self.vm_uuid),
+            nfs=NfsOptions(client=NfsClient(self.nfs_client), connections=self.nfs_connections),
         )
 
 
@@ -112,7 +119,12 @@ def load_settings(data_dir: Path) -> ProxySettings:
         if type(value) not in wanted or (kind in (int, float) and value <= 0):
             raise SetupError(f"{path}: {name} must be a {kind.__name__} above 0, not {value!r}")
         values[name] = value
-    return ProxySettings(**values)
+    settings = ProxySettings(**values)
+    try:
+        settings.mode_options()
+    except ValueError as error:
+        raise SetupError(f"{path}: {error}") from error
+    return settings
 
 
 def load_enrolment(data_dir: Path) -> Enrolment | None:

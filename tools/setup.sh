@@ -8,9 +8,12 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 stage="${1:-demo}"
 
+# Its name follows its version: Debian 12 has one, 13 the next.
+libnfs=libnfs13
+! grep -qs '^VERSION_ID="13"' /etc/os-release || libnfs=libnfs14
 demo_packages=(golang-go golang-github-vmware-govmomi-dev e2fsprogs xfsprogs lvm2 gdisk mount util-linux)
 test_packages=("${demo_packages[@]}" redis-server postgresql qemu-utils chromium fonts-dejavu-core zstd
-  ceph-mon ceph-osd ceph-mgr radosgw nfs-ganesha nfs-ganesha-vfs rpcbind iproute2 libnfs13
+  ceph-mon ceph-osd ceph-mgr radosgw nfs-ganesha nfs-ganesha-vfs rpcbind iproute2 "$libnfs"
   vmfs-tools vmfs6-tools btrfs-progs)
 bench_packages=("${test_packages[@]}" restic borgbackup)
 azurite="azurite@3.35.0"

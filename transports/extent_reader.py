@@ -8,7 +8,7 @@ from __future__ import annotations
 import queue
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Final
+from typing import Final, Protocol
 
 from transports.base import (
     Ability,
@@ -22,7 +22,7 @@ from transports.direct_file import DirectFile
 from transports.errors import PermanentTransportError, TransientTransportError
 from transports.extent_map import ExtentMap, Run
 
-__all__ = ["DirectFile", "ExtentMap", "ExtentReader", "ExtentWriter", "Run"]
+__all__ = ["DirectFile", "ExtentMap", "ExtentReader", "ExtentWriter", "File", "Run"]
 
 REQUESTS_IN_FLIGHT: Final = 4
 """One thread each. More helps storage with many spindles behind it, and costs nothing but memory."""
@@ -30,12 +30,22 @@ MAX_REQUEST_BYTES: Final = 16 << 20
 _ZEROS: Final = memoryview(bytes(1 << 20))
 
 
+class File(Protocol):
+    """What a run may lie on: a DirectFile, or a file of a server. Any number of threads may use it."""
+
+    def read_into(self, offset: int, buffer: memoryview) -> None: ...
+    def write_from(self, offset: int, buffer: memoryview) -> None: ...
+    def flush(self) -> None: ...
+    def close(self) -> None:
+        """May be called twice; raises nothing."""
+
+
 class ExtentReader:
     """A DiskReader. Owns its files: they are closed with it, then `on_close` is called, once."""
 
     def __init__(
         self,
-        files: Sequence[DirectFile],
+        files: Sequence[File],
         extents: ExtentMap,
         *,
         mode: TransportMode,
@@ -139,11 +149,12 @@ class ExtentWriter:
 
     def __init__(
         self,
-        files: Sequence[DirectFile],
+        files: Sequence[File],
         extents: ExtentMap,
         *,
         mode: TransportMode,
         reads_as_zero_when_new: bool = True,
+        threads: int = REQUESTS_IN_FLIGHT,
         on_close: Callable[[], None] = lambda: None,
     ) -> None:
         """Files opened with write=True. `reads_as_zero_when_new`: what vSphere made for a restore does."""
@@ -155,7 +166,7 @@ class ExtentWriter:
             mode=mode,
             max_request_bytes=MAX_REQUEST_BYTES,
             reads_as_zero_when_new=reads_as_zero_when_new,
-            threads=REQUESTS_IN_FLIGHT,
+            threads=threads,
         )
 
     @property

@@ -15,6 +15,8 @@ class Machine:
     dev_path: str = "/dev"
     vm_uuid: str = ""
     """SMBIOS UUID of this VM, where the guest cannot read its own; empty: as the kernel says."""
+    mountinfo_path: str = "/proc/self/mountinfo"
+    """What is mounted, in the form of proc(5)."""
 
 
 def own_vm_uuid(machine: Machine) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from transports import direct_san, hotadd, network
+from transports import direct_nfs, direct_san, hotadd, network
 from transports.base import (
     DatastoreRef,
     DiskReader,
@@ -16,6 +16,7 @@ from transports.base import (
     Presenter,
     TransportMode,
 )
+from transports.direct_nfs import NfsOptions
 from transports.errors import TransportUnavailableError
 from transports.machine import Machine
 from transports.network import NetworkOptions
@@ -41,6 +42,7 @@ class ModeOptions:
 
     network: NetworkOptions = field(default_factory=NetworkOptions)
     machine: Machine = field(default_factory=Machine)
+    nfs: NfsOptions = field(default_factory=NfsOptions)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,8 +104,23 @@ def _hotadd() -> ModeDriver:
     )
 
 
+def _direct_nfs() -> ModeDriver:
+    return ModeDriver(
+        mode=TransportMode.DIRECT_NFS,
+        missing=lambda options: direct_nfs.missing(options.nfs, options.machine),
+        open_reader=lambda access, disk: direct_nfs.open_reader(
+            access.options.nfs, access.options.machine, disk
+        ),
+        open_writer=lambda access, disk: direct_nfs.open_writer(
+            access.options.nfs, access.options.machine, disk
+        ),
+        probe=lambda options, datastore: direct_nfs.probe(options.nfs, options.machine, datastore),
+    )
+
+
 _DRIVERS: Final = (
     _direct_san(),
+    _direct_nfs(),
     _hotadd(),
     _network(TransportMode.NBDSSL),
     _network(TransportMode.NBD),
