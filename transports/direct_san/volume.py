@@ -78,6 +78,10 @@ class Volume:
             self.uuid = str(self.fs.uuid)
             self.label = str(self.fs.label)
 
+    def map_rows(self) -> list[tuple[int, int, int, int]]:
+        """(offset in the volume, length, number of the part, offset in its LUN) of each piece."""
+        return [(start, length, part, target) for start, length, _, part, target in self._map.rows()]
+
     def on_luns(self, in_volume: RunMap) -> RunMap:
         """From offsets into the volume to offsets into its LUNs. DamagedMetadataError."""
         try:
