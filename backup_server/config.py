@@ -61,6 +61,8 @@ class Settings(BaseSettings):
     dispatch_interval_s: float = Field(default=1, gt=0)
     reaper_interval_s: float = Field(default=5, gt=0)
     host_nfc_streams: int = Field(default=8, ge=1)
+    host_nfc_memory_bytes: int = Field(default=48 << 20, ge=1 << 20)
+    nfc_stream_bytes: int = Field(default=8 << 20, ge=64 << 10)
     repository_max_tasks: int = Field(default=8, ge=1)
 
     # -- sessions
@@ -90,6 +92,13 @@ class Settings(BaseSettings):
     def database_url(self) -> str:
         """SQLAlchemy URL: `database`, or the file in the data directory."""
         return self.database or f"sqlite:///{self.data_dir / 'vmhaul.db'}"
+
+    @property
+    def host_nfc_tasks(self) -> int:
+        """Disks that all proxies together may have open through one host's NFC service: as many as its
+        connections allow, and as its memory for buffers does. At least one.
+        """
+        return max(1, min(self.host_nfc_streams, self.host_nfc_memory_bytes // self.nfc_stream_bytes))
 
     @property
     def server_key_file(self) -> Path:

@@ -6,20 +6,21 @@ was restarted, or another server took over. Every operation is idempotent. Keys:
 | key | what |
 |---|---|
 | vmhaul:epoch | made when the index was last filled; missing: Redis lost its data |
-| vmhaul:t:<task> | hash: place (key of its wish), ds, repo, score, att (the attempt it will have), enq |
-| vmhaul:places | hash: place -> datastore |
-| vmhaul:pend:<place>/<repository> | sorted set of pending tasks by score |
-| vmhaul:heads:<place> | sorted set: repository -> best score in that list |
+| vmhaul:t:<task> | hash: place (key of its wish), bucket, score, att (the attempt it will have), enq |
+| vmhaul:pend:<place>/<bucket> | sorted set of pending tasks by score |
+| vmhaul:heads:<place> | sorted set: bucket -> best score in that list |
 | vmhaul:px:<proxy> | hash: st (on: takes tasks, off), max, used |
 | vmhaul:elig:<proxy> | hash: place -> rank of the best mode |
 | vmhaul:reach:<place>:<rank> | set of proxies that reach the place with that rank |
-| vmhaul:lim, vmhaul:use | hashes: d:<datastore>, r:<repository> -> most, used |
-| vmhaul:li:<task>, vmhaul:lease | the claim: p, att, ds, repo; sorted set of claims by time (ms) |
+| vmhaul:lim, vmhaul:use | hashes: r:<repository>, h:<host> -> most, used |
+| vmhaul:li:<task>, vmhaul:lease | the claim: p, att, repo, host; sorted set of claims by time (ms) |
 | vmhaul:vt, vmhaul:vj | virtual time of each band; of the next task of each job |
 
-A **place** is a wish: a datastore with the proxies and modes that a job allows, so one list holds tasks
-that exactly the same proxies can take, and a full datastore or repository never blocks another. Scores
-are band * 1e9 + virtual time. The scripts touch keys that they compute: a Redis cluster is no place
+A **place** is a wish: what the disks of its tasks have in common for the proxies, with the proxies and modes
+that a job allows, so one place holds tasks that exactly the same proxies can take. A **bucket** is a
+repository and the ESXi host of the VM ("<repository> <vcenter>/<host>"): a full repository or host never
+blocks another. The host counts for claims in a network mode only; other modes do not use its NFC service.
+Scores are band * 1e9 + virtual time. The scripts touch keys that they compute: a Redis cluster is no place
 for them.
 """
 
@@ -43,7 +44,6 @@ _FAMILIES: Final = (
     "elig:*",
     "reach:*",
     "li:*",
-    "places",
     "lim",
     "use",
     "lease",
@@ -58,8 +58,9 @@ _BATCH: Final = 1000
 class PendingTask:
     task_id: str
     place: str
-    datastore: str
     repository_id: str
+    host: str = ""
+    """"<vcenter id>/<host moref>": whose NFC service a network mode uses; empty: none is known."""
     band: int
     """Priority; lower is sooner."""
     job: str
@@ -84,18 +85,22 @@ class RunningClaim:
     task_id: str
     proxy_id: str
     attempt: int
-    datastore: str
     repository_id: str
+    host: str = ""
+    """As PendingTask.host; empty as well for one that runs in no network mode."""
 
 
 class ClaimIndex:
     """All methods raise redis.RedisError when the broker is away; calling again later is safe."""
 
-    def __init__(self, client: redis.Redis, now_ms: NowMs, *, spill_ms: int) -> None:
-        """`spill_ms`: how long a task waits for a better mode's free slot before a worse mode takes it."""
+    def __init__(self, client: redis.Redis, now_ms: NowMs, *, spill_ms: int, network_rank: int) -> None:
+        """`spill_ms`: how long a task waits for a better mode's free slot before a worse mode takes it.
+        `network_rank`: from this rank on a mode uses the NFC service of the VM's host.
+        """
         self._redis = client
         self._now_ms = now_ms
         self._spill_ms = spill_ms
+        self._network_rank = network_rank
         self._enqueue = self._script("enqueue")
         self._claim = self._script("claim")
         self._release = self._script("release")
@@ -147,8 +152,8 @@ class ClaimIndex:
                     args = (
                         task.task_id,
                         task.place,
-                        task.datastore,
                         task.repository_id,
+                        task.host,
                         task.band,
                         task.job,
                         task.attempt,
@@ -165,15 +170,17 @@ class ClaimIndex:
                         task.task_id,
                         task.proxy_id,
                         task.attempt,
-                        task.datastore,
                         task.repository_id,
+                        task.host,
                         self._now_ms(),
                     )
                     self._adopt(args=args, client=pipe)
                 pipe.execute()
 
     def claim(self, proxy_id: str, want: int) -> list[Claim]:
-        flat: list[Any] = self._claim(args=(proxy_id, want, self._now_ms(), self._spill_ms))
+        flat: list[Any] = self._claim(
+            args=(proxy_id, want, self._now_ms(), self._spill_ms, self._network_rank)
+        )
         return [
             Claim(
                 task_id=_text(flat[i]),
@@ -247,7 +254,7 @@ class ClaimIndex:
         return {p: int(used or 0) for p, used in zip(proxy_ids, counts, strict=True)}
 
     def set_limits(self, limits: Mapping[str, int]) -> None:
-        """`limits`: "d:<datastore>" or "r:<repository>" -> most tasks at once; 0: no limit."""
+        """`limits`: "h:<host>" or "r:<repository>" -> most tasks at once; 0: no limit."""
         if limits:
             self._redis.hset("vmhaul:lim", mapping=_mapping(limits))
 

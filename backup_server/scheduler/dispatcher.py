@@ -22,9 +22,11 @@ from backup_server.scheduler import facts
 from backup_server.scheduler.claims import Claim, ClaimIndex, PendingTask
 from backup_server.scheduler.needs import SchedulerContext, Timing
 from backup_server.services import placement, tasks
-from backup_server.services.placement import RANKS, Decision, Limit, ProxyFacts, Wish, wish_of
+from backup_server.services.placement import RANKS, Decision, Limit, ProxyFacts, Survey
+from backup_server.services.wishes import Wish
 from proxy_worker.contracts.codec import MessageError
 from proxy_worker.contracts.events import EventName
+from transports.rules import NETWORK_MODES
 
 _EXPLAINED_TASKS: Final = 200
 """How many tasks that wait for the same proxies get the explanation stored; the others wait alike."""
@@ -50,11 +52,15 @@ class Dispatcher:
         self._forget = threading.Event()
         self._forget.set()
         self._generation: str | None = None
+        self._machines = facts.Machines()
         self._reset()
 
     def _reset(self) -> None:
         self._indexed: dict[str, str] = {}  # pending task -> key of its wish
         self._wishes: dict[str, Wish] = {}
+        self._surveys: dict[str, Survey] = {}  # wish -> what every proxy reaches of it
+        self._surveyed: list[ProxyFacts] = []  # the proxies for which these hold
+        self._proxy_vms: frozenset[tuple[str, str]] = frozenset()
         self._limits: dict[str, int] = {}
         self._written: dict[str, tuple[object, ...]] = {}  # proxy -> what the index knows of it
         self._unreached_since: dict[str, datetime] = {}
@@ -72,11 +78,12 @@ class Dispatcher:
         self._follow_generation()
         now = self._ctx.clock()
         with self._ctx.db.read() as s:
-            ids = [proxy.id for proxy in facts.proxy_facts(s, now, 0, {})]
+            ids = facts.proxy_ids(s)
             pending = facts.pending_ids(s, now)
             repositories = facts.repository_limits(s)
         proxies = self._proxies(now, ids)
-        self._follow_pending(pending)
+        self._proxy_vms = facts.proxy_vms_of(proxies)
+        self._follow_pending(pending, now)
         self._follow_limits(repositories)
         self._follow_proxies(proxies)
         filled = self._fill(proxies, repositories) if self._indexed else False
@@ -113,9 +120,9 @@ class Dispatcher:
         # A proxy whose lease just ran out must not be the one that gets the task again.
         silent_s = min(settings.proxy_offline_after_s, settings.lease_s)
         with self._ctx.db.read() as s:
-            return facts.proxy_facts(s, now, silent_s, used)
+            return facts.proxy_facts(s, now, silent_s, used, self._machines)
 
-    def _follow_pending(self, pending: set[str]) -> None:
+    def _follow_pending(self, pending: set[str], now: datetime) -> None:
         for task_id in self._indexed.keys() - pending:
             self._index.remove(task_id)
             del self._indexed[task_id]
@@ -124,22 +131,28 @@ class Dispatcher:
             return
         with self._ctx.db.read() as s:
             rows = facts.tasks_by_id(s, new)
-        entries = []
+        entries: list[PendingTask] = []
+        hopeless: list[tuple[Task, Wish]] = []
         for row in rows:
-            wish = wish_of(row.kind, row.datastore, row.allowed_proxies, row.allowed_modes)
+            wish = facts.task_wish(row, self._proxy_vms)
+            if wish.impossible:
+                hopeless.append((row, wish))
+                continue
             self._wishes[wish.key] = wish
             self._indexed[row.id] = wish.key
             entries.append(
                 PendingTask(
                     task_id=row.id,
                     place=wish.key,
-                    datastore=row.datastore,
                     repository_id=row.repository_id,
+                    host=facts.task_host(row),
                     band=row.priority,
                     job=row.session_id,
                     attempt=row.attempt + 1,
                 )
             )
+        if hopeless:
+            self._end_hopeless(hopeless, now)
         try:
             self._index.enqueue(entries)
         except Exception:
@@ -147,35 +160,49 @@ class Dispatcher:
                 self._indexed.pop(row.id, None)
             raise
 
+    def _end_hopeless(self, found: list[tuple[Task, Wish]], now: datetime) -> None:
+        """Tasks whose disks no mode admits, whatever proxy: waiting would not help them."""
+        with self._ctx.db() as s:
+            for row, wish in found:
+                reason = f"no transport mode that the job allows can open this disk: {wish.impossible}"
+                self._give_up(s, row, reason, now)
+
     def _follow_limits(self, repositories: dict[str, tuple[str, int]]) -> None:
         limits = {f"r:{row_id}": most for row_id, (_, most) in repositories.items()}
-        # The budget of a host's NFC service. Tasks do not know their host, a datastore stands for it:
-        # never too many streams on a host, at times fewer than would do where hosts share datastores.
-        limits |= {
-            f"d:{wish.datastore}": self._ctx.settings.host_nfc_streams
-            for wish in self._wishes.values()
-            if wish.modes
-        }
+        # Every host that a task was ever made for: the network modes of all proxies share its NFC service.
+        with self._ctx.db.read() as s:
+            hosts = facts.open_hosts(s)
+        limits |= {f"h:{host}": self._ctx.settings.host_nfc_tasks for host in hosts}
         if limits != self._limits:
             self._index.set_limits(limits)
             self._limits = limits
 
     def _follow_proxies(self, proxies: list[ProxyFacts]) -> None:
+        self._survey(proxies)
         for proxy in proxies:
             on = proxy.enabled and proxy.enrolled and proxy.online and not proxy.stopping
-            present = (replace(proxy, used=0), len(self._wishes))
-            if self._written.get(proxy.id) == present:
-                continue
             ranks = {
-                key: RANKS[mode]
-                for key, wish in self._wishes.items()
-                if (mode := placement.reach(proxy, wish)) is not None
+                key: RANKS[seen.best[proxy.id]]
+                for key, seen in self._surveys.items()
+                if proxy.id in seen.best
             }
-            self._index.set_proxy(proxy.id, on=on, slots=proxy.slots, ranks=ranks)
-            self._written[proxy.id] = present
+            present = (on, proxy.slots, ranks)
+            if self._written.get(proxy.id) != present:
+                self._index.set_proxy(proxy.id, on=on, slots=proxy.slots, ranks=ranks)
+                self._written[proxy.id] = present
         for gone in self._written.keys() - {proxy.id for proxy in proxies}:
             self._index.set_proxy(gone, on=False, slots=0, ranks={})
             del self._written[gone]
+
+    def _survey(self, proxies: list[ProxyFacts]) -> None:
+        """Bring the surveys up to date: all when a proxy changed, else those of new wishes."""
+        still = [replace(proxy, used=0) for proxy in proxies]
+        if still != self._surveyed:
+            self._surveys.clear()
+            self._surveyed = still
+        for key, wish in self._wishes.items():
+            if key not in self._surveys:
+                self._surveys[key] = placement.survey(wish, still)
 
     # -- free slots
 
@@ -226,32 +253,51 @@ class Dispatcher:
                 if row is None or row.attempt + 1 != claim.attempt or row.cancel_requested:
                     continue
                 present = [replace(proxy, used=used[proxy.id]) for proxy in proxies]
-                wish = wish_of(row.kind, row.datastore, row.allowed_proxies, row.allowed_modes)
-                limits = self._limits_of(row, wish, usage, repositories)
-                decision = placement.decide(wish, present, limits, claimed_by=claim.proxy_id)
-                if self._start(s, row, decision, now):
-                    confirmed.append(claim)
-                    used[claim.proxy_id] += 1
-                    for key in (f"r:{row.repository_id}", f"d:{row.datastore}"):
-                        usage[key] = usage.get(key, 0) + 1
+                wish = facts.task_wish(row, self._proxy_vms)
+                decision = placement.decide(
+                    wish,
+                    present,
+                    self._limits_of(row, usage, repositories),
+                    claimed_by=claim.proxy_id,
+                    known=self._surveys.get(wish.key),
+                    refused=facts.task_refusals(row),
+                )
+                if not self._is_as_claimed(claim, decision) or not self._start(s, row, decision, now):
+                    continue
+                confirmed.append(claim)
+                used[claim.proxy_id] += 1
+                for key in self._keys_of(row, claim.rank):
+                    usage[key] = usage.get(key, 0) + 1
         for claim in confirmed:
             self._indexed.pop(claim.task_id, None)
         return confirmed
 
+    @staticmethod
+    def _is_as_claimed(claim: Claim, decision: Decision) -> bool:
+        """What was claimed was counted for its mode; a better or worse one is claimed anew."""
+        return decision.chosen is not None and RANKS[decision.chosen.mode] == claim.rank
+
+    @staticmethod
+    def _keys_of(row: Task, rank: int) -> list[str]:
+        host = facts.task_host(row)
+        keys = [f"r:{row.repository_id}"]
+        return [*keys, f"h:{host}"] if host and rank >= placement.NETWORK_RANK else keys
+
     def _limits_of(
-        self, row: Task, wish: Wish, usage: dict[str, int], repositories: dict[str, tuple[str, int]]
+        self, row: Task, usage: dict[str, int], repositories: dict[str, tuple[str, int]]
     ) -> list[Limit]:
         name, most = repositories.get(row.repository_id, (row.repository_id, 0))
         limits = [
             Limit(what=f"repository {name}", used=usage.get(f"r:{row.repository_id}", 0), maximum=most)
         ]
-        if wish.modes:
-            key = f"d:{row.datastore}"
+        host = facts.task_host(row)
+        if host:
             limits.append(
                 Limit(
-                    what=f"datastore {row.datastore.rpartition('/')[2]}",
-                    used=usage.get(key, 0),
-                    maximum=self._limits.get(key, 0),
+                    what=f"the NFC service of host {row.host_moref}",
+                    used=usage.get(f"h:{host}", 0),
+                    maximum=self._limits.get(f"h:{host}", 0),
+                    modes=NETWORK_MODES,
                 )
             )
         return limits
@@ -268,6 +314,8 @@ class Dispatcher:
             proxy_name=proxy.name,
             boot_id=proxy.boot_id,
             mode=chosen.mode,
+            # A worker of an earlier release tells no connections and cannot go on in another mode.
+            fallback_modes=decision.fallbacks if proxy.connections_at is not None else (),
             decision={**decision.to_json(), "at": now.isoformat()},
         )
         try:
@@ -315,6 +363,10 @@ class Dispatcher:
             places.setdefault(place, []).append(task_id)
         for place in self._unreached_since.keys() - places.keys():
             del self._unreached_since[place]
+        for place in self._wishes.keys() - places.keys():
+            del self._wishes[place]
+            self._surveys.pop(place, None)
+            self._explained.pop(place, None)
         for place, waiting in places.items():
             self._explain(place, waiting, proxies, usage, repositories, now)
 
@@ -332,12 +384,20 @@ class Dispatcher:
             row = s.get(Task, waiting[0])
             if row is None:
                 return
-            limits = self._limits_of(row, wish, usage, repositories)
-            decision = placement.decide(wish, proxies, limits)
+            limits = self._limits_of(row, usage, repositories)
+            seen = self._surveys.get(place) or placement.survey(wish, proxies)
+            decision = placement.decide(wish, proxies, limits, known=seen)
             if decision.chosen is None and self._explained.get(place) != decision:
                 self._explained[place] = decision
                 tasks.explain_waiting(s, waiting[:_EXPLAINED_TASKS], decision.to_json())
-            if any(proxy.online and placement.reach(proxy, wish) for proxy in proxies):
+            if wish.left and not seen.best:
+                # Every way was tried or is none: another proxy that comes back would not help.
+                for waiting_row in facts.tasks_by_id(s, set(waiting)):
+                    self._give_up(
+                        s, waiting_row, f"no way to this disk is left: {decision.reason}", now
+                    )
+                return
+            if any(proxy.online and proxy.id in seen.best for proxy in proxies):
                 self._unreached_since.pop(place, None)
                 return
             since = self._unreached_since.setdefault(place, now)

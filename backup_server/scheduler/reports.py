@@ -22,7 +22,7 @@ from backup_server.db.tables import Proxy
 from backup_server.scheduler.claims import ClaimIndex
 from backup_server.scheduler.down import DownLink
 from backup_server.scheduler.needs import SchedulerContext, Timing, retry_policy
-from backup_server.services import leases, tasks
+from backup_server.services import leases, proxy_vms, tasks
 from backup_server.services.tasks import Applied, Ended
 from proxy_worker.contracts.codec import MessageError, to_json
 from proxy_worker.contracts.envelope import SERVER, Opener, StaleMessageError
@@ -210,16 +210,25 @@ class ReportReader:
         for proxy_id, heartbeat in batch.heartbeats.items():
             self._apply_heartbeat(s, proxy_id, heartbeat, now, effect)
         for proxy_id, found in batch.connections.items():
-            s.execute(
-                sa.update(Proxy)
-                .where(Proxy.id == proxy_id)
-                .values(connections=to_json(found), connections_at=now)
-            )
+            self._apply_connections(s, proxy_id, found, now)
             effect.changed_proxies = True
         leases.record_progress(s, batch.progress.values())
         for proxy_id, offset_s in batch.clock_offsets.items():
             s.execute(sa.update(Proxy).where(Proxy.id == proxy_id).values(clock_offset_s=offset_s))
         return effect
+
+    @staticmethod
+    def _apply_connections(
+        s: DbSession, proxy_id: str, found: ConnectionsReport, now: datetime
+    ) -> None:
+        row = s.get(Proxy, proxy_id)
+        if row is None:
+            return
+        is_new = row.connections.get("vm_uuid") != found.vm_uuid
+        row.connections, row.connections_at = to_json(found), now
+        s.flush()
+        if is_new:
+            proxy_vms.follow_uuid(s, proxy_id, found.vm_uuid)
 
     def _log_stale(self, proxy_id: str, result: ResultReport) -> None:
         self._ctx.log.warning(
@@ -234,7 +243,8 @@ class ReportReader:
     def _apply_heartbeat(
         self, s: DbSession, proxy_id: str, report: HeartbeatReport, now: datetime, effect: _Effect
     ) -> None:
-        row = s.get(Proxy, proxy_id)
+        # With the row locked: what is known of its VM stands in the same column.
+        row = s.get(Proxy, proxy_id, with_for_update={"key_share": True}, populate_existing=True)
         if row is None:
             return
         settings = self._ctx.settings
@@ -254,6 +264,7 @@ class ReportReader:
             "modes": [mode.value for mode in report.modes],
             "cpu_share": report.cpu_share,
             "free_memory_bytes": report.free_memory_bytes,
+            proxy_vms.VMS: row.facts.get(proxy_vms.VMS, []),
         }
         if back or any(row.facts.get(key) != new_facts[key] for key in ("slots", "stopping", "modes")):
             effect.changed_proxies = True

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Final
 
 from backup_server.db.tables import Task
 from proxy_worker.contracts.codec import MessageError, from_json, to_json
 from transports.rules import DiskFacts, StorageSnapshotFacts
 from transports.vsphere.model import DatastoreInfo, DiskInfo, PowerState, VmInfo
 
-VVOL = "VVOL"
+VVOL: Final = "VVOL"
+_REASON_CHARS: Final = 300
 
 
 def to_read(
@@ -100,12 +101,19 @@ def of_task(row: Task) -> DiskFacts | None:
         return None
 
 
-def stored(facts: DiskFacts, old: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """For `Task.facts`; what else stands there stays."""
-    return {**(old or {}), **to_json(facts)}
+def stored(facts: DiskFacts, *, failover: bool = True) -> dict[str, Any]:
+    """For `Task.facts`, with what else placement looks at. `left`, which results add later, stands beside it."""
+    return {**to_json(facts), "failover_to_network": failover}
 
 
-def left_pairs(facts: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-    """Proxy id and mode of what failed in earlier attempts of the task, sorted."""
-    left: Collection[Any] = facts.get("left") or ()
-    return tuple(sorted({(str(pair["proxy"]), str(pair["mode"])) for pair in left}))
+def left_pairs(facts: Mapping[str, Any]) -> tuple[tuple[str, str, str], ...]:
+    """Proxy id, mode and reason of what failed in earlier attempts of the task."""
+    return tuple(
+        (str(pair["proxy"]), str(pair["mode"]), str(pair.get("reason", ""))[:_REASON_CHARS])
+        for pair in facts.get("left") or ()
+    )
+
+
+def failover_allowed(facts: Mapping[str, Any]) -> bool:
+    """Whether the job lets network modes take over."""
+    return bool(facts.get("failover_to_network", True))

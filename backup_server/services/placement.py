@@ -3,36 +3,31 @@
 A candidate is a pair of proxy and mode. Each is accepted or refused with a reason; among the accepted
 the best mode wins, then the least busy proxy. The decision with all candidates is stored with the task,
 so that "why there" and "why not yet" can be answered later.
+
+First the **survey**: what every proxy reaches, whatever is busy now. It asks the rules of `transports.rules`
+and what the job and the administrator allow, and holds for all tasks with the same wish. Then the
+**decision**: what of it is free at this moment.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final
 
-from proxy_worker.contracts.messages import TaskKind
+from backup_server.services.wishes import FILE_MODE, ModeRefused, Wish
 from transports.base import TransportMode
+from transports.rules import NETWORK_MODES, ProxyMachine, judge_proxy
 
 RANKS: Final = {mode: rank for rank, mode in enumerate(TransportMode, start=1)}
 """1 is the best."""
-
-DEFAULT_MODES: Final = tuple(mode for mode in TransportMode if mode is not TransportMode.NBD)
-"""What a job that names no modes may use. NBD carries disk content in the clear, so a job has to ask for
-it by name."""
+NETWORK_RANK: Final = min(RANKS[mode] for mode in NETWORK_MODES)
+"""From this rank on a mode uses the NFC service of the VM's host."""
 
 NAMED_PROXIES: Final = 5
 NAMED_CANDIDATES: Final = 32
 """How many candidates a stored decision names."""
-
-FILE_MODE: Final = TransportMode.NBDSSL
-"""Stands in the order of a task that opens no disk of vSphere; nothing reads it."""
-
-WITHOUT_VSPHERE: Final = frozenset({TaskKind.RESTORE_DISK_TO_FILE.value, TaskKind.COPY_DISK.value})
-"""Kinds of tasks that open no disk of vSphere: any proxy will do, in no mode."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,23 +45,12 @@ class ProxyFacts:
     offered_modes: tuple[TransportMode, ...]
     allowed_modes: tuple[TransportMode, ...]
     """By the administrator; empty: all it offers."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wish:
-    """What tasks have in common that the same proxies can take in the same modes."""
-
-    datastore: str
-    proxies: tuple[str, ...]
-    """Allowed proxy ids, sorted; empty: any."""
-    modes: tuple[TransportMode, ...]
-    """Allowed modes, best first; empty: no disk of vSphere is opened."""
-
-    @property
-    def key(self) -> str:
-        """Short, stable name of this value."""
-        text = json.dumps([self.datastore, list(self.proxies), [mode.value for mode in self.modes]])
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+    failover_to_network: bool = True
+    """Its network modes may take over for its others."""
+    machine: ProxyMachine | None = None
+    """None: it has not looked around yet."""
+    missing: Mapping[TransportMode, str] = field(default_factory=dict)
+    """What its machine lacks for modes that it does not offer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +61,8 @@ class Limit:
     """For people: "repository main"."""
     used: int
     maximum: int
+    modes: frozenset[TransportMode] | None = None
+    """What counts; None: all modes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +75,8 @@ class Candidate:
     """Why it was refused; empty when it was accepted."""
     used: int
     slots: int
+    reaches: bool = True
+    """False: it cannot take the disk in this mode, however idle it is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +85,10 @@ class Decision:
     reason: str
     """For people: why this one, or why none."""
     candidates: tuple[Candidate, ...]
+    fallbacks: tuple[TransportMode, ...] = ()
+    """Modes in which the chosen proxy may go on, in their order."""
+    refused: tuple[ModeRefused, ...] = ()
+    """Modes that come into question for no proxy."""
 
     def to_json(self) -> dict[str, Any]:
         """For the task's row. Of a large fleet the best candidates are named and the others counted by
@@ -110,6 +102,8 @@ class Decision:
             "proxy": self.chosen.proxy_id if self.chosen else None,
             "mode": self.chosen.mode.value if self.chosen else None,
             "reason": self.reason,
+            "fallbacks": [mode.value for mode in self.fallbacks],
+            "modes": refused_json(self.refused),
             "others": dict(Counter(candidate.reason or "accepted" for candidate in rest)),
             "candidates": [
                 {
@@ -126,26 +120,59 @@ class Decision:
         }
 
 
-def wish_of(
-    kind: str, datastore: str, allowed_proxies: Iterable[str], allowed_modes: Iterable[str]
-) -> Wish:
-    """The wish of one task. Modes of a newer release that this one does not know are left out."""
-    if kind in WITHOUT_VSPHERE:
-        return Wish(datastore=datastore, proxies=tuple(sorted(allowed_proxies)), modes=())
-    asked = set(allowed_modes)
-    modes = tuple(mode for mode in TransportMode if mode.value in asked) if asked else DEFAULT_MODES
-    return Wish(datastore=datastore, proxies=tuple(sorted(allowed_proxies)), modes=modes)
+def refused_json(refused: Sequence[ModeRefused]) -> list[dict[str, str]]:
+    return [{"mode": one.mode.value, "reason": one.reason} for one in refused]
 
 
-def reach(proxy: ProxyFacts, wish: Wish) -> TransportMode | None:
-    """The best mode in which the proxy reaches the wish, whether it is free or not; None: not at all."""
-    for mode in wish.modes or (FILE_MODE,):
-        if not _out_of_reach(proxy, wish, mode):
-            return mode
-    return None
+# ---- what every proxy reaches ---------------------------------------------------------------------
 
 
-def _out_of_reach(proxy: ProxyFacts, wish: Wish, mode: TransportMode) -> str:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Survey:
+    """What speaks against each pair of proxy and mode, whatever is busy."""
+
+    reasons: Mapping[tuple[str, TransportMode], str]
+    """By proxy id and mode; empty: nothing does."""
+    best: Mapping[str, TransportMode]
+    """Proxy id -> best mode in which it takes tasks of this wish. Proxies that take none are left out."""
+    fallbacks: Mapping[str, tuple[TransportMode, ...]]
+    """Proxy id -> modes in which it can open the disk at all, best first."""
+
+    def after(self, proxy_id: str, mode: TransportMode) -> tuple[TransportMode, ...]:
+        """Where that proxy may go on when `mode` fails."""
+        modes = self.fallbacks.get(proxy_id, ())
+        return tuple(other for other in modes if RANKS[other] > RANKS[mode])
+
+
+def survey(wish: Wish, proxies: Sequence[ProxyFacts]) -> Survey:
+    """All proxies and modes of the wish."""
+    if wish.impossible:
+        return Survey(reasons={}, best={}, fallbacks={})
+    modes = wish.modes or (FILE_MODE,)
+    reasons = {(proxy.id, mode): _obstacle(proxy, wish, mode) for proxy in proxies for mode in modes}
+    if wish.modes:
+        _network_as_asked(wish, proxies, reasons)
+    for proxy_id, mode, why in wish.left:
+        known = TransportMode(mode)
+        if not reasons.get((proxy_id, known), "unknown"):
+            reasons[proxy_id, known] = f"{mode} failed there: {why}" if why else f"{mode} failed there"
+    fallbacks = {
+        proxy.id: tuple(mode for mode in wish.modes if not reasons[proxy.id, mode]) for proxy in proxies
+    }
+    if TransportMode.DIRECT_NFS in wish.modes:
+        _nearest_nfs(wish, proxies, reasons)
+    best = {
+        proxy.id: next(mode for mode in modes if not reasons[proxy.id, mode])
+        for proxy in proxies
+        if not all(reasons[proxy.id, mode] for mode in modes)
+    }
+    return Survey(reasons=reasons, best=best, fallbacks=fallbacks)
+
+
+_Reasons = dict[tuple[str, TransportMode], str]
+
+
+def _obstacle(proxy: ProxyFacts, wish: Wish, mode: TransportMode) -> str:
     if wish.proxies and proxy.id not in wish.proxies:
         return "the job names other proxies"
     if not proxy.enabled:
@@ -155,10 +182,144 @@ def _out_of_reach(proxy: ProxyFacts, wish: Wish, mode: TransportMode) -> str:
     if not wish.modes:
         return ""
     if mode not in proxy.offered_modes:
-        return f"the proxy does not offer {mode.value}"
+        lacks = proxy.missing.get(mode)
+        return f"the proxy does not offer {mode.value}" + (f": {lacks}" if lacks else "")
     if proxy.allowed_modes and mode not in proxy.allowed_modes:
         return f"{mode.value} is switched off for this proxy"
-    return ""
+    if wish.reach is None:
+        return ""
+    return judge_proxy(mode, wish.reach, proxy.machine or ProxyMachine(id=proxy.id)).text
+
+
+def _network_as_asked(wish: Wish, proxies: Sequence[ProxyFacts], reasons: _Reasons) -> None:
+    """Where network modes may not take over, they are for disks that no other mode can open at all."""
+    direct = [mode for mode in wish.modes if mode not in NETWORK_MODES]
+    able = {
+        proxy.id: next((mode for mode in direct if not reasons[proxy.id, mode]), None)
+        for proxy in proxies
+    }
+    first = next((proxy for proxy in proxies if able[proxy.id] is not None), None)
+    for proxy in proxies:
+        why = ""
+        own = able[proxy.id]
+        if first is not None and not wish.failover:
+            by = able[first.id]
+            assert by is not None
+            why = f"the job lets no network mode take over, and {first.name} reaches the disk by {by.value}"
+        elif own is not None and not proxy.failover_to_network:
+            why = f"the proxy lets no network mode take over, and reaches the disk by {own.value}"
+        for mode in NETWORK_MODES.intersection(wish.modes):
+            reasons[proxy.id, mode] = reasons[proxy.id, mode] or why
+
+
+def _nearest_nfs(wish: Wish, proxies: Sequence[ProxyFacts], reasons: _Reasons) -> None:
+    """Direct NFS is for the proxies with the fewest hops to the server, unless the job names proxies; and
+    while one is there a task waits for it, and takes no worse mode.
+    """
+    mode = TransportMode.DIRECT_NFS
+    able = [
+        proxy
+        for proxy in proxies
+        if proxy.online and not proxy.stopping and not reasons[proxy.id, mode]
+    ]
+    if not able:
+        return
+    hops = {proxy.id: _hops(proxy, wish) for proxy in able}
+    nearest = min(able, key=lambda proxy: (hops[proxy.id], proxy.name))
+    if not wish.proxies:
+        for proxy in able:
+            if hops[proxy.id] > hops[nearest.id]:
+                reasons[proxy.id, mode] = (
+                    f"{nearest.name} is nearer to the NFS server: {_routers(hops[nearest.id])} on the way, "
+                    f"{_routers(hops[proxy.id])} from here"
+                )
+    names = [proxy.name for proxy in able if not reasons[proxy.id, mode]]
+    for proxy in proxies:
+        for worse in wish.modes:
+            if RANKS[worse] > RANKS[mode] and not reasons[proxy.id, worse]:
+                reasons[proxy.id, worse] = (
+                    f"the disk waits for {mode.value}, by which {_list(names)} can read it"
+                )
+
+
+_FAR: Final = 1 << 16
+
+
+def _hops(proxy: ProxyFacts, wish: Wish) -> int:
+    """Routers on the way to the NFS server; very many where they are not known."""
+    if proxy.machine is None or wish.reach is None:
+        return _FAR
+    found = proxy.machine.connected(wish.reach.key, TransportMode.DIRECT_NFS)
+    return _FAR if found is None or found.hops < 0 else found.hops
+
+
+def _routers(hops: int) -> str:
+    if hops >= _FAR:
+        return "an unknown number of routers"
+    return f"{hops} router" + ("" if hops == 1 else "s")
+
+
+# ---- what is free now -----------------------------------------------------------------------------
+
+
+def decide(
+    wish: Wish,
+    proxies: Sequence[ProxyFacts],
+    limits: Sequence[Limit],
+    *,
+    claimed_by: str | None = None,
+    known: Survey | None = None,
+    refused: Sequence[ModeRefused] = (),
+) -> Decision:
+    """Judge every pair of proxy and mode.
+
+    With `claimed_by` (a proxy whose claim is to be confirmed) only that proxy can be chosen; the others
+    are listed with what spoke for or against them. `known`: the survey of this wish and these proxies, where
+    the caller has it. `refused`: modes that are not in the wish, for the record.
+    """
+    if wish.impossible:
+        return Decision(chosen=None, reason=wish.impossible, candidates=(), refused=tuple(refused))
+    seen = known or survey(wish, proxies)
+    # A mode that no proxy offers would be refused for each of them in the same words.
+    offered = {mode for proxy in proxies for mode in proxy.offered_modes}
+    modes = [mode for mode in wish.modes if mode in offered] or wish.modes or (FILE_MODE,)
+    full = {mode: _full(limits, mode if wish.modes else None) for mode in modes}
+    candidates = tuple(
+        _judge(proxy, mode, seen.reasons[proxy.id, mode], full[mode])
+        for proxy in proxies
+        for mode in modes
+    )
+    eligible = [
+        candidate
+        for candidate in candidates
+        if candidate.accepted and claimed_by in (None, candidate.proxy_id)
+    ]
+    unasked = tuple(refused) + tuple(
+        ModeRefused(mode=mode, reason="no proxy offers it") for mode in wish.modes if mode not in modes
+    )
+    if not eligible:
+        reason = _why_none(candidates)
+        return Decision(chosen=None, reason=reason, candidates=candidates, refused=unasked)
+    chosen = min(eligible, key=_preference)
+    return Decision(
+        chosen=chosen,
+        reason=f"{chosen.proxy_name} by {chosen.mode.value}: best mode with a free slot, "
+        f"{chosen.used} of {chosen.slots} slots taken",
+        candidates=candidates,
+        fallbacks=seen.after(chosen.proxy_id, chosen.mode) if wish.modes else (),
+        refused=unasked,
+    )
+
+
+def _full(limits: Sequence[Limit], mode: TransportMode | None) -> str:
+    """Which limits leave no room in that mode; `mode` None: of a task that opens no disk of vSphere."""
+    return "; ".join(
+        f"{limit.what} has all {limit.maximum} tasks it may have"
+        for limit in limits
+        if limit.maximum
+        and limit.used >= limit.maximum
+        and (limit.modes is None or mode in limit.modes)
+    )
 
 
 def _not_now(proxy: ProxyFacts) -> str:
@@ -171,45 +332,8 @@ def _not_now(proxy: ProxyFacts) -> str:
     return ""
 
 
-def decide(
-    wish: Wish,
-    proxies: Sequence[ProxyFacts],
-    limits: Sequence[Limit],
-    *,
-    claimed_by: str | None = None,
-) -> Decision:
-    """Judge every pair of proxy and mode.
-
-    With `claimed_by` (a proxy whose claim is to be confirmed) only that proxy can be chosen; the others
-    are listed with what spoke for or against them.
-    """
-    full = [
-        f"{limit.what} has all {limit.maximum} tasks it may have"
-        for limit in limits
-        if limit.maximum and limit.used >= limit.maximum
-    ]
-    # A mode that no proxy offers would be refused for each of them in the same words.
-    offered = {mode for proxy in proxies for mode in proxy.offered_modes}
-    modes = [mode for mode in wish.modes if mode in offered] or wish.modes or (FILE_MODE,)
-    candidates = tuple(_judge(proxy, wish, mode, full) for proxy in proxies for mode in modes)
-    eligible = [
-        candidate
-        for candidate in candidates
-        if candidate.accepted and claimed_by in (None, candidate.proxy_id)
-    ]
-    if not eligible:
-        return Decision(chosen=None, reason=_why_none(candidates), candidates=candidates)
-    chosen = min(eligible, key=_preference)
-    return Decision(
-        chosen=chosen,
-        reason=f"{chosen.proxy_name} by {chosen.mode.value}: best mode with a free slot, "
-        f"{chosen.used} of {chosen.slots} slots taken",
-        candidates=candidates,
-    )
-
-
-def _judge(proxy: ProxyFacts, wish: Wish, mode: TransportMode, full: Sequence[str]) -> Candidate:
-    reason = _out_of_reach(proxy, wish, mode) or _not_now(proxy) or "; ".join(full)
+def _judge(proxy: ProxyFacts, mode: TransportMode, obstacle: str, full: str) -> Candidate:
+    reason = obstacle or _not_now(proxy) or full
     return Candidate(
         proxy_id=proxy.id,
         proxy_name=proxy.name,
@@ -218,6 +342,7 @@ def _judge(proxy: ProxyFacts, wish: Wish, mode: TransportMode, full: Sequence[st
         reason=reason,
         used=proxy.used,
         slots=proxy.slots,
+        reaches=not obstacle,
     )
 
 
@@ -232,11 +357,16 @@ def _preference(candidate: Candidate) -> tuple[int, float, str]:
 def _why_none(candidates: Sequence[Candidate]) -> str:
     if not candidates:
         return "there is no proxy; add one with: vmhaul proxy add"
-    by_proxy: dict[str, str] = {}
+    by_proxy: dict[str, Candidate] = {}
     for candidate in candidates:
-        by_proxy.setdefault(candidate.proxy_name, candidate.reason or "not the one that claimed it")
+        before = by_proxy.get(candidate.proxy_name)
+        # What it only waits for says more than what it will never do; else the last mode, which is the
+        # one that asks least.
+        if before is None or not before.reaches:
+            by_proxy[candidate.proxy_name] = candidate
     by_reason: dict[str, list[str]] = {}
-    for name, reason in by_proxy.items():
+    for name, candidate in by_proxy.items():
+        reason = candidate.reason or "not the one that claimed it"
         by_reason.setdefault(reason, []).append(name)
     return "; ".join(f"{_list(names)}: {reason}" for reason, names in by_reason.items())
 

@@ -12,8 +12,8 @@ from sqlalchemy.orm import Session as DbSession
 
 from backup_server.db.states import Result, SessionState, TaskState
 from backup_server.db.tables import RestorePointRow, Session, SessionVm, Task
-from backup_server.services.placement import WITHOUT_VSPHERE
 from backup_server.services.shapes import when
+from backup_server.services.wishes import WITHOUT_VSPHERE
 
 _STAGES = ("source", "proxy", "network", "target")
 

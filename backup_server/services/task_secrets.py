@@ -9,9 +9,9 @@ from backup_server.db.states import TaskState
 from backup_server.db.tables import Repository, Task, Vcenter
 from backup_server.errors import ForbiddenError, UnavailableError
 from backup_server.services.context import Context
-from backup_server.services.placement import WITHOUT_VSPHERE
 from backup_server.services.repository_agent import secrets_of
 from backup_server.services.vcenters import as_server_error
+from backup_server.services.wishes import WITHOUT_VSPHERE
 from proxy_worker.contracts.ids import Attempt, TaskId
 from proxy_worker.contracts.messages import TaskKind, TaskSecrets, VsphereAccess
 from transports.errors import TransportError

@@ -66,6 +66,8 @@ class Placement:
     boot_id: str | None
     mode: TransportMode
     decision: Mapping[str, Any]
+    fallback_modes: tuple[TransportMode, ...] = ()
+    """Where the proxy may go on when the mode fails."""
 
 
 class Applied(StrEnum):
@@ -163,6 +165,7 @@ def _request(
         backup=order if isinstance(order, BackupDiskOrder) else None,
         restore=order if isinstance(order, RestoreDiskOrder) else None,
         copy=order if isinstance(order, CopyDiskOrder) else None,
+        fallback_modes=placement.fallback_modes,
     )
 
 

@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session as DbSession
 from backup_server.db.states import IntentState, SessionState
 from backup_server.db.tables import Intent, Job, Session, Vcenter, new_id
 from backup_server.errors import ConflictError, InvalidError, UnavailableError, VmhaulError
+from backup_server.services import proxy_vms
 from backup_server.services.context import Context
 from backup_server.services.shapes import Fields, by_ref, when
 from proxy_worker.contracts.codec import from_json, to_json
@@ -221,6 +222,7 @@ def load_inventory(ctx: Context, vcenter_id: str, *, max_age_s: float | None = N
             .where(Vcenter.id == vcenter_id)
             .values(inventory=to_json(found), inventory_at=now, about=to_json(found.about))
         )
+    proxy_vms.follow_inventory(ctx.db, vcenter_id, found)
     return found
 
 

@@ -107,6 +107,11 @@ class Reach:
     """Of a storage system: ids of the proxies that may read from it; empty: any. None: no storage snapshot."""
     snapshot_read_by: TransportMode | None = None
 
+    @property
+    def key(self) -> str:
+        """Of the datastore, as proxies name it in what they find."""
+        return f"{self.vcenter_id}/{self.datastore}"
+
 
 def reach_of(disk: DiskFacts, *, proxy_vms: frozenset[tuple[str, str]] = frozenset()) -> Reach:
     """`proxy_vms`: vCenter id and moref of every VM that is a proxy."""
@@ -179,6 +184,8 @@ class ProxyMachine:
     offered_modes: tuple[TransportMode, ...] = ()
     hotadd_nfs3_any_host: bool = False
     """HotAdd of disks on NFS 3 also where the VM runs on another host than the proxy."""
+    max_nfs_hops: int | None = None
+    """Direct NFS only to servers at most so many routers away; None: any."""
 
     def connected(self, datastore: str, mode: TransportMode) -> Connected | None:
         return self.connections.get((datastore, mode))

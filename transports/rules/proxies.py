@@ -38,7 +38,7 @@ def _not_connected(reach: Reach, proxy: ProxyMachine, mode: TransportMode) -> st
         if reach.datastore in proxy.datastores:
             return ""
         return f"datastore {reach.datastore} is not among the connected datastores that are set for the proxy"
-    found = proxy.connected(f"{reach.vcenter_id}/{reach.datastore}", mode)
+    found = proxy.connected(reach.key, mode)
     if found is None:
         return f"the proxy has not found datastore {reach.datastore}; {_RESCAN}"
     if not found.readable:
@@ -47,10 +47,22 @@ def _not_connected(reach: Reach, proxy: ProxyMachine, mode: TransportMode) -> st
 
 
 def _not_writable(reach: Reach, proxy: ProxyMachine, mode: TransportMode) -> str:
-    found = proxy.connected(f"{reach.vcenter_id}/{reach.datastore}", mode)
+    found = proxy.connected(reach.key, mode)
     if found is None or not found.readable or found.writable:
         return ""
     return f"the proxy may only read datastore {reach.datastore}: {found.reason or 'writing is not allowed'}"
+
+
+def _too_far(reach: Reach, proxy: ProxyMachine, mode: TransportMode) -> str:
+    found = proxy.connected(reach.key, mode)
+    if proxy.max_nfs_hops is None or found is None or not found.readable:
+        return ""
+    if found.hops <= proxy.max_nfs_hops:
+        return ""
+    return (
+        f"the NFS server is {found.hops} routers away, and the proxy is set to read from at most "
+        f"{proxy.max_nfs_hops}"
+    )
 
 
 # -- HotAdd
@@ -206,6 +218,13 @@ PROXY_RULES: Final = (
         use=Use.WRITE,
         text="The proxy may write there: LUNs presented for writing, an export with write access for root.",
         check=_not_writable,
+    ),
+    ProxyRule(
+        id="nfs-hops",
+        modes=NFS,
+        text="The NFS server is not further away than the proxy's setting allows, in routers. Of several proxies those "
+        "with the fewest are taken.",
+        check=_too_far,
     ),
     ProxyRule(
         id="hotadd-vm",

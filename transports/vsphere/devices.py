@@ -33,6 +33,14 @@ def controllers(devices: Iterable[Any] | None) -> dict[int, Any]:
     return {device.key: device for device in devices or [] if isinstance(device, _d.VirtualController)}
 
 
+def scsi_buses(devices: Iterable[Any] | None) -> tuple[int, ...]:
+    """Bus numbers of the SCSI controllers."""
+    found = controllers(devices).values()
+    return tuple(
+        sorted(int(one.busNumber) for one in found if isinstance(one, _d.VirtualSCSIController))
+    )
+
+
 def disk_infos(devices: Iterable[Any] | None) -> tuple[DiskInfo, ...]:
     devices = list(devices or [])
     by_key = controllers(devices)

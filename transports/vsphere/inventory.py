@@ -8,7 +8,7 @@ from pyVmomi import vim
 
 from transports.base import DatastoreRef, LunExtent
 from transports.errors import ObjectGoneError, PermanentTransportError
-from transports.vsphere.devices import disk_infos
+from transports.vsphere.devices import disk_infos, scsi_buses
 from transports.vsphere.model import About, DatastoreInfo, HostInfo, Inventory, PowerState, VmInfo
 from transports.vsphere.places import Place, Places, moref, read_places, unescape
 from transports.vsphere.properties import Properties, read, read_view
@@ -113,6 +113,7 @@ def vm_info(vm_moref: str, properties: Properties, places: Places, tags: tuple[s
         consolidation_needed=bool(properties.get("runtime.consolidationNeeded", False)),
         managed_by=str(getattr(managed_by, "extensionKey", "") or ""),
         disks=disk_infos(properties.get("config.hardware.device")),
+        scsi_buses=scsi_buses(properties.get("config.hardware.device")),
     )
 
 

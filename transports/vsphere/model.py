@@ -130,6 +130,8 @@ class VmInfo:
     disks: tuple[DiskInfo, ...]
     encrypted: bool = False
     """The VM's home is encrypted (config.keyId)."""
+    scsi_buses: tuple[int, ...] = ()
+    """Bus numbers of its SCSI controllers, with disks on them or without."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

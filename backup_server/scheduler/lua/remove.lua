@@ -2,7 +2,7 @@
 -- ARGV: task
 local tid = ARGV[1]
 if redis.call('EXISTS', 'vmhaul:li:' .. tid) == 1 then return 0 end
-local t = redis.call('HMGET', 'vmhaul:t:' .. tid, 'place', 'repo')
+local t = redis.call('HMGET', 'vmhaul:t:' .. tid, 'place', 'bucket')
 if not t[1] then return 0 end
 local pend = 'vmhaul:pend:' .. t[1] .. '/' .. t[2]
 redis.call('ZREM', pend, tid)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from backup_server.scheduler.claims import ClaimIndex, PendingTask, RunningClaim
+from backup_server.scheduler.claims import Claim, ClaimIndex, PendingTask, RunningClaim
 from tests.integration.queue.rig import Broker
 
 
@@ -46,15 +46,15 @@ def clock() -> Clock:
 
 @pytest.fixture
 def index(client: redis.Redis, clock: Clock) -> ClaimIndex:
-    return ClaimIndex(client, clock, spill_ms=1000)
+    return ClaimIndex(client, clock, spill_ms=1000, network_rank=5)
 
 
 def pending(name: str, place: str = "p1", **changes: object) -> PendingTask:
     values: dict[str, object] = {
         "task_id": name,
         "place": place,
-        "datastore": "ds1",
         "repository_id": "r1",
+        "host": "vc/h1",
         "band": 1,
         "job": "job",
         "attempt": 1,
@@ -71,7 +71,7 @@ def is_clean(client: redis.Redis) -> bool:
     use = [int(value) for value in client.hvals("vmhaul:use")]
     taken = [int(client.hget(key, "used") or 0) for key in client.scan_iter("vmhaul:px:*")]
     left = list(client.scan_iter("vmhaul:[tlp]*:*"))
-    left = [key for key in left if not key.startswith(("vmhaul:px:", "vmhaul:places"))]
+    left = [key for key in left if not key.startswith("vmhaul:px:")]
     return not any(use) and not any(taken) and not left
 
 
@@ -110,11 +110,11 @@ def test_everything_may_be_done_twice(index: ClaimIndex, client: redis.Redis) ->
     assert index.claim("a", 1)[0].attempt == 2
     assert not index.release("t0", 1)
     assert index.release("t0", 2)
-    running = RunningClaim(task_id="t9", proxy_id="a", attempt=4, datastore="ds1", repository_id="r1")
+    running = RunningClaim(task_id="t9", proxy_id="a", attempt=4, repository_id="r1", host="vc/h1")
     for _ in range(2):
         index.adopt([running])
     assert index.used_slots(["a"]) == {"a": 1}
-    assert index.usage(["d:ds1", "r:r1"]) == {"d:ds1": 1, "r:r1": 1}
+    assert index.usage(["h:vc/h1", "r:r1"]) == {"h:vc/h1": 1, "r:r1": 1}
     assert index.release("t9", 4)
     index.enqueue([pending("t1"), pending("t2")])
     assert index.remove("t1")
@@ -137,20 +137,20 @@ def test_a_late_small_job_alternates_with_an_old_big_one(index: ClaimIndex) -> N
 def test_lower_bands_first(index: ClaimIndex) -> None:
     index.set_proxy("a", on=True, slots=9, ranks={"p1": 5, "p2": 5})
     index.enqueue([pending("backup0"), pending("backup1")])
-    index.enqueue([pending("restore", place="p2", datastore="ds2", band=0)])
+    index.enqueue([pending("restore", place="p2", host="vc/h2", band=0)])
     assert names(index, "a", 3) == ["restore", "backup0", "backup1"]
 
 
-def test_a_full_datastore_or_repository_blocks_nobody_else(index: ClaimIndex) -> None:
+def test_a_full_host_or_repository_blocks_nobody_else(index: ClaimIndex) -> None:
     index.set_proxy("a", on=True, slots=9, ranks={"p1": 5, "p2": 5})
-    index.set_limits({"d:ds1": 1, "r:r1": 2, "r:r2": 0})
+    index.set_limits({"h:vc/h1": 1, "r:r1": 2, "r:r2": 0})
     index.enqueue(
         [
             pending("t0"),
             pending("t1"),
-            pending("t2", place="p2", datastore="ds2"),
-            pending("t3", place="p2", datastore="ds2"),
-            pending("t4", place="p2", datastore="ds2", repository_id="r2"),
+            pending("t2", place="p2", host="vc/h2"),
+            pending("t3", place="p2", host="vc/h2"),
+            pending("t4", place="p2", host="vc/h2", repository_id="r2"),
         ]
     )
     assert names(index, "a", 9) == ["t0", "t2", "t4"]
@@ -159,12 +159,37 @@ def test_a_full_datastore_or_repository_blocks_nobody_else(index: ClaimIndex) ->
     assert names(index, "a", 9) == ["t1"]
 
 
-def test_one_limit_over_two_places_of_a_datastore(index: ClaimIndex) -> None:
+def test_one_limit_over_two_places_of_a_host(index: ClaimIndex) -> None:
     index.set_proxy("a", on=True, slots=9, ranks={"p1": 5, "p2": 5})
-    index.set_limits({"d:ds1": 2})
+    index.set_limits({"h:vc/h1": 2})
     index.enqueue([pending(f"x{n}") for n in range(3)])
     index.enqueue([pending(f"y{n}", place="p2", job="other") for n in range(3)])
     assert len(index.claim("a", 9)) == 2
+
+
+def test_a_full_host_stands_in_the_way_of_network_modes_only(index: ClaimIndex) -> None:
+    index.set_proxy("san", on=True, slots=2, ranks={"p1": 2})
+    index.set_proxy("net", on=True, slots=9, ranks={"p1": 5})
+    index.set_limits({"h:vc/h1": 1})
+    index.enqueue([pending(f"t{n}") for n in range(5)])
+    assert names(index, "san", 9) == ["t0", "t1"]
+    assert index.usage(["h:vc/h1"]) == {"h:vc/h1": 0}
+    assert names(index, "net", 9) == ["t2"]
+    assert index.usage(["h:vc/h1"]) == {"h:vc/h1": 1}
+    index.enqueue([pending("elsewhere", host="vc/h2"), pending("unknown", host="")])
+    assert names(index, "net", 9) == ["elsewhere", "unknown"]
+    index.release("t0", 1)
+    assert names(index, "san", 9) == ["t3"]
+    index.release("t2", 1)
+    assert names(index, "net", 9) == ["t4"]
+
+
+def test_one_budget_of_a_host_over_all_proxies(index: ClaimIndex) -> None:
+    for proxy in "abc":
+        index.set_proxy(proxy, on=True, slots=9, ranks={"p1": 5, "p2": 6})
+    index.set_limits({"h:vc/h1": 4})
+    index.enqueue([pending(f"t{n}", place=f"p{1 + n % 2}") for n in range(12)])
+    assert sum(len(index.claim(proxy, 3)) for proxy in "abc") == 4
 
 
 def test_only_proxies_that_reach_the_place(index: ClaimIndex) -> None:
@@ -200,7 +225,7 @@ def test_a_worse_mode_waits_for_a_better_one_only_so_long(index: ClaimIndex, clo
 def test_a_stale_head_heals_itself(index: ClaimIndex, client: redis.Redis) -> None:
     index.set_proxy("a", on=True, slots=9, ranks={"p1": 5})
     index.enqueue([pending("t0")])
-    client.zrem("vmhaul:pend:p1/r1", "t0")
+    client.zrem("vmhaul:pend:p1/r1 vc/h1", "t0")
     assert index.claim("a", 9) == []
     assert client.zcard("vmhaul:heads:p1") == 0
     index.enqueue([pending("t1")])
@@ -236,8 +261,8 @@ def test_random_life_never_breaks_a_limit(index: ClaimIndex, client: redis.Redis
     seed = random.randrange(1 << 32)
     print("seed", seed)
     rng = random.Random(seed)
-    places = {f"p{n}": f"ds{n % 3}" for n in range(5)}
-    limits = {"d:ds0": 2, "d:ds1": 3, "r:r0": 4, "r:r1": 1}
+    places = [f"p{n}" for n in range(5)]
+    limits = {"h:h0": 2, "h:h1": 3, "r:r0": 4, "r:r1": 1}
     index.set_limits(limits)
     for proxy in "abc":
         ranks = {place: rng.choice([2, 5]) for place in places if rng.random() < 0.8}
@@ -245,8 +270,8 @@ def test_random_life_never_breaks_a_limit(index: ClaimIndex, client: redis.Redis
     waiting = [
         pending(
             f"t{n}",
-            place=(place := rng.choice(list(places))),
-            datastore=places[place],
+            place=rng.choice(places),
+            host=rng.choice(["", "h0", "h1", "h2"]),
             repository_id=rng.choice(["r0", "r1"]),
             band=rng.choice([0, 1]),
             job=rng.choice("xyz"),
@@ -254,7 +279,7 @@ def test_random_life_never_breaks_a_limit(index: ClaimIndex, client: redis.Redis
         for n in range(60)
     ]
     facts = {task.task_id: task for task in waiting}
-    running: dict[str, str] = {}
+    running: dict[str, Claim] = {}
     seen: set[str] = set()
     index.enqueue(waiting)
     for _ in range(400):
@@ -267,18 +292,19 @@ def test_random_life_never_breaks_a_limit(index: ClaimIndex, client: redis.Redis
             for claim in index.claim(proxy, rng.randint(1, 3)):
                 assert claim.task_id not in seen
                 seen.add(claim.task_id)
-                running[claim.task_id] = proxy
-        counts = dict.fromkeys([*limits, "d:ds2"], 0)
-        for name in running:
-            counts[f"d:{facts[name].datastore}"] += 1
+                running[claim.task_id] = claim
+        counts = dict.fromkeys([*limits, "h:h2", "h:"], 0)
+        for name, claim in running.items():
+            counts[f"h:{facts[name].host}" if claim.rank == 5 and facts[name].host else "h:"] += 1
             counts[f"r:{facts[name].repository_id}"] += 1
         assert all(counts[key] <= most for key, most in limits.items())
+        counts["h:"] = 0  # of tasks that use no host's NFC service nothing is counted
         assert index.usage(list(counts)) == counts
-        assert all(list(running.values()).count(proxy) <= 3 for proxy in "abc")
+        assert all([claim.proxy_id for claim in running.values()].count(proxy) <= 3 for proxy in "abc")
     while running:
         for name in running:
             assert index.release(name, 1)
-        running = {claim.task_id: p for p in "abc" for claim in index.claim(p, 9)}
+        running = {claim.task_id: claim for p in "abc" for claim in index.claim(p, 9)}
         seen.update(running)
     reached = {place for p in "abc" for place in client.hkeys(f"vmhaul:elig:{p}")}
     assert seen == {name for name, task in facts.items() if task.place in reached}

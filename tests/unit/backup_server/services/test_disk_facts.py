@@ -85,8 +85,10 @@ def test_facts_of_a_disk_to_write() -> None:
 def test_facts_are_kept_with_the_task_beside_what_else_stands_there() -> None:
     facts = disk_facts.to_read("vc", VM, DISK, {}, quiesced=False)
     left = {"left": [{"proxy": "p2", "mode": "hotadd", "reason": "gone"}]}
-    row = Task(facts=disk_facts.stored(facts, left))
+    row = Task(facts={**disk_facts.stored(facts, failover=False), **left})
     assert disk_facts.of_task(row) == facts
-    assert disk_facts.left_pairs(row.facts) == (("p2", "hotadd"),)
+    assert disk_facts.left_pairs(row.facts) == (("p2", "hotadd", "gone"),)
+    assert not disk_facts.failover_allowed(row.facts)
+    assert disk_facts.failover_allowed({})
     assert disk_facts.of_task(Task(facts={})) is None
     assert disk_facts.left_pairs({}) == ()

@@ -1,27 +1,77 @@
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from backup_server.services.placement import (
-    FILE_MODE,
+    NETWORK_RANK,
     RANKS,
     Limit,
     ProxyFacts,
-    Wish,
     decide,
-    reach,
-    wish_of,
+    survey,
 )
+from backup_server.services.wishes import FILE_MODE, Wish, refused_modes, wish_of
 from transports.base import TransportMode
+from transports.rules import (
+    NETWORK_MODES,
+    Connected,
+    DiskFacts,
+    ProxyMachine,
+    ProxyVm,
+    StorageSnapshotFacts,
+)
 
-NBD, NBDSSL, SAN = TransportMode.NBD, TransportMode.NBDSSL, TransportMode.DIRECT_SAN
+SNAPSHOT, SAN, NFS, HOTADD, NBDSSL, NBD = TransportMode
+BACKUP = "backup-disk"
+
+DISK = DiskFacts(
+    vcenter_id="vc",
+    vm_moref="vm-9",
+    vm_name="db01",
+    datacenter="DC0",
+    datastore="ds",
+    datastore_kind="VMFS",
+    path="[ds] db01/db01.vmdk",
+    capacity_bytes=1 << 30,
+    controller="SCSI",
+    host_moref="host-1",
+)
+ON_NFS = replace(DISK, datastore_kind="NFS41")
+VM = ProxyVm(
+    vcenter_id="vc",
+    moref="vm-1",
+    name="px",
+    datacenter="DC0",
+    host_moref="host-1",
+    datastores=("ds",),
+    home_datastores=("ds",),
+    free_slots=9,
+)
 
 
-def proxy(name: str, **changes: object) -> ProxyFacts:
+def machine(name: str, *modes: TransportMode, hops: int = 1, vm: bool = True) -> ProxyMachine:
+    """A machine that reaches the datastore in `modes`."""
+    return ProxyMachine(
+        id=name,
+        vm_uuid="420a1b2c-3d4e-5f60-7182-93a4b5c6d7e8",
+        vms=(replace(VM, moref=f"vm-{name}"),) if vm and HOTADD in modes else (),
+        connections={
+            ("vc/ds", mode): Connected(readable=True, writable=True, hops=hops)
+            for mode in modes
+            if mode in (SAN, NFS)
+        },
+        offered_modes=modes,
+    )
+
+
+def proxy(name: str, *modes: TransportMode, hops: int = 1, **changes: object) -> ProxyFacts:
+    offered = modes or (NBDSSL, NBD)
     base = ProxyFacts(
         id=name,
         name=name,
@@ -31,21 +81,37 @@ def proxy(name: str, **changes: object) -> ProxyFacts:
         stopping=False,
         slots=4,
         used=0,
-        offered_modes=(NBDSSL, NBD),
+        offered_modes=offered,
         allowed_modes=(),
+        machine=machine(name, *offered, hops=hops),
     )
     return replace(base, **changes)  # type: ignore[arg-type]
 
 
-def wish(*modes: TransportMode, proxies: tuple[str, ...] = ()) -> Wish:
-    return wish_of("backup-disk", "vc/ds", proxies, [mode.value for mode in modes])
+def wish(
+    *modes: TransportMode,
+    disk: DiskFacts | None = DISK,
+    proxies: Iterable[str] = (),
+    left: Iterable[tuple[str, str, str]] = (),
+    failover: bool = True,
+) -> Wish:
+    asked = [mode.value for mode in modes]
+    return wish_of(BACKUP, disk, proxies, asked, left=left, failover=failover)
+
+
+def best(wanted: Wish, *proxies: ProxyFacts) -> dict[str, TransportMode]:
+    return dict(survey(wanted, proxies).best)
+
+
+def why(wanted: Wish, proxies: Iterable[ProxyFacts], name: str, mode: TransportMode) -> str:
+    return survey(wanted, list(proxies)).reasons[name, mode]
 
 
 def test_nbd_only_where_the_job_names_it() -> None:
-    assert reach(proxy("a"), wish()) is NBDSSL
-    assert reach(proxy("a", offered_modes=(NBD,)), wish()) is None
-    assert reach(proxy("a", offered_modes=(NBD,)), wish(NBD)) is NBD
-    assert reach(proxy("a"), wish(NBD, NBDSSL)) is NBDSSL
+    assert best(wish(), proxy("a")) == {"a": NBDSSL}
+    assert best(wish(), proxy("a", NBD)) == {}
+    assert best(wish(NBD), proxy("a", NBD)) == {"a": NBD}
+    assert best(wish(NBD, NBDSSL), proxy("a")) == {"a": NBDSSL}
 
 
 @pytest.mark.parametrize(
@@ -57,11 +123,12 @@ def test_nbd_only_where_the_job_names_it() -> None:
         ({"stopping": True}, "stopping"),
         ({"used": 4}, "all 4 task slots"),
         ({"offered_modes": (NBD,)}, "does not offer nbdssl"),
+        ({"offered_modes": (NBD,), "missing": {NBDSSL: "no TLS here"}}, "nbdssl: no TLS here"),
         ({"allowed_modes": (NBD,)}, "switched off"),
     ],
 )
 def test_every_refusal_has_its_reason(changes: dict[str, object], reason: str) -> None:
-    decision = decide(wish(), [proxy("a", **changes), proxy("z", enrolled=False)], [])
+    decision = decide(wish(), [proxy("a", **changes), proxy("z", enrolled=False)], [])  # type: ignore[arg-type]
     assert decision.chosen is None
     assert reason in decision.candidates[0].reason
     assert reason in decision.reason
@@ -75,13 +142,162 @@ def test_jobs_that_name_proxies() -> None:
 
 
 def test_best_mode_first_then_least_busy() -> None:
-    san = proxy("san", offered_modes=(SAN, NBDSSL), used=3)
+    san = proxy("san", SAN, NBDSSL, used=3)
     decision = decide(wish(), [proxy("a", used=2), san, proxy("b", used=1)], [])
     assert decision.chosen is not None
     assert (decision.chosen.proxy_id, decision.chosen.mode) == ("san", SAN)
+    assert decision.fallbacks == (NBDSSL,)
     decision = decide(wish(), [proxy("a", used=2), proxy("b", used=1), proxy("c", slots=8, used=1)], [])
     assert decision.chosen is not None
     assert decision.chosen.proxy_id == "c"
+    assert decision.fallbacks == ()
+
+
+def test_the_order_of_the_modes() -> None:
+    proxies = [
+        proxy("net"),
+        proxy("vm", HOTADD, NBDSSL),
+        proxy("san", SAN, HOTADD, NBDSSL),
+        proxy("array", SNAPSHOT, SAN, NBDSSL),
+    ]
+    disk = replace(DISK, storage_snapshot=StorageSnapshotFacts(system="array", read_by=SAN))
+    order = []
+    while proxies:
+        chosen = decide(wish(disk=disk), proxies, []).chosen
+        assert chosen is not None
+        order.append((chosen.proxy_id, chosen.mode))
+        proxies = [one for one in proxies if one.id != chosen.proxy_id]
+    assert order == [("array", SNAPSHOT), ("san", SAN), ("vm", HOTADD), ("net", NBDSSL)]
+
+
+def test_a_mode_that_the_rules_refuse_is_no_candidate_of_that_proxy() -> None:
+    blind = proxy("blind", SAN, NBDSSL)
+    blind = replace(blind, machine=replace(blind.machine or ProxyMachine(id="x"), connections={}))
+    decision = decide(wish(), [blind], [])
+    assert decision.chosen is not None
+    assert decision.chosen.mode is NBDSSL
+    refused = next(one for one in decision.candidates if one.mode is SAN)
+    assert "has not found datastore ds" in refused.reason
+    assert not refused.reaches
+
+
+def test_a_proxy_that_never_looked_around_works_in_network_modes() -> None:
+    fresh = proxy("a", SAN, HOTADD, NBDSSL, machine=None)
+    assert best(wish(), fresh) == {"a": NBDSSL}
+
+
+def test_what_no_proxy_can_help_with_is_told_apart() -> None:
+    disk = replace(DISK, controller="IDE", is_template=True)
+    said = {one.mode: one.reason for one in refused_modes(BACKUP, disk, [])}
+    assert set(said) == {SNAPSHOT, SAN, NFS, HOTADD, NBD}
+    assert "IDE" in said[HOTADD]
+    assert "in clear" in said[NBD]
+    decision = decide(wish(disk=disk), [proxy("a", HOTADD, NBDSSL)], [], refused=())
+    assert {one.mode for one in decision.candidates} == {NBDSSL}
+
+
+def test_a_disk_that_no_mode_admits_is_hopeless() -> None:
+    wanted = wish(NFS, SNAPSHOT)
+    assert "VMFS, not NFS" in wanted.impossible
+    assert best(wanted, proxy("a", NFS, NBDSSL)) == {}
+    decision = decide(wanted, [proxy("a", NFS, NBDSSL)], [])
+    assert decision.chosen is None
+    assert decision.reason == wanted.impossible
+
+
+def test_tasks_of_an_earlier_release_go_through_hosts() -> None:
+    wanted = wish(disk=None)
+    assert wanted.modes == (NBDSSL,)
+    assert best(wanted, proxy("a", SAN, NBDSSL)) == {"a": NBDSSL}
+
+
+# ---- network as a fallback ------------------------------------------------------------------------
+
+
+def test_no_failover_keeps_network_out_where_another_mode_can_read() -> None:
+    san, net = proxy("san", SAN, NBDSSL, used=4), proxy("net")
+    wanted = wish(failover=False)
+    assert best(wanted, san, net) == {"san": SAN}
+    assert "san reaches the disk by direct-san" in why(wanted, [san, net], "net", NBDSSL)
+    assert survey(wanted, [san, net]).after("san", SAN) == ()
+    decision = decide(wanted, [san, net], [])
+    assert decision.chosen is None
+    assert "all 4 task slots are taken" in decision.reason
+
+
+def test_no_failover_still_uses_network_where_nothing_else_can() -> None:
+    assert best(wish(failover=False), proxy("net"), proxy("nfs", NFS, NBDSSL)) == {
+        "net": NBDSSL,
+        "nfs": NBDSSL,
+    }
+
+
+def test_no_failover_after_the_better_mode_failed_leaves_nothing() -> None:
+    left = [("san", "direct-san", "LUN lost")]
+    wanted = wish(failover=False, left=left)
+    assert best(wanted, proxy("san", SAN, NBDSSL), proxy("net")) == {}
+    assert "LUN lost" in why(wanted, [proxy("san", SAN, NBDSSL)], "san", SAN)
+
+
+def test_a_proxy_that_lets_no_network_mode_take_over() -> None:
+    mine = proxy("mine", HOTADD, NBDSSL, failover_to_network=False)
+    assert best(wish(), mine, proxy("net")) == {"mine": HOTADD, "net": NBDSSL}
+    assert survey(wish(), [mine]).after("mine", HOTADD) == ()
+    blind = replace(mine, machine=replace(mine.machine or ProxyMachine(id="x"), vms=()))
+    assert best(wish(), blind) == {"mine": NBDSSL}
+
+
+def test_what_failed_before_is_not_chosen_again() -> None:
+    wanted = wish(left=[("a", "hotadd", "no slot"), ("b", "nbdssl", "cut")])
+    a, b = proxy("a", HOTADD, NBDSSL), proxy("b", HOTADD, NBDSSL)
+    assert best(wanted, a, b) == {"a": NBDSSL, "b": HOTADD}
+    assert survey(wanted, [a, b]).after("b", HOTADD) == ()
+    assert wanted.key != wish().key
+    assert wish(left=[("a", "hotadd", "no slot")], disk=replace(DISK, controller="IDE")).left == ()
+
+
+# ---- direct NFS -----------------------------------------------------------------------------------
+
+
+def test_fewest_hops_first_and_no_worse_mode_while_they_are_busy() -> None:
+    near = proxy("near", NFS, NBDSSL, hops=0, used=4)
+    far = proxy("far", NFS, HOTADD, NBDSSL, hops=2)
+    wanted = wish(disk=ON_NFS)
+    decision = decide(wanted, [far, near, proxy("net")], [])
+    assert decision.chosen is None
+    assert best(wanted, far, near, proxy("net")) == {"near": NFS}
+    assert "near is nearer to the NFS server: 0 routers" in why(wanted, [far, near], "far", NFS)
+    assert "waits for direct-nfs" in why(wanted, [far, near], "far", HOTADD)
+    assert survey(wanted, [far, near]).after("near", NFS) == (NBDSSL,)
+
+
+def test_equal_hops_go_to_the_least_busy() -> None:
+    a, b = proxy("a", NFS, NBDSSL, used=2), proxy("b", NFS, NBDSSL, used=1)
+    chosen = decide(wish(disk=ON_NFS), [a, b], []).chosen
+    assert chosen is not None
+    assert (chosen.proxy_id, chosen.mode) == ("b", NFS)
+
+
+def test_named_proxies_are_taken_whatever_their_hops_and_waited_for() -> None:
+    near, far = proxy("near", NFS, NBDSSL, hops=0, used=4), proxy("far", NFS, HOTADD, NBDSSL, hops=9)
+    named = wish(disk=ON_NFS, proxies=("near", "far"))
+    chosen = decide(named, [near, far], []).chosen
+    assert chosen is not None
+    assert (chosen.proxy_id, chosen.mode) == ("far", NFS)
+    busy = replace(far, used=4)
+    assert decide(named, [near, busy, proxy("other")], []).chosen is None
+    assert best(named, near, busy) == {"near": NFS, "far": NFS}
+
+
+def test_a_nearer_proxy_that_is_offline_is_not_waited_for() -> None:
+    near, far = proxy("near", NFS, NBDSSL, hops=0, online=False), proxy("far", NFS, NBDSSL, hops=2)
+    chosen = decide(wish(disk=ON_NFS), [near, far], []).chosen
+    assert chosen is not None
+    assert (chosen.proxy_id, chosen.mode) == ("far", NFS)
+    assert best(wish(disk=ON_NFS), proxy("x", NFS, NBDSSL, hops=-1))["x"] is NFS
+
+
+# ---- limits, claims, records ----------------------------------------------------------------------
 
 
 def test_limits_refuse_everybody() -> None:
@@ -90,6 +306,20 @@ def test_limits_refuse_everybody() -> None:
     decision = decide(wish(), [proxy("a")], [full, free])
     assert decision.chosen is None
     assert decision.candidates[0].reason == "repository main has all 2 tasks it may have"
+
+
+def test_the_budget_of_a_host_is_for_network_modes() -> None:
+    nfc = Limit(what="the NFC service of host host-1", used=6, maximum=6, modes=NETWORK_MODES)
+    decision = decide(wish(), [proxy("a"), proxy("b", HOTADD, NBDSSL)], [nfc])
+    assert decision.chosen is not None
+    assert decision.chosen.mode is HOTADD
+    assert (
+        "NFC service of host host-1" in next(c for c in decision.candidates if c.mode is NBDSSL).reason
+    )
+    assert decide(wish(), [proxy("a")], [nfc]).chosen is None
+    copies = wish_of("copy-disk", None, [], [])
+    assert decide(copies, [proxy("a")], [nfc]).chosen is not None
+    assert {mode for mode in TransportMode if RANKS[mode] >= NETWORK_RANK} == NETWORK_MODES
 
 
 def test_a_claim_is_confirmed_for_its_proxy_or_not_at_all() -> None:
@@ -102,10 +332,11 @@ def test_a_claim_is_confirmed_for_its_proxy_or_not_at_all() -> None:
 
 
 def test_restores_to_files_need_no_mode() -> None:
-    to_file = wish_of("restore-disk-to-file", "", ["a"], ["nbd"])
+    to_file = wish_of("restore-disk-to-file", None, ["a"], ["nbd"])
     assert to_file.modes == ()
-    assert reach(proxy("a", offered_modes=()), to_file) is FILE_MODE
+    assert best(to_file, proxy("a", offered_modes=())) == {"a": FILE_MODE}
     assert decide(to_file, [proxy("a", offered_modes=())], []).chosen is not None
+    assert refused_modes("restore-disk-to-file", None, ["nbd"]) == ()
 
 
 def test_no_proxy_at_all() -> None:
@@ -126,21 +357,45 @@ def test_a_large_fleet_is_named_in_part_and_counted() -> None:
     assert reason == "p0, p1, p2, p3, p4 and 4 more: the proxy is offline"
 
 
+def test_the_record_names_refused_modes_and_where_it_may_go_on() -> None:
+    refused = refused_modes(BACKUP, DISK, [])
+    stored = decide(wish(), [proxy("a", SAN, NBDSSL)], [], refused=refused).to_json()
+    assert stored["mode"] == "direct-san"
+    assert stored["fallbacks"] == ["nbdssl"]
+    modes = {one["mode"]: one["reason"] for one in stored["modes"]}
+    assert set(modes) == {"storage-snapshot", "direct-nfs", "nbd", "hotadd"}
+    assert modes["hotadd"] == "no proxy offers it"
+
+
 def test_wishes_with_the_same_content_have_one_key() -> None:
-    one = wish_of("backup-disk", "ds", ["b", "a"], ["nbd", "nbdssl"])
-    assert one.key == wish_of("backup-disk", "ds", ["a", "b"], ["nbdssl", "nbd"]).key
+    def key(disk: DiskFacts, proxies: list[str], modes: list[str]) -> str:
+        return wish_of(BACKUP, disk, proxies, modes).key
+
+    one = key(DISK, ["b", "a"], ["nbd", "nbdssl"])
+    assert one == key(replace(DISK, vm_moref="vm-10", path="[ds] x"), ["a", "b"], ["nbdssl", "nbd"])
     others = [
-        wish_of("backup-disk", "ds2", ["a", "b"], ["nbdssl", "nbd"]),
-        wish_of("backup-disk", "ds", ["a"], ["nbdssl", "nbd"]),
-        wish_of("backup-disk", "ds", ["a", "b"], ["nbd"]),
+        key(replace(DISK, datastore="ds2"), ["a", "b"], ["nbdssl", "nbd"]),
+        key(DISK, ["a"], ["nbdssl", "nbd"]),
+        key(DISK, ["a", "b"], ["nbd"]),
     ]
-    assert len({one.key, *(other.key for other in others)}) == 4
+    assert len({one, *others}) == 4
 
 
+MODES = st.lists(st.sampled_from(TransportMode), unique=True).map(tuple)
+MACHINES = st.builds(
+    ProxyMachine,
+    id=st.just("x"),
+    vm_uuid=st.just("420a1b2c-3d4e-5f60-7182-93a4b5c6d7e8"),
+    vms=st.lists(st.just(VM), max_size=2).map(tuple),
+    connections=st.dictionaries(
+        st.tuples(st.just("vc/ds"), st.sampled_from([SAN, NFS])),
+        st.builds(Connected, readable=st.booleans(), writable=st.booleans(), hops=st.integers(-1, 3)),
+    ),
+    offered_modes=MODES,
+)
 PROXIES = st.lists(
     st.builds(
-        ProxyFacts,
-        id=st.sampled_from("abcdef"),
+        lambda name, **rest: ProxyFacts(id=name, name=name, **rest),
         name=st.sampled_from("abcdef"),
         enabled=st.booleans(),
         enrolled=st.booleans(),
@@ -148,36 +403,86 @@ PROXIES = st.lists(
         stopping=st.booleans(),
         slots=st.integers(0, 3),
         used=st.integers(0, 3),
-        offered_modes=st.lists(st.sampled_from(TransportMode), unique=True).map(tuple),
-        allowed_modes=st.lists(st.sampled_from(TransportMode), unique=True).map(tuple),
+        offered_modes=MODES,
+        allowed_modes=MODES,
+        failover_to_network=st.booleans(),
+        machine=st.none() | MACHINES,
     ),
     max_size=6,
     unique_by=lambda facts: facts.id,
 )
+DISKS = st.builds(
+    replace,
+    st.just(DISK),
+    datastore_kind=st.sampled_from(["VMFS", "NFS", "NFS41", "vsan"]),
+    controller=st.sampled_from(["SCSI", "IDE"]),
+    encrypted=st.booleans(),
+    is_delta=st.booleans(),
+    storage_snapshot=st.none() | st.builds(StorageSnapshotFacts, system=st.sampled_from(["", "array"])),
+)
 WISHES = st.builds(
     wish_of,
-    kind=st.sampled_from(["backup-disk", "restore-disk-to-file"]),
-    datastore=st.just("ds"),
+    kind=st.sampled_from([BACKUP, "restore-disk-to-file"]),
+    disk=st.none() | DISKS,
     allowed_proxies=st.lists(st.sampled_from("abcdef"), unique=True),
     allowed_modes=st.lists(st.sampled_from([m.value for m in TransportMode]), unique=True),
+    left=st.lists(
+        st.tuples(
+            st.sampled_from("abcdef"), st.sampled_from([m.value for m in TransportMode]), st.just("x")
+        ),
+        max_size=3,
+    ),
+    failover=st.booleans(),
+)
+LIMITS = st.builds(
+    Limit,
+    what=st.just("x"),
+    used=st.integers(0, 2),
+    maximum=st.just(2),
+    modes=st.none() | st.just(NETWORK_MODES),
 )
 
 
-@given(PROXIES, WISHES, st.integers(0, 2))
+@given(PROXIES, WISHES, LIMITS)
 def test_the_chosen_one_is_the_best_that_may(
-    proxies: list[ProxyFacts], wanted: Wish, used: int
+    proxies: list[ProxyFacts], wanted: Wish, limit: Limit
 ) -> None:
-    decision = decide(wanted, proxies, [Limit(what="x", used=used, maximum=2)])
+    decision = decide(wanted, proxies, [limit])
     accepted = [candidate for candidate in decision.candidates if candidate.accepted]
     assert (decision.chosen is None) == (not accepted)
     assert all(candidate.accepted != bool(candidate.reason) for candidate in decision.candidates)
+    pairs = [(candidate.proxy_id, candidate.mode) for candidate in decision.candidates]
+    assert len(set(pairs)) == len(pairs)
+    assert bool(decision.reason) or not proxies
     if decision.chosen is None:
+        assert decision.fallbacks == ()
         return
-    assert used < 2
     by_id = {facts.id: facts for facts in proxies}
     chosen = by_id[decision.chosen.proxy_id]
+    assert decision.chosen in accepted
     assert chosen.online
     assert chosen.enabled
     assert chosen.used < chosen.slots
-    assert reach(chosen, wanted) is decision.chosen.mode
-    assert RANKS[decision.chosen.mode] == min(RANKS[candidate.mode] for candidate in accepted)
+    assert not wanted.proxies or chosen.id in wanted.proxies
+    mode = decision.chosen.mode
+    assert (chosen.id, mode.value, "x") not in wanted.left
+    assert RANKS[mode] == min(RANKS[candidate.mode] for candidate in accepted)
+    load = min(one.used / one.slots for one in accepted if one.mode is mode)
+    assert decision.chosen.used / decision.chosen.slots == load
+    assert all(RANKS[other] > RANKS[mode] for other in decision.fallbacks)
+    assert set(decision.fallbacks) <= set(chosen.offered_modes) & set(wanted.modes)
+
+
+@given(PROXIES, WISHES)
+def test_a_survey_knows_nothing_of_load(proxies: list[ProxyFacts], wanted: Wish) -> None:
+    idle = [replace(one, used=0) for one in proxies]
+    seen: Any = survey(wanted, proxies)
+    assert seen == survey(wanted, idle)
+    decision = decide(wanted, proxies, [], known=survey(wanted, idle))
+    assert decision == decide(wanted, proxies, [])
+    if decision.chosen is not None:
+        assert seen.best[decision.chosen.proxy_id] is decision.chosen.mode
+    # Where no network mode may take over, none is chosen beside a mode that can read the disk.
+    direct = any(mode not in NETWORK_MODES and not reason for (_, mode), reason in seen.reasons.items())
+    if direct and not wanted.failover:
+        assert not NETWORK_MODES & set(seen.best.values())

@@ -176,6 +176,7 @@ REFUSED: list[tuple[str, TransportMode, dict[str, Any], dict[str, Any], str]] = 
         link(NFS, writable=False),
         "may only read datastore ds1",
     ),
+    ("nfs-hops", NFS, ON_NFS, {**link(NFS, hops=3), "max_nfs_hops": 2}, "3 routers away"),
     ("hotadd-vm", HOTADD, {}, {"vms": (), "vm_uuid": ""}, "shows no SMBIOS UUID"),
     ("hotadd-vm", HOTADD, {}, {"vms": ()}, f"{UUID_TEXT}) is no VM"),
     ("hotadd-vm", HOTADD, {}, vm(vcenter_id="other"), "is no VM of the disk's vCenter"),
@@ -233,6 +234,8 @@ def test_every_rule_has_a_refused_candidate_or_a_remark() -> None:
         (HOTADD, {}, {"vms": (VM, replace(VM, vcenter_id="other"))}),
         (SAN, {}, {"datastores": frozenset({"ds1"}), "connections": {}}),
         (SAN, {}, link(SAN, writable=False)),
+        (NFS, ON_NFS, {**link(NFS, hops=2), "max_nfs_hops": 2}),
+        (NFS, ON_NFS, {**link(NFS, hops=-1), "max_nfs_hops": 0}),
         (SNAPSHOT, snapshots(proxies=("p1",), vm_snapshot_gone=True), {}),
     ],
 )

@@ -1,0 +1,106 @@
+"""What an administrator sets of a proxy's transport modes (`Proxy.settings`), and how it is checked.
+
+| name | what | default |
+|---|---|---|
+| failover_to_network | its network modes take over where its others fail | true |
+| connected_datastores | names of datastores that it is connected to; null: those that it finds | null |
+| preferred_networks | networks ("192.0.2.0/24") in which it meets hosts, best first | none |
+| hotadd_nfs3_any_host | HotAdd of disks on NFS 3 from another host than the VM's | false |
+| max_nfs_hops | direct NFS only to servers at most so many routers away; null: any | null |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from ipaddress import ip_network
+from typing import Any, Final
+
+from backup_server.services.shapes import Fields
+
+FAILOVER: Final = "failover_to_network"
+DATASTORES: Final = "connected_datastores"
+NETWORKS: Final = "preferred_networks"
+NFS3_ANY_HOST: Final = "hotadd_nfs3_any_host"
+MAX_HOPS: Final = "max_nfs_hops"
+NAMES: Final = (FAILOVER, DATASTORES, NETWORKS, NFS3_ANY_HOST, MAX_HOPS)
+MOST_HOPS: Final = 255
+_LONGEST_LIST: Final = 1000
+
+
+def shape(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """All settings with their values, for people and programs."""
+    kept = connected_datastores(settings)
+    return {
+        FAILOVER: failover_to_network(settings),
+        DATASTORES: None if kept is None else sorted(kept),
+        NETWORKS: list(preferred_networks(settings)),
+        NFS3_ANY_HOST: hotadd_nfs3_any_host(settings),
+        MAX_HOPS: max_nfs_hops(settings),
+    }
+
+
+def failover_to_network(settings: Mapping[str, Any]) -> bool:
+    return bool(settings.get(FAILOVER, True))
+
+
+def connected_datastores(settings: Mapping[str, Any]) -> frozenset[str] | None:
+    names = settings.get(DATASTORES)
+    return None if names is None else frozenset(str(name) for name in names)
+
+
+def preferred_networks(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(str(text) for text in settings.get(NETWORKS) or ())
+
+
+def hotadd_nfs3_any_host(settings: Mapping[str, Any]) -> bool:
+    return bool(settings.get(NFS3_ANY_HOST, False))
+
+
+def max_nfs_hops(settings: Mapping[str, Any]) -> int | None:
+    most = settings.get(MAX_HOPS)
+    return int(most) if isinstance(most, int) else None
+
+
+def changes(given: Fields) -> dict[str, Any]:
+    """Those that the request names, checked; problems go into `given`."""
+    found: dict[str, Any] = {}
+    for name in (FAILOVER, NFS3_ANY_HOST):
+        if given.has(name):
+            found[name] = given.flag(name)
+    if given.has(DATASTORES):
+        found[DATASTORES] = given.checked(DATASTORES, _check_datastores)
+    if given.has(NETWORKS):
+        found[NETWORKS] = given.checked(NETWORKS, _check_networks)
+    if given.has(MAX_HOPS):
+        found[MAX_HOPS] = given.checked(MAX_HOPS, _check_hops)
+    return found
+
+
+def _texts(value: Any) -> list[str]:
+    if not isinstance(value, list | tuple) or len(value) > _LONGEST_LIST:
+        raise ValueError(f"must be a list of at most {_LONGEST_LIST} texts")
+    if any(not isinstance(one, str) or not one.strip() for one in value):
+        raise ValueError("must be a list of texts that are not empty")
+    return [one.strip() for one in value]
+
+
+def _check_datastores(value: Any) -> list[str] | None:
+    return None if value is None else sorted(set(_texts(value)))
+
+
+def _check_networks(value: Any) -> list[str]:
+    checked: list[str] = []
+    for text in _texts(value or []):
+        try:
+            checked.append(str(ip_network(text)))
+        except ValueError as error:
+            raise ValueError(f"{text!r} is no network such as 192.0.2.0/24: {error}") from None
+    return list(dict.fromkeys(checked))
+
+
+def _check_hops(value: Any) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MOST_HOPS:
+        raise ValueError(f"must be null or a whole number from 0 to {MOST_HOPS}")
+    return value

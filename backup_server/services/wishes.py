@@ -1,0 +1,104 @@
+"""What a task asks of placement: the disk as proxies see it, with what its job allows. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from proxy_worker.contracts.messages import TaskKind
+from transports.base import TransportMode
+from transports.rules import NETWORK_MODES, DiskFacts, Reach, judge_disk, reach_of
+
+DEFAULT_MODES: Final = tuple(mode for mode in TransportMode if mode is not TransportMode.NBD)
+"""What a job that names no modes may use. NBD carries disk content in the clear, so a job has to ask for
+it by name."""
+
+FILE_MODE: Final = TransportMode.NBDSSL
+"""Stands in the order of a task that opens no disk of vSphere; nothing reads it."""
+
+WITHOUT_VSPHERE: Final = frozenset({TaskKind.RESTORE_DISK_TO_FILE.value, TaskKind.COPY_DISK.value})
+"""Kinds of tasks that open no disk of vSphere: any proxy will do, in no mode."""
+
+_NOTHING_KNOWN: Final = "an earlier release made the task: nothing is known of its disk"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """What tasks have in common that the same proxies can take in the same modes."""
+
+    reach: Reach | None = None
+    """None: no disk of vSphere is opened, or nothing is known of it."""
+    proxies: tuple[str, ...] = ()
+    """Allowed proxy ids, sorted; empty: any."""
+    modes: tuple[TransportMode, ...] = ()
+    """Modes that the job allows and the disk admits, best first; empty: no disk of vSphere is opened, or
+    `impossible` says why."""
+    left: tuple[tuple[str, str, str], ...] = ()
+    """Proxy id, mode and reason of what failed in earlier attempts; sorted."""
+    failover: bool = True
+    """Network modes may take over where another could read the disk."""
+    impossible: str = ""
+    """Why no mode at all will do; empty: some will."""
+
+    @property
+    def key(self) -> str:
+        """Short, stable name of this value."""
+        return hashlib.sha256(repr(self).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModeRefused:
+    """A mode that no proxy is asked for."""
+
+    mode: TransportMode
+    reason: str
+
+
+def wish_of(
+    kind: str,
+    disk: DiskFacts | None,
+    allowed_proxies: Iterable[str],
+    allowed_modes: Iterable[str],
+    *,
+    left: Iterable[tuple[str, str, str]] = (),
+    failover: bool = True,
+    proxy_vms: frozenset[tuple[str, str]] = frozenset(),
+) -> Wish:
+    """The wish of one task. Modes of a newer release that this one does not know are left out."""
+    proxies = tuple(sorted(allowed_proxies))
+    if kind in WITHOUT_VSPHERE:
+        return Wish(proxies=proxies)
+    refused = {one.mode: one.reason for one in refused_modes(kind, disk, allowed_modes)}
+    modes = tuple(mode for mode in TransportMode if mode not in refused)
+    known = {mode.value for mode in modes}
+    return Wish(
+        reach=None if disk is None else reach_of(disk, proxy_vms=proxy_vms),
+        proxies=proxies,
+        modes=modes,
+        left=tuple(sorted(pair for pair in left if pair[1] in known)),
+        failover=failover,
+        impossible="" if modes else "; ".join(f"{m.value}: {why}" for m, why in refused.items()),
+    )
+
+
+def refused_modes(
+    kind: str, disk: DiskFacts | None, allowed_modes: Iterable[str]
+) -> Sequence[ModeRefused]:
+    """Modes in which the disk is not opened by any proxy, best first, with the reasons."""
+    if kind in WITHOUT_VSPHERE:
+        return ()
+    asked = set(allowed_modes)
+    said = ((mode, _refusal(mode, disk, asked)) for mode in TransportMode)
+    return [ModeRefused(mode=mode, reason=reason) for mode, reason in said if reason]
+
+
+def _refusal(mode: TransportMode, disk: DiskFacts | None, asked: Collection[str]) -> str:
+    if asked and mode.value not in asked:
+        return "the job does not allow it"
+    if not asked and mode not in DEFAULT_MODES:
+        return "it sends data in clear: used only where the job names it"
+    if disk is None:
+        return "" if mode in NETWORK_MODES else _NOTHING_KNOWN
+    return judge_disk(mode, disk).text
