@@ -268,3 +268,5 @@ class RestoreVmBody(Body):
     power_on: bool = False
     keep_identity: bool = False
     thin: bool | None = None
+    modes: list[str] = Field(default=[], description="Only these transport modes; empty: any.")
+    proxies: list[str] = Field(default=[], description="Only these proxies; empty: any.")

@@ -32,6 +32,10 @@ class Missed(StrEnum):
 
 
 class Mode(StrEnum):
+    STORAGE_SNAPSHOT = "storage-snapshot"
+    DIRECT_SAN = "direct-san"
+    DIRECT_NFS = "direct-nfs"
+    HOTADD = "hotadd"
     NBDSSL = "nbdssl"
     NBD = "nbd"
 
@@ -217,7 +221,6 @@ ModeOption = Annotated[
     list[Mode] | None,
     typer.Option(
         "--mode",
-        metavar="nbdssl|nbd",
         help="Only these transport modes; repeat for more.",
         rich_help_panel=HOW,
     ),

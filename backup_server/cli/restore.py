@@ -10,6 +10,7 @@ import typer
 from backup_server.cli import output
 from backup_server.cli.door import Door, noun, with_door
 from backup_server.cli.follow import follow
+from backup_server.cli.job_options import Mode
 from backup_server.cli.points import find_point
 from backup_server.cli.restore_point import PointArgument
 
@@ -100,6 +101,14 @@ def vm(
             "--thin/--thick", help="Kind of its disks; as backed up by default.", show_default=False
         ),
     ] = None,
+    mode: Annotated[
+        list[Mode] | None,
+        typer.Option("--mode", help="Only these transport modes; repeat for more. Any by default."),
+    ] = None,
+    proxy: Annotated[
+        list[str] | None,
+        typer.Option("--proxy", metavar="NAME", help="Only these proxies; repeat for more."),
+    ] = None,
     no_follow: NoFollowOption = False,
 ) -> None:
     """Restore a whole VM as a new one."""
@@ -119,6 +128,8 @@ def vm(
         "datastore": datastore,
         "thin": thin,
         "disks": [int(item) if item.isdecimal() else item for item in disk] if disk else None,
+        "modes": [one.value for one in mode] if mode else None,
+        "proxies": proxy or None,
     }
     body |= {key: value for key, value in places.items() if value is not None}
     session = door.api.post("/restores/vm", body, slow=True)

@@ -106,6 +106,8 @@ def _prepare_vm(ctx: Context, work: Work) -> None:
             )
             task = _task(ctx, work, TaskKind.RESTORE_DISK_TO_VM, disk, order, position)
             task.disk_path = target.path
+            task.allowed_modes = list(work.details.get("modes", []))
+            task.allowed_proxies = list(work.details.get("proxies", []))
             task.datastore = f"{work.vcenter_id}/{target.datastore}"
             task.host_moref = made.host_moref
             task.facts = disk_facts.stored(

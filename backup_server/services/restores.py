@@ -14,7 +14,7 @@ from backup_server.db.tables import Proxy, RestorePointRow, SessionVm, Vcenter, 
 from backup_server.errors import InvalidError, NotFoundError
 from backup_server.services import catalogue, events, restore_points, sessions, vcenters
 from backup_server.services.context import Context
-from backup_server.services.proxies import state_of
+from backup_server.services.proxies import check_modes, state_of
 from backup_server.services.shapes import Fields, by_ref
 from transports.errors import TransportError
 from transports.vsphere.model import Inventory
@@ -57,7 +57,10 @@ def restore_disk(ctx: Context, request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def restore_vm(ctx: Context, request: Mapping[str, Any]) -> dict[str, Any]:
-    """Begin to restore a whole VM as a new one; answers a Session. InvalidError names what is missing."""
+    """Begin to restore a whole VM as a new one; answers a Session. InvalidError names what is missing.
+
+    `modes` and `proxies`: only in these transport modes, only through these; any by default.
+    """
     given = Fields(request)
     point_ref = given.text("restore_point")
     name = given.name()
@@ -67,6 +70,9 @@ def restore_vm(ctx: Context, request: Mapping[str, Any]) -> dict[str, Any]:
     }
     flags = {key: given.flag(key, default=False) for key in ("power_on", "keep_identity")}
     thin = given.checked("thin", _check_thin)
+    modes = given.checked("modes", check_modes, default=[])
+    with ctx.db.read() as s:
+        proxies = given.checked("proxies", lambda value: _named_proxies(s, value), default=[])
     given.finish("the restore", ignore=(*places, "vcenter", "disks"))
     with ctx.db.read() as s:
         point = restore_points.find(s, point_ref)
@@ -90,6 +96,8 @@ def restore_vm(ctx: Context, request: Mapping[str, Any]) -> dict[str, Any]:
         "own_datastores": not places["datastore"],
         "power_on": flags["power_on"],
         "thin": thin,
+        "modes": modes,
+        "proxies": proxies,
     }
     with ctx.db() as s:
         # Looked for again: the point may have been deleted while the inventory was read.
@@ -165,20 +173,30 @@ def _check_thin(value: Any) -> bool | None:
     return value
 
 
+def _named_proxies(s: DbSession, refs: Any) -> list[str]:
+    if not isinstance(refs, list | tuple) or any(not isinstance(ref, str) for ref in refs):
+        raise ValueError("must be a list of names of proxies; empty for any")
+    return [_named_proxy(s, ref, "proxies") for ref in refs]
+
+
+def _named_proxy(s: DbSession, ref: str, field: str) -> str:
+    named = by_ref(s, Proxy, ref)
+    if not named.enabled:
+        raise InvalidError(
+            f"proxy {named.name} is disabled and takes no restore: enable it or name another",
+            details={field: "is disabled"},
+        )
+    if named.last_seen_at is None:
+        raise InvalidError(
+            f"proxy {named.name} never answered and takes no restore: enrol it, or name another",
+            details={field: "never answered"},
+        )
+    return named.id
+
+
 def _proxies(s: DbSession, ref: str) -> list[str]:
     if ref:
-        named = by_ref(s, Proxy, ref)
-        if not named.enabled:
-            raise InvalidError(
-                f"proxy {named.name} is disabled and takes no restore: enable it or name another",
-                details={"proxy": "is disabled"},
-            )
-        if named.last_seen_at is None:
-            raise InvalidError(
-                f"proxy {named.name} never answered and takes no restore: enrol it, or name another",
-                details={"proxy": "never answered"},
-            )
-        return [named.id]
+        return [_named_proxy(s, ref, "proxy")]
     local = list(s.scalars(sa.select(Proxy.id).where(Proxy.local.is_(True), Proxy.enabled.is_(True))))
     if not local:
         raise InvalidError(

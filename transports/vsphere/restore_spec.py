@@ -166,7 +166,8 @@ def disk_spec(
         fileName=f"[{new.datastore or placement.datastore}]",
         diskMode="persistent",
         thinProvisioned=new.thin,
-        eagerlyScrub=False,
+        # As the original was: direct SAN writes only where zeros were written before.
+        eagerlyScrub=not new.thin and bool(getattr(old.backing, "eagerlyScrub", False)),
     )
     if placement.keep_identity and getattr(old.backing, "uuid", None):
         backing.uuid = old.backing.uuid

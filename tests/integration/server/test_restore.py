@@ -108,6 +108,22 @@ def test_subset_of_disks(backed_up: Rig) -> None:
     assert len(vm.disks) == 1
 
 
+def test_a_restore_may_name_its_modes_and_proxies(backed_up: Rig) -> None:
+    rig = backed_up
+    name = rig.default_proxy().name
+    with rig.ctx.db() as s:
+        s.scalars(sa.select(Proxy)).one().last_seen_at = rig.clock.now
+    request = {"restore_point": "db01@latest", "name": "copy", "modes": ["nbd"], "proxies": [name]}
+    shown = rig.drive(restores.restore_vm(rig.ctx, request)["id"])
+    tasks = rig.rows(Task, session_id=shown["id"])
+    assert {tuple(task.allowed_modes) for task in tasks} == {("nbd",)}
+    assert {tuple(task.allowed_proxies) for task in tasks} == {(rig.default_proxy().id,)}
+    for wrong, words in (({"modes": ["tape"]}, "modes"), ({"proxies": "one"}, "proxies")):
+        with pytest.raises(InvalidError) as caught:
+            restores.restore_vm(rig.ctx, {**request, **wrong})
+        assert words in caught.value.details
+
+
 def test_failed_restore_destroys_what_it_made(backed_up: Rig) -> None:
     rig = backed_up
     rig.proxies.outcome = lambda task: (Result.FAILED, "no route")

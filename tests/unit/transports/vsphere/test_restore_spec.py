@@ -285,6 +285,19 @@ def test_a_disk_may_go_to_another_datastore_and_keep_its_uuid() -> None:
     assert not changes[0].device.backing.thinProvisioned
 
 
+@pytest.mark.parametrize(
+    ("thin", "was_eager", "eager"), [(False, True, True), (False, False, False), (True, True, False)]
+)
+def test_a_thick_disk_is_zeroed_as_the_original_was(thin: bool, was_eager: bool, eager: bool) -> None:
+    config = config_info()
+    for device in config.hardware.device:
+        if isinstance(device, d.VirtualDisk):
+            device.backing.eagerlyScrub = was_eager
+    order = NewDisk(disk_key=2001, capacity_bytes=1 << 30, thin=thin)
+    changes, _ = restore_spec.disk_spec(saved(config), order, new_vm_devices(), PLACEMENT)
+    assert changes[-1].device.backing.eagerlyScrub is eager
+
+
 def test_a_missing_controller_is_added_first() -> None:
     order = NewDisk(disk_key=2016, capacity_bytes=1 << 30, thin=True)
     changes, where = restore_spec.disk_spec(saved(), order, new_vm_devices()[:1], PLACEMENT)
