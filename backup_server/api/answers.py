@@ -181,6 +181,7 @@ class Job(Answer):
     compression: str
     change_tracking: bool
     full_every_days: int | None
+    sample_blocks: int
     retries: dict[str, Any]
     proxies: list[str]
     modes: list[str]
@@ -274,6 +275,7 @@ class RestorePoint(Answer):
     previous: str | None
     copy_of: str | None
     size_bytes: int
+    doubt: str
 
 
 class RetentionPoint(Answer):

@@ -225,6 +225,12 @@ class JobChanges(Body):
     compression: Literal["none", "fast", "balanced", "high"] | None = None
     change_tracking: bool | None = None
     full_every_days: int | None = Field(default=None, ge=1)
+    sample_blocks: int | None = Field(
+        default=None,
+        ge=0,
+        le=1024,
+        description="Blocks of each disk that change tracking calls unchanged and that are compared all the same.",
+    )
     retries: Retries | None = None
     proxies: list[str] | None = None
     modes: list[str] | None = None

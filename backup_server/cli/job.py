@@ -55,6 +55,7 @@ def create(
     week_start: options.WeekStartOption = None,
     gone_days: options.GoneDaysOption = None,
     full_every_days: options.FullEveryOption = None,
+    sample_blocks: options.SampleOption = None,
     quiesce: options.QuiesceOption = None,
     compression: options.CompressionOption = None,
     retries: options.RetriesOption = None,
@@ -91,6 +92,7 @@ def create(
             )
         ),
         full_every_days=full_every_days,
+        sample_blocks=sample_blocks,
         quiesce=quiesce,
         compression=compression,
         proxies=proxy,
@@ -228,6 +230,7 @@ def _show(door: Door, job: dict[str, Any]) -> None:
             ("quiesce", job.get("quiesce")),
             ("compression", job.get("compression")),
             ("change tracking", job.get("change_tracking")),
+            ("tried with", _sample(job.get("sample_blocks") or 0)),
             ("full read", f"every {full_days} days" if full_days else "when needed"),
             ("retries", f"{retries['count']}, after {formats.duration(retries['wait_s'])}"),
             ("proxies", job.get("proxies") or "any"),
@@ -237,6 +240,10 @@ def _show(door: Door, job: dict[str, Any]) -> None:
             ("reason", last.get("reason")),
         ]
     )
+
+
+def _sample(blocks: int) -> str:
+    return f"{blocks} blocks of each disk" if blocks else "nothing: it is believed"
 
 
 def describe_gone(retention: dict[str, Any]) -> str:
@@ -290,6 +297,7 @@ def edit(
     week_start: options.WeekStartOption = None,
     gone_days: options.GoneDaysOption = None,
     full_every_days: options.FullEveryOption = None,
+    sample_blocks: options.SampleOption = None,
     quiesce: options.QuiesceOption = None,
     compression: options.CompressionOption = None,
     retries: options.RetriesOption = None,
@@ -347,6 +355,7 @@ def edit(
             old["retention"],
         ),
         full_every_days=full_every_days,
+        sample_blocks=sample_blocks,
         quiesce=quiesce,
         compression=compression,
         proxies=[] if any_proxy else proxy,

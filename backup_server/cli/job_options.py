@@ -184,6 +184,18 @@ FullEveryOption = Annotated[
         rich_help_panel=WHEN,
     ),
 ]
+SampleOption = Annotated[
+    int | None,
+    typer.Option(
+        "--sample-blocks",
+        min=0,
+        max=1024,
+        metavar="N",
+        help="Blocks of each disk that change tracking calls unchanged and that are compared all the same "
+        "(16); 0: none.",
+        rich_help_panel=HOW,
+    ),
+]
 QuiesceOption = Annotated[
     Quiesce | None,
     typer.Option(

@@ -71,8 +71,10 @@ def list_(
 
 
 def state(point: dict[str, Any]) -> str:
-    """What is lost of a restore point, and until when nobody can remove it."""
+    """What is lost of a restore point, whether it is in doubt, and until when nobody can remove it."""
     parts = [f"damaged: {line}" for line in damage_lines(point)]
+    if point.get("doubt"):
+        parts.append("in doubt")
     if point.get("immutable_until"):
         parts.append(f"immutable until {formats.moment(point['immutable_until'])}")
     return "; ".join(parts)
@@ -111,7 +113,7 @@ def show(door: Door, point: PointArgument) -> None:
             ("job", found.get("job")),
             ("repository", found["repository"]),
             ("immutable", f"until {formats.moment(until)}" if until else "no"),
-            ("state", "damaged" if found.get("damaged") else "good, as far as is known"),
+            ("state", _verdict(found)),
         ]
     )
     output.table(
@@ -131,6 +133,14 @@ def show(door: Door, point: PointArgument) -> None:
     )
     for line in damage_lines(found):
         output.say(f"damaged: {line}; these bytes cannot be restored")
+    if found.get("doubt"):
+        output.say(f"in doubt: {found['doubt']}; take a later point where you can")
+
+
+def _verdict(point: dict[str, Any]) -> str:
+    if point.get("damaged"):
+        return "damaged"
+    return "in doubt" if point.get("doubt") else "good, as far as is known"
 
 
 @app.command("delete")

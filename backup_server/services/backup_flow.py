@@ -25,6 +25,7 @@ from backup_server.services import (
     job_plan,
     retention,
     steps,
+    tracking,
     vm_snapshots,
 )
 from backup_server.services.context import Context
@@ -54,6 +55,8 @@ from transports.vsphere.model import (
 )
 
 BACKUP_PRIORITY = 1
+_ROW_ONLY = ("frozen_path", "tracking_wrong")
+"""Facts of a disk that the catalogue keeps and the repository does not."""
 GONE = "the VM no longer exists in vCenter: it was deleted or registered anew during the session"
 
 
@@ -112,7 +115,10 @@ def _check_space(ctx: Context, client: Vsphere, work: Work, info: VmInfo) -> Non
 
 def _track_changes(ctx: Context, client: Vsphere, work: Work, info: VmInfo, *, clean: bool) -> None:
     """Switch change tracking on where the job wants it and it is safe; a warning where it is not."""
-    if not work.job["options"]["change_tracking"] or info.change_tracking_enabled:
+    if not work.job["options"]["change_tracking"]:
+        return
+    if info.change_tracking_enabled:
+        _reset_tracking_when_wrong(ctx, client, work, info, clean=clean)
         return
     if not info.change_tracking_supported:
         steps.warn(ctx, work, "change tracking is not supported by this VM: everything is read")
@@ -135,6 +141,32 @@ def _track_changes(ctx: Context, client: Vsphere, work: Work, info: VmInfo, *, c
         return
     with ctx.db() as s:
         steps.note(s, ctx, work, "change-tracking.enabled", "change tracking switched on")
+
+
+def _reset_tracking_when_wrong(
+    ctx: Context, client: Vsphere, work: Work, info: VmInfo, *, clean: bool
+) -> None:
+    """Begin tracking anew when the previous run found it wrong. Where that cannot be done, everything is
+    read: the plan sees by the change ids that tracking is still the one of then.
+    """
+    with ctx.db.read() as s:
+        previous = job_plan.previous_point(s, work.session.repository_id or "", work.vm.instance_uuid)
+    if previous is None or not any(disk.tracking_wrong for disk in previous.disks):
+        return
+    if info.has_snapshots or not clean:
+        steps.warn(
+            ctx,
+            work,
+            "change tracking was found wrong and cannot begin anew because the VM has snapshots: "
+            "everything is read until they are removed",
+        )
+        return
+    try:
+        tracking.reset(ctx, client, work)
+    except ObjectGoneError as error:
+        raise StepFailedError(GONE) from error
+    except TransportError as error:
+        steps.warn(ctx, work, f"change tracking was found wrong and could not begin anew: {error}")
 
 
 def _snapshot(
@@ -212,7 +244,7 @@ def _make_tasks(
             work.vm.id,
             kind=kind.value,
             previous_id=previous.id if previous is not None and increment else None,
-            disks=[_disk_facts(disk) for disk in disks],
+            disks=[_disk_facts(disk, previous) for disk in disks],
             skipped_disks=skipped,
             bios_uuid=info.bios_uuid,
             vm_name=info.name,
@@ -222,8 +254,11 @@ def _make_tasks(
         vm.vm_config, vm.nvram = config.json, config.nvram
         s.flush()
         change_state(s, SessionVm, work.vm.id, VmState.PREPARING, VmState.RUNNING)
+        rows = tracking.rows_of(s, work.session.repository_id or "", work.vm.instance_uuid)
         for position, disk in enumerate(disks):
-            s.add(_task(work, info, snapshot, disk, plans[disk.key], position, stores=stores, now=now))
+            plan = plans[disk.key]
+            sample = tracking.sample_order(work.job["options"], rows, disk, plan, now)
+            s.add(_task(work, info, snapshot, disk, plan, position, sample, stores=stores, now=now))
         steps.note(s, ctx, work, "vm.running", f"{kind.value}, {len(disks)} disks")
 
 
@@ -253,7 +288,7 @@ def _base(
     return previous, full
 
 
-def _disk_facts(disk: DiskInfo) -> dict[str, Any]:
+def _disk_facts(disk: DiskInfo, previous: disk_plan.PreviousPoint | None) -> dict[str, Any]:
     """What the restore point and its row will say of the disk, from the snapshot."""
     return {
         "disk_key": disk.key,
@@ -264,6 +299,7 @@ def _disk_facts(disk: DiskInfo) -> dict[str, Any]:
         "change_id": disk.change_id,
         "thin": disk.thin,
         "frozen_path": disk.path,
+        "tracking_wrong": disk_plan.still_wrong(disk, previous),
     }
 
 
@@ -274,6 +310,7 @@ def _task(
     disk: DiskInfo,
     plan: disk_plan.DiskPlan,
     position: int,
+    sample: tuple[int, bool],
     *,
     stores: dict[str, DatastoreInfo],
     now: Any,
@@ -299,6 +336,8 @@ def _task(
         full_read_reason=plan.reason,
         datastore_is_vmfs=store.kind == "VMFS",
         compression=CompressionLevel(options["compression"]),
+        sampled_blocks=sample[0],
+        sample_when_unchanged=sample[1],
     )
     return Task(
         id=new_id(),
@@ -335,6 +374,7 @@ def finish(ctx: Context, vm_id: str) -> None:
     doubts.confirm_snapshot(ctx, work)
     work = steps.load(ctx, vm_id)
     _remove_snapshot(ctx, work)
+    tracking.note_mismatches(ctx, steps.load(ctx, vm_id))
     work = steps.load(ctx, vm_id)
     result, reason = _verdict(ctx, work)
     if result not in (Result.SUCCESS, Result.WARNING):
@@ -345,9 +385,12 @@ def finish(ctx: Context, vm_id: str) -> None:
     repository_id = work.session.repository_id or ""
     ctx.agents.get(repository_id).commit(point)
     kept = catalogue.immutable_until(ctx, repository_id, [point.id])
-    figures = {task.disk_key: _figures(task) for task in tasks}
-    for facts in work.details["disks"]:
-        figures[facts["disk_key"]]["frozen_path"] = facts["frozen_path"]
+    figures = {
+        facts["disk_key"]: {name: facts.get(name, "") for name in _ROW_ONLY}
+        for facts in work.details["disks"]
+    }
+    for task in tasks:
+        figures[task.disk_key] |= {**_figures(task), **tracking.figures(task)}
     with ctx.db() as s:
         catalogue.add_point(
             s,
@@ -442,7 +485,7 @@ def _point(ctx: Context, work: Work) -> tuple[RestorePoint, list[Task]]:
         raise StepFailedError("the session's rows are incomplete; run the job again")
     disks = tuple(
         DiskPoint(
-            **{name: value for name, value in facts.items() if name != "frozen_path"},
+            **{name: value for name, value in facts.items() if name not in _ROW_ONLY},
             map_root=BlobId(by_key[facts["disk_key"]].map_root),
             sha256=by_key[facts["disk_key"]].sha256,
         )

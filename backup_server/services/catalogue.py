@@ -32,11 +32,13 @@ def add_point(
 ) -> bool:
     """Write the row of a committed point; False when it is there already.
 
-    `figures`: disk key -> read_bytes, stored_bytes and frozen_path, where known.
+    `figures`: disk key -> read_bytes, stored_bytes, frozen_path, read_mode, sampled_blocks and
+    tracking_wrong, where known. A copy is as doubtful as what it is a copy of.
     """
     if db.get(RestorePointRow, point.id) is not None:
         return False
     known = figures or {}
+    source = db.get(RestorePointRow, point.copied_from.point_id) if point.copied_from else None
     disks = [
         {**to_json(disk), "read_bytes": None, "stored_bytes": None, **known.get(disk.disk_key, {})}
         for disk in point.disks
@@ -59,6 +61,7 @@ def add_point(
             size_bytes=sum(int(disk["stored_bytes"] or 0) for disk in disks),
             source_point_id=point.copied_from.point_id if point.copied_from else None,
             immutable_until=immutable_until,
+            doubt=source.doubt if source is not None else "",
             deleting=False,
         )
     )

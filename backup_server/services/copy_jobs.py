@@ -16,7 +16,14 @@ from backup_server.services.copy_selection import check_copy_selection
 from backup_server.services.shapes import Fields, when
 
 KINDS: Final = tuple(kind.value for kind in JobKind)
-_ONLY_BACKUP: Final = ("vcenter", "quiesce", "change_tracking", "full_every_days", "modes")
+_ONLY_BACKUP: Final = (
+    "vcenter",
+    "quiesce",
+    "change_tracking",
+    "full_every_days",
+    "sample_blocks",
+    "modes",
+)
 
 
 def is_copy(given: Fields) -> bool:
@@ -33,7 +40,7 @@ def refuse_copy_fields(given: Fields) -> None:
 def options(given: Fields, shared: dict[str, Any]) -> dict[str, Any]:
     """The options of a copy job; those that backup and copy share are given."""
     for name in _ONLY_BACKUP:
-        if given.take(name) not in (None, False, [], "off"):
+        if given.take(name) not in (None, False, [], "off", 0):
             given.wrong(name, "a copy job has no such field: nothing of vSphere is read")
     return {
         **shared,
@@ -43,6 +50,7 @@ def options(given: Fields, shared: dict[str, Any]) -> dict[str, Any]:
         "quiesce": "off",
         "change_tracking": False,
         "full_every_days": None,
+        "sample_blocks": 0,
         "modes": [],
     }
 

@@ -35,6 +35,7 @@ DISK_REPLACED = "the disk was replaced by another since the previous restore poi
 SNAPSHOTS_CHANGED = (
     "the VM's snapshots changed since the previous restore point: it may have been reverted"
 )
+TRACKING_WRONG = "change tracking was found wrong and has not begun anew since"
 SNAPSHOTS_UNKNOWN = (
     "the previous restore point is known from the repository alone: a revert since cannot be ruled out"
 )
@@ -55,6 +56,8 @@ class PreviousDisk:
     """File that was read then; empty when only the repository knows the point."""
     is_damaged: bool = False
     """A check found a part of it lost: nothing may build on it."""
+    tracking_wrong: str = ""
+    """Where tracking was found wrong, then or before; empty when it was not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +95,7 @@ def previous_from_row(
                 base_path=str(disk.get("path") or ""),
                 frozen_path=str(disk.get("frozen_path") or ""),
                 is_damaged=bool(disk.get("damage")),
+                tracking_wrong=str(disk.get("tracking_wrong") or ""),
             )
             for disk in disks
         ),
@@ -198,11 +202,25 @@ def tracking_reason(disk: DiskInfo, base: PreviousDisk, *, wanted: bool) -> str:
         return NO_STORED_ID
     if _tracking_uuid(disk.change_id) != _tracking_uuid(base.change_id):
         return TRACKING_RESET
+    if base.tracking_wrong:
+        return TRACKING_WRONG
     if change_went_back(base.change_id, disk.change_id):
         return WENT_BACK
     if not base.frozen_path:
         return SNAPSHOTS_UNKNOWN
     return "" if _same_snapshots(disk, base) else SNAPSHOTS_CHANGED
+
+
+def still_wrong(disk: DiskInfo, previous: PreviousPoint | None) -> str:
+    """Where the disk's tracking was found wrong, when it has not begun anew since; however the disk is read
+    now, the next run must not believe it either.
+    """
+    if previous is None:
+        return ""
+    base, _ = match_disk(disk, previous.disks, unique=True)
+    if base is None or _tracking_uuid(disk.change_id) != _tracking_uuid(base.change_id):
+        return ""
+    return base.tracking_wrong
 
 
 def _same_snapshots(disk: DiskInfo, base: PreviousDisk) -> bool:

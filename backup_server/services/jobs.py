@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session as DbSession
 from backup_server.db.states import JobKind, SessionState
 from backup_server.db.tables import Job, Proxy, Repository, Session, Vcenter, new_id
 from backup_server.errors import ConflictError, NotFoundError
-from backup_server.services import copy_jobs, job_plan, retention, sessions
+from backup_server.services import copy_jobs, job_plan, retention, sessions, tracking
 from backup_server.services.context import Context
 from backup_server.services.proxies import check_modes
 from backup_server.services.retention_rules import DEFAULT_RETENTION, MAX_KEEP, check_retention
@@ -177,6 +177,9 @@ def _backup_values(s: DbSession, given: Fields, shared: dict[str, Any]) -> dict[
             "quiesce": given.one_of("quiesce", QUIESCE, default="try"),
             "change_tracking": given.flag("change_tracking", default=True),
             "full_every_days": given.checked("full_every_days", _check_days),
+            "sample_blocks": given.checked(
+                "sample_blocks", _check_sample, default=tracking.DEFAULT_SAMPLE_BLOCKS
+            ),
             "modes": given.checked("modes", check_modes, default=[]),
         },
     }
@@ -231,6 +234,13 @@ def _check_days(value: Any) -> int | None:
     return value
 
 
+def _check_sample(value: Any) -> int:
+    most = tracking.MAX_SAMPLE_BLOCKS
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
+        raise ValueError(f"must be a whole number of blocks from 0 (none) to {most}")
+    return value
+
+
 def _shape(s: DbSession, row: Job) -> dict[str, Any]:
     proxy_ids = row.options.get("proxies", [])
     rows = s.execute(sa.select(Proxy.id, Proxy.name).where(Proxy.id.in_(proxy_ids)))
@@ -252,6 +262,7 @@ def _shape(s: DbSession, row: Job) -> dict[str, Any]:
         "selection": row.selection,
         "schedule": row.schedule,
         "retention": row.retention,
+        "sample_blocks": 0 if row.kind == JobKind.COPY.value else tracking.DEFAULT_SAMPLE_BLOCKS,
         **{name: value for name, value in row.options.items() if name not in {"after_backup", "first"}},
         "proxies": [names[proxy_id] for proxy_id in proxy_ids if proxy_id in names],
         "next_run_at": when(row.next_run_at),

@@ -240,4 +240,5 @@ def _shape(row: RestorePointRow, repositories: dict[str, str]) -> dict[str, Any]
         "size_bytes": row.size_bytes,
         "immutable_until": when(row.immutable_until),
         "damaged": damage.is_damaged(row),
+        "doubt": row.doubt,
     }

@@ -32,6 +32,11 @@ class CrashPlan:
     def struck(self) -> bool:
         return self._dead
 
+    @property
+    def is_armed(self) -> bool:
+        """A death is still to come."""
+        return self._at > 0
+
     def revive(self) -> None:
         """The next process begins."""
         self._at = 0

@@ -45,6 +45,8 @@ class FakeProxies:
     def __init__(self, rig: Rig) -> None:
         self._rig = rig
         self.outcome: Callable[[Task], tuple[Result, str]] = lambda task: (Result.SUCCESS, "")
+        self.mismatch: Callable[[Task], str] = lambda task: ""
+        """Where a trial shows change tracking to be wrong."""
         self.done: list[Task] = []
 
     def work(self) -> int:
@@ -67,12 +69,26 @@ class FakeProxies:
                     result=result.value,
                     reason=reason,
                     map_root=f"{int(task.id[:8], 16):064x}" if good else "",
-                    read_mode="increment" if task.order.get("previous_map_root") else "full",
+                    read_mode=self._read_mode(task),
+                    facts={**task.facts, **self._trial(task)},
                     stats=self._stats(task) if good else None,
                     finished_at=ctx.clock(),
                 )
             self.done.append(task)
         return len(pending)
+
+    def _read_mode(self, task: Task) -> str:
+        if not task.order.get("previous_map_root"):
+            return "full"
+        whole = task.order.get("full_read_reason") or self.mismatch(task)
+        return "full-scan" if whole else "increment"
+
+    def _trial(self, task: Task) -> dict[str, Any]:
+        sampled = task.order.get("sampled_blocks", 0)
+        if not sampled:
+            return {}
+        found = self.mismatch(task)
+        return {"sampled_blocks": sampled} | ({"tracking_mismatch": found} if found else {})
 
     @staticmethod
     def _stats(task: Task) -> dict[str, Any]:

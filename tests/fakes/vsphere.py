@@ -187,7 +187,9 @@ class FakeVcenter:
         for disk in vm.disks:
             if disk.obstacle:
                 continue
-            if vm.tracking:
+            if not vm.tracking:
+                disk.tracking_uuid = ""  # only now what was switched off takes effect
+            else:
                 disk.tracking_uuid = disk.tracking_uuid or uuid4().hex
                 disk.writes += 1
             change_id = f"{disk.tracking_uuid}/{disk.writes}" if disk.tracking_uuid else ""
@@ -360,6 +362,14 @@ class FakeVsphere:
         self.site.enter("enable_change_tracking")
         self.site.get(vm_moref).tracking = True
         self.site.leave("enable_change_tracking")
+
+    def disable_change_tracking(self, vm_moref: str) -> None:
+        self.site.enter("disable_change_tracking")
+        vm = self.site.get(vm_moref)
+        if vm.snapshots:
+            raise PermanentTransportError("the VM has snapshots")
+        vm.tracking = False
+        self.site.leave("disable_change_tracking")
 
     def create_snapshot(
         self,

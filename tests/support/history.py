@@ -154,6 +154,7 @@ def _job(now: datetime) -> Job:
             "compression": "balanced",
             "change_tracking": True,
             "full_every_days": None,
+            "sample_blocks": 16,
             "retries": {"count": 3, "wait_s": 600},
             "proxies": [],
             "modes": [],

@@ -82,6 +82,11 @@ class Vsphere(Protocol):
     def enable_change_tracking(self, vm_moref: str) -> None:
         """Switch tracking on and read it back. PermanentTransportError when it did not take."""
 
+    def disable_change_tracking(self, vm_moref: str) -> None:
+        """Switch tracking off, to begin it anew; vSphere acts on it at the next snapshot.
+        PermanentTransportError when the VM has snapshots, or when it did not take.
+        """
+
     def create_snapshot(
         self,
         vm_moref: str,

@@ -150,6 +150,10 @@ class VsphereClient:
         with self._session.borrow(f"switch on change tracking of VM {vm_moref}") as connection:
             snapshot.enable_change_tracking(connection, vm_moref)
 
+    def disable_change_tracking(self, vm_moref: str) -> None:
+        with self._session.borrow(f"switch off change tracking of VM {vm_moref}") as connection:
+            snapshot.disable_change_tracking(connection, vm_moref)
+
     def create_snapshot(
         self,
         vm_moref: str,

@@ -114,9 +114,28 @@ def enable_change_tracking(connection: Connection, vm_moref: str) -> None:
             f"change tracking of VM {vm_moref} was not switched on because the VM has snapshots;"
             " remove them, then run the job again"
         )
-    task = vm.ReconfigVM_Task(spec=vim.vm.ConfigSpec(changeTrackingEnabled=True))
+    _switch_tracking(connection, vm, vm_moref, on=True)
+
+
+def disable_change_tracking(connection: Connection, vm_moref: str) -> None:
+    """Nothing when it is off already."""
+    vm = connection.vm(vm_moref)
+    seen = read(connection, vm, "config.changeTrackingEnabled", "snapshot")
+    if not seen.get("config.changeTrackingEnabled"):
+        return
+    if getattr(seen.get("snapshot"), "rootSnapshotList", None):
+        raise PermanentTransportError(
+            f"change tracking of VM {vm_moref} cannot begin anew because the VM has snapshots; remove them,"
+            " then run the job again"
+        )
+    _switch_tracking(connection, vm, vm_moref, on=False)
+
+
+def _switch_tracking(connection: Connection, vm: Any, vm_moref: str, *, on: bool) -> None:
+    task = vm.ReconfigVM_Task(spec=vim.vm.ConfigSpec(changeTrackingEnabled=on))
     tasks.wait(connection, task, timeout_s=RECONFIGURE_TIMEOUT_S)
-    if not read(connection, vm, "config.changeTrackingEnabled").get("config.changeTrackingEnabled"):
+    seen = read(connection, vm, "config.changeTrackingEnabled")
+    if bool(seen.get("config.changeTrackingEnabled")) is not on:
         raise PermanentTransportError(
             f"change tracking of VM {vm_moref} did not take although vSphere accepted it;"
             " look at the VM's advanced configuration (ctkEnabled)"
