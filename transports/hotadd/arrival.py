@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import threading
 from collections.abc import Sequence
 from time import monotonic
@@ -24,8 +22,6 @@ _SETTLE_S: Final = 3.0
 """A device with the disk's name that was there before: the disk was presented earlier already, or the kernel has
 not forgotten a device that is gone, and the true one is about to come."""
 _VMWARE_DRIVERS: Final = ("vmw_pvscsi", "mptspi", "mptsas", "BusLogic")
-_BLKROSET: Final = 0x125D
-"""ioctl: let nothing write to a block device."""
 
 
 def await_device(
@@ -134,9 +130,6 @@ def open_device(machine: Machine, device: BlockDevice, disk: DiskRef, *, write: 
             )
         if file.size_bytes != disk.capacity_bytes:
             raise _wrong_size(device, disk, file.size_bytes)
-        if not write:
-            with contextlib.suppress(OSError):
-                fcntl.ioctl(file.fileno(), _BLKROSET, (1).to_bytes(4, "little"))
     except BaseException:
         file.close()
         raise

@@ -122,10 +122,13 @@ def detach_disks(connection: Connection, vm_moref: str, wanted: Sequence[DiskToA
             raise TransientTransportError(
                 f"VM {vm_moref} is being reconfigured; disks are taken away when that has ended"
             )
-        found = [disk for one in wanted if (disk := _find(_devices(connection, vm), one)) is not None]
+        devices = _devices(connection, vm)
+        found = {disk.key: disk for one in wanted for disk in _matching(devices, one)}
         if not found:
             return
-        _reconfigure(connection, vm, [_Spec(operation="remove", device=disk) for disk in found])
+        _reconfigure(
+            connection, vm, [_Spec(operation="remove", device=disk) for disk in found.values()]
+        )
         _wait_until_gone(connection, vm, wanted)
     except vmodl.fault.ManagedObjectNotFound:
         return
@@ -172,7 +175,12 @@ def _mode(one: DiskToAttach) -> str:
 
 
 def _find(devices: Iterable[Any], one: DiskToAttach) -> Any:
-    """The attached disk, by file and by our mode, never by its key: keys are given to others again.
+    """The attached disk, or None."""
+    return next(_matching(devices, one), None)
+
+
+def _matching(devices: Iterable[Any], one: DiskToAttach) -> Iterator[Any]:
+    """By file and by our mode, never by its key: keys are given to others again.
 
     Of a disk whose writes are thrown away the host may name the redo log that it throws away, with the
     disk's own file as its parent. No other parent counts: a linked clone's disk is its owner's.
@@ -182,8 +190,7 @@ def _find(devices: Iterable[Any], one: DiskToAttach) -> Any:
             continue
         name, parent = _file(disk.backing), _file(getattr(disk.backing, "parent", None))
         if one.path == name or (not one.write and _REDO_LOG in name.upper() and one.path == parent):
-            return disk
-    return None
+            yield disk
 
 
 def _file(backing: Any) -> str:
