@@ -59,6 +59,9 @@ class IntentKind(StrEnum):
     RESTORED_VM = "restored-vm"
     HOT_ADDED_DISK = "hot-added-disk"
     STORAGE_SNAPSHOT = "storage-snapshot"
+    STORAGE_EXPOSURE = (
+        "storage-exposure"  # what one proxy is shown of a storage snapshot for one attempt
+    )
 
 
 class JobKind(StrEnum):

@@ -25,6 +25,7 @@ from backup_server.services import (
     job_plan,
     retention,
     steps,
+    storage_snapshots,
     tracking,
     vm_snapshots,
 )
@@ -82,7 +83,11 @@ def prepare(ctx: Context, vm_id: str) -> None:
     _check_cancel(cancelled())
     config = client.vm_config(work.vm.moref, snapshot.moref)
     stores = _datastores(client, snapshot.disks, info.datacenter)
-    _make_tasks(ctx, steps.load(ctx, vm_id), info, snapshot, config, stores, base)
+    work = steps.load(ctx, vm_id)
+    disks = _chosen(work, info, snapshot)
+    plans = _first_plans(ctx, work, disks, base)
+    held = storage_snapshots.hold(ctx, client, work, info, snapshot, disks, stores, plans)
+    _make_tasks(ctx, steps.load(ctx, vm_id), info, snapshot, config, stores, base, held)
     ctx.wake_dispatcher.set()
 
 
@@ -185,6 +190,7 @@ def _snapshot(
             s, work.vm.id, snapshot=snapshot.moref, consistency=_consistency(snapshot, info).value
         )
         vm.snapshot_at = taken_at
+        vm.snapshot_removed_at = None  # a try before this one may have removed its own
         steps.note(
             s, ctx, work, "snapshot.created", f"snapshot made, {_consistency(snapshot, info).value}"
         )
@@ -207,6 +213,26 @@ def _datastores(
     return {name: client.datastore(name, datacenter) for name in {disk.datastore for disk in disks}}
 
 
+def _chosen(work: Work, info: VmInfo, snapshot: SnapshotInfo) -> list[DiskInfo]:
+    """Disks of the snapshot that the job takes."""
+    rules = work.job["selection"]["exclude_disks"]
+    disks = [disk for disk in snapshot.disks if not disk_reason(info.name, disk, rules)]
+    if not disks:
+        raise StepFailedError("the snapshot holds no disk that can be backed up")
+    return disks
+
+
+def _first_plans(
+    ctx: Context, work: Work, disks: Sequence[DiskInfo], base: doubts.Base
+) -> dict[int, disk_plan.DiskPlan]:
+    """As far as can be told before the tasks are made."""
+    with ctx.db.read() as s:
+        previous, full = _base(ctx, s, work, base)
+    return disk_plan.plan_disks(
+        disks, previous, full=full, change_tracking=work.job["options"]["change_tracking"]
+    )
+
+
 def _make_tasks(
     ctx: Context,
     work: Work,
@@ -215,20 +241,19 @@ def _make_tasks(
     config: VmConfig,
     stores: dict[str, DatastoreInfo],
     base: doubts.Base,
+    held: storage_snapshots.Held | None,
 ) -> None:
     """Tasks, plan and configuration in the transaction that makes the VM running."""
     rules = work.job["selection"]["exclude_disks"]
     reasons = {disk.key: disk_reason(info.name, disk, rules) for disk in snapshot.disks}
-    disks = [disk for disk in snapshot.disks if not reasons[disk.key]]
-    if not disks:
-        raise StepFailedError("the snapshot holds no disk that can be backed up")
+    disks = _chosen(work, info, snapshot)
     skipped = [f"{disk.label}: {reasons[disk.key]}" for disk in snapshot.disks if reasons[disk.key]]
     # Independent disks and the like are not in a snapshot at all.
-    held = {disk.key for disk in snapshot.disks}
+    frozen = {disk.key for disk in snapshot.disks}
     skipped += [
         f"{disk.label}: {disk_reason(info.name, disk, rules) or 'not in the snapshot'}"
         for disk in info.disks
-        if disk.key not in held
+        if disk.key not in frozen
     ]
     now = ctx.clock()
     with ctx.db() as s:
@@ -258,7 +283,10 @@ def _make_tasks(
         for position, disk in enumerate(disks):
             plan = plans[disk.key]
             sample = tracking.sample_order(work.job["options"], rows, disk, plan, now)
-            s.add(_task(work, info, snapshot, disk, plan, position, sample, stores=stores, now=now))
+            task = _task(work, info, snapshot, disk, plan, position, sample, stores=stores, now=now)
+            if held is not None:
+                storage_snapshots.read_from(task, held, plan)
+            s.add(task)
         steps.note(s, ctx, work, "vm.running", f"{kind.value}, {len(disks)} disks")
 
 
@@ -374,6 +402,7 @@ def finish(ctx: Context, vm_id: str) -> None:
     doubts.confirm_snapshot(ctx, work)
     work = steps.load(ctx, vm_id)
     _remove_snapshot(ctx, work)
+    storage_snapshots.release(ctx, steps.load(ctx, vm_id))
     tracking.note_mismatches(ctx, steps.load(ctx, vm_id))
     work = steps.load(ctx, vm_id)
     result, reason = _verdict(ctx, work)

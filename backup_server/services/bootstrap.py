@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from backup_server.config import Settings
 from backup_server.credentials import CredentialStore, load_or_create_key
 from backup_server.db.engine import Database, open_database
@@ -10,7 +12,10 @@ from backup_server.services import proxies
 from backup_server.services.agent_link import AgentProcess, StartAgent
 from backup_server.services.context import Clock, Context
 from backup_server.services.repository_agent import AgentPool
+from backup_server.services.storage_pool import StoragePool
 from backup_server.services.vcenter_pool import VcenterPool, VsphereDoor
+from transports.storage_systems.base import StorageDriver
+from transports.storage_systems.registry import storage_drivers as all_drivers
 
 SERVER_ID = "server_id"
 DEFAULT_PROXY_MADE = "default_proxy_made"
@@ -23,6 +28,7 @@ def open_context(
     vsphere: VsphereDoor,
     start_agent: StartAgent | None = None,
     database: Database | None = None,
+    storage_drivers: Mapping[str, StorageDriver] | None = None,
 ) -> Context:
     """A context ready to be used; close it with `ctx.close()`.
 
@@ -47,6 +53,9 @@ def open_context(
             start_agent or (lambda: AgentProcess(log_file, cache_dir=settings.data_dir / "cache")),
             timeout_s=settings.agent_timeout_s,
             long_timeout_s=settings.agent_long_timeout_s,
+        ),
+        storage=StoragePool(
+            db, credentials, all_drivers() if storage_drivers is None else storage_drivers
         ),
     )
     _first_start(context)

@@ -14,6 +14,7 @@ from backup_server.config import Settings
 from backup_server.credentials import CredentialStore
 from backup_server.db.engine import Database
 from backup_server.services.repository_agent import AgentPool
+from backup_server.services.storage_pool import StoragePool
 from backup_server.services.turns import Turns
 from backup_server.services.vcenter_pool import VcenterPool
 
@@ -36,6 +37,7 @@ class Context:
     credentials: CredentialStore
     vcenters: VcenterPool
     agents: AgentPool
+    storage: StoragePool
     log: Any = field(default_factory=structlog.get_logger)
     wake_engine: threading.Event = field(default_factory=threading.Event)
     """Set after a commit that gives the session engine something to do."""
@@ -51,4 +53,5 @@ class Context:
         self.stopping.set()
         self.agents.close()
         self.vcenters.close()
+        self.storage.close()
         self.db.close()

@@ -23,6 +23,7 @@ _ONLY_BACKUP: Final = (
     "full_every_days",
     "sample_blocks",
     "modes",
+    "storage_snapshots",
 )
 
 
@@ -39,6 +40,7 @@ def refuse_copy_fields(given: Fields) -> None:
 
 def options(given: Fields, shared: dict[str, Any]) -> dict[str, Any]:
     """The options of a copy job; those that backup and copy share are given."""
+    given.take("storage_failover")
     for name in _ONLY_BACKUP:
         if given.take(name) not in (None, False, [], "off", 0):
             given.wrong(name, "a copy job has no such field: nothing of vSphere is read")

@@ -2,7 +2,8 @@
 
 It looks at start and every few minutes. It touches a snapshot only when its name and its description
 agree and name this server and the intent; it destroys a VM only when it bears the intent's mark (which
-vSphere is asked to check again). Everything else in a vCenter is none of its business.
+vSphere is asked to check again); it touches a storage snapshot or a clone only by a name that begins with this
+server's mark. Everything else in a vCenter or on a storage system is none of its business.
 
 A snapshot that cannot be removed climbs a ladder, one rung a visit: remove, consolidate, and where no
 foreign snapshot exists a helper snapshot is made and removed, so that vSphere folds what it forgot.
@@ -29,6 +30,8 @@ from backup_server.services import (
     restore_flow,
     restore_points,
     retention,
+    storage_snapshots,
+    storage_systems,
     vm_snapshots,
 )
 from backup_server.services.context import Context
@@ -139,6 +142,10 @@ class Janitor:
         attachments.release(self._ctx, [intent])
         return ""
 
+    def clean_storage(self, intent: Intent) -> str:
+        storage_snapshots.clean(self._ctx, intent)
+        return ""
+
     def _helper_snapshot(self, client: Vsphere, intent: Intent) -> None:
         """Making and removing a snapshot lets vSphere fold deltas that it lost count of.
 
@@ -189,7 +196,9 @@ class Janitor:
     # -- what no open intent names
 
     def sweep(self) -> None:
-        """Remove snapshots that bear our mark although their intent is closed or unknown."""
+        """Remove snapshots that bear our mark although their intent is closed or unknown, of VMs and of storage
+        systems.
+        """
         with self._ctx.db.read() as s:
             vcenter_ids = list(s.scalars(sa.select(Vcenter.id)))
         for vcenter_id in vcenter_ids:
@@ -200,6 +209,10 @@ class Janitor:
                 self._sweep_vcenter(vcenter_id, self._ctx.vcenters.get(vcenter_id))
             except (TransportError, VmhaulError) as error:
                 self._ctx.log.warning("janitor.sweep-failed", vcenter_id=vcenter_id, reason=str(error))
+
+        if not self._stop.is_set():
+            storage_snapshots.sweep(self._ctx)
+            storage_systems.rescan_all(self._ctx)
 
     def _sweep_vcenter(self, vcenter_id: str, client: Vsphere) -> None:
         for vm in client.inventory().vms:
@@ -264,5 +277,11 @@ _KINDS: Final[Mapping[str, _Kind]] = {
     ),
     IntentKind.HOT_ADDED_DISK.value: _Kind(
         what="attached disk", alive=attachments.is_alive_id, clean=Janitor.clean_attachment
+    ),
+    IntentKind.STORAGE_SNAPSHOT.value: _Kind(
+        what="storage snapshot", alive=vm_snapshots.is_alive, clean=Janitor.clean_storage
+    ),
+    IntentKind.STORAGE_EXPOSURE.value: _Kind(
+        what="clone of a storage snapshot", alive=attachments.is_alive_id, clean=Janitor.clean_storage
     ),
 }

@@ -29,6 +29,7 @@ COMPRESSION: Final = tuple(level.value for level in CompressionLevel)
 MAX_RETRIES: Final = 20
 MAX_RETRY_WAIT_S: Final = 86_400
 DEFAULT_RETRIES: Final = {"count": 3, "wait_s": 600}
+STANDARD_WAY: Final = {"storage_snapshots": False, "storage_failover": True}
 _READ_ONLY: Final = ("id", "next_run_at", "last_session", "created_at", "updated_at")
 
 
@@ -181,6 +182,8 @@ def _backup_values(s: DbSession, given: Fields, shared: dict[str, Any]) -> dict[
                 "sample_blocks", _check_sample, default=tracking.DEFAULT_SAMPLE_BLOCKS
             ),
             "modes": given.checked("modes", check_modes, default=[]),
+            "storage_snapshots": given.flag("storage_snapshots", default=False),
+            "storage_failover": given.flag("storage_failover", default=True),
         },
     }
 
@@ -263,6 +266,8 @@ def _shape(s: DbSession, row: Job) -> dict[str, Any]:
         "schedule": row.schedule,
         "retention": row.retention,
         "sample_blocks": 0 if row.kind == JobKind.COPY.value else tracking.DEFAULT_SAMPLE_BLOCKS,
+        # Jobs that an earlier release made say nothing of storage snapshots.
+        **({} if row.kind == JobKind.COPY.value else STANDARD_WAY),
         **{name: value for name, value in row.options.items() if name not in {"after_backup", "first"}},
         "proxies": [names[proxy_id] for proxy_id in proxy_ids if proxy_id in names],
         "next_run_at": when(row.next_run_at),

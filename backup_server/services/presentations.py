@@ -11,7 +11,7 @@ from typing import Final
 
 from backup_server.db.tables import Task
 from backup_server.errors import ConflictError, ForbiddenError
-from backup_server.services import attachments, leases
+from backup_server.services import attachments, leases, storage_exposures
 from backup_server.services.context import Context
 from proxy_worker.contracts.messages import (
     PresentAnswer,
@@ -33,6 +33,9 @@ class PresentingMode:
 
 _MODES: Final[Mapping[TransportMode, PresentingMode]] = {
     TransportMode.HOTADD: PresentingMode(present=attachments.present, withdraw=attachments.withdraw),
+    TransportMode.STORAGE_SNAPSHOT: PresentingMode(
+        present=storage_exposures.present, withdraw=storage_exposures.withdraw
+    ),
 }
 
 
