@@ -32,7 +32,7 @@ from proxy_worker.contracts.codec import (
 from proxy_worker.contracts.envelope import SERVER, Opener
 from proxy_worker.contracts.messages import SealedSecrets
 from proxy_worker.mover_lines import parse_order
-from tests.fuzz import repository_targets
+from tests.fuzz import repository_targets, san_targets
 from tests.fuzz.nfc import good_answers, read_a_disk
 from tests.fuzz.target import (
     BOX_KEY,
@@ -49,7 +49,7 @@ from transports.tls import matches
 from transports.vsphere.config_export import FORMAT, SavedConfig
 from transports.vsphere.model import VmConfig
 
-__all__ = ["SEEDS", "TARGETS", "repository_targets"]
+__all__ = ["SEEDS", "TARGETS", "repository_targets", "san_targets"]
 
 MESSAGES: Final = Path(__file__).parents[1] / "format" / "messages" / "1"
 

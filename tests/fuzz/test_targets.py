@@ -51,7 +51,18 @@ def test_no_input_takes_memory_or_time_that_it_is_not_worth(name: str) -> None:
 
 def test_seeds_of_parsers_are_accepted() -> None:
     """Where a target begins with what is good, the parser takes it: else only its first lines are tried."""
-    for name in ("index_payload", "footer_payload", "point_manifest", "blob_content", "nfc_answers"):
+    for name in (
+        "index_payload",
+        "footer_payload",
+        "point_manifest",
+        "blob_content",
+        "nfc_answers",
+        "vmfs_sparse",
+        "se_sparse",
+        "partition_table",
+        "disk_chain",
+        "file_pointers",
+    ):
         target = TARGETS[name]
         assert target.made_seeds
         target.body(target.made_seeds[0])
