@@ -86,7 +86,7 @@ def disk_chain(data: bytes) -> None:
 @target(
     _ERRORS,
     [
-        bytes([6, 20, 1]) + (1 | 5 << 15).to_bytes(8, "little") * 320,
+        bytes([6, 20, 2]) + (1 | 5 << 15).to_bytes(8, "little") * 320,
         bytes([5, 20, 3]) + b"\x41\0\0\0" * 256,
     ],
 )

@@ -98,7 +98,7 @@ def sesparse(disk_bytes: int, grains: Grains, **fields: int) -> bytes:
         "grains_sector": grains_sector,
         "grains_sectors": stored * 8,
     }
-    volatile = {"volatile_magic": 0xCAFEBABE, "free_table": len(used), "next": 1, "replay": 0}
+    volatile = {"volatile_magic": 0xCAFECAFE, "free_table": len(used), "next": 1, "replay": 0}
     header |= {name: value for name, value in fields.items() if name in header}
     volatile |= {name: value for name, value in fields.items() if name in volatile}
     assert fields.keys() <= header.keys() | volatile.keys()

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from transports.base import SECTOR_BYTES
 from transports.direct_san.errors import DamagedMetadataError, NotForSanError
@@ -25,9 +26,42 @@ _COWD_MAGIC: Final = b"COWD"
 _COWD_TABLE_ENTRIES: Final = 4096
 _COWD_HEADER_SECTORS: Final = 4
 
+
+class _SeSparseHeader(NamedTuple):
+    """The constant header; all places and lengths are sectors."""
+
+    magic: int
+    version: int
+    sectors: int
+    grain_sectors: int
+    table_sectors: int
+    flags: int
+    reserved_1: int
+    reserved_2: int
+    reserved_3: int
+    reserved_4: int
+    volatile_sector: int
+    volatile_sectors: int
+    journal_header_sector: int
+    journal_header_sectors: int
+    journal_sector: int
+    journal_sectors: int
+    directory_sector: int
+    directory_sectors: int
+    tables_sector: int
+    tables_sectors: int
+    free_bitmap_sector: int
+    free_bitmap_sectors: int
+    backmap_sector: int
+    backmap_sectors: int
+    grains_sector: int
+    grains_sectors: int
+
+
 _SESPARSE: Final = struct.Struct("<26Q")
 _SESPARSE_MAGIC: Final = 0xCAFEBABE
 _SESPARSE_VERSION: Final = 0x0000000200000001
+_SESPARSE_VOLATILE_MAGIC: Final = 0xCAFECAFE
 _SESPARSE_VOLATILE: Final = struct.Struct("<4Q")
 _DIRECTORY_TYPE: Final = 0xFFFFFFFF00000000
 _DIRECTORY_ALLOCATED: Final = 0x1000000000000000
@@ -95,46 +129,46 @@ def _cowd(read: Read, file_bytes: int, disk_bytes: int) -> RunMap:
 
 
 def _sesparse(read: Read, file_bytes: int, disk_bytes: int) -> RunMap:
-    (
-        magic, version, sectors, grain_sectors, table_sectors, _, _, _, _, _,
-        volatile_sector, _, _, _, _, _,
-        directory_sector, directory_sectors, tables_sector, tables_sectors,
-        _, _, _, _, grains_sector, _,
-    ) = _SESPARSE.unpack(read(0, _SESPARSE.size))  # fmt: skip
-    if magic != _SESPARSE_MAGIC:
+    header = _SeSparseHeader(*_SESPARSE.unpack(read(0, _SESPARSE.size)))
+    if header.magic != _SESPARSE_MAGIC:
         raise DamagedMetadataError("it does not begin as a SESPARSE file")
-    if version != _SESPARSE_VERSION:
-        raise NotForSanError(f"is of SESPARSE version {version:#x}; {_SESPARSE_VERSION:#x} is known")
-    _check_geometry(sectors, grain_sectors, disk_bytes)
-    if not 0 < table_sectors <= _MOST_GRAIN_SECTORS:
-        raise DamagedMetadataError(f"its grain tables have {table_sectors} sectors")
-    _check_closed(read, volatile_sector)
-    grains = _div_up(sectors, grain_sectors)
-    table_bytes = table_sectors * SECTOR_BYTES
+    if header.version != _SESPARSE_VERSION or header.flags:
+        raise NotForSanError(
+            f"is of SESPARSE version {header.version:#x} with flags {header.flags:#x}; version "
+            f"{_SESPARSE_VERSION:#x} without flags is known"
+        )
+    _check_geometry(header.sectors, header.grain_sectors, disk_bytes)
+    if not 0 < header.table_sectors <= _MOST_GRAIN_SECTORS:
+        raise DamagedMetadataError(f"its grain tables have {header.table_sectors} sectors")
+    _check_closed(read, header.volatile_sector)
+    grains = _div_up(header.sectors, header.grain_sectors)
+    table_bytes = header.table_sectors * SECTOR_BYTES
     table_entries = table_bytes // 8
     entries = _div_up(grains, table_entries)
-    if entries * 8 > min(directory_sectors * SECTOR_BYTES, _LARGEST_DIRECTORY):
+    if entries * 8 > min(header.directory_sectors * SECTOR_BYTES, _LARGEST_DIRECTORY):
         raise DamagedMetadataError(
-            f"its grain directory has {directory_sectors} sectors for {grains} grains"
+            f"its grain directory has {header.directory_sectors} sectors for {grains} grains"
         )
-    directory = np.frombuffer(read(directory_sector * SECTOR_BYTES, entries * 8), dtype="<u8")
+    if header.grains_sector * SECTOR_BYTES > file_bytes:
+        raise DamagedMetadataError("its grains begin beyond the end of the file")
+    directory = np.frombuffer(read(header.directory_sector * SECTOR_BYTES, entries * 8), dtype="<u8")
     used = np.flatnonzero(directory)
     if bool(((directory[used] & np.uint64(_DIRECTORY_TYPE)) != _DIRECTORY_ALLOCATED).any()):
         raise DamagedMetadataError("its grain directory has an entry of no known type")
     positions, targets, kinds = [], [], []
     for index in used.tolist():
         number = int(directory[index]) & 0xFFFFFFFF
-        if (number + 1) * table_sectors > tables_sectors:
+        if (number + 1) * header.table_sectors > header.tables_sectors:
             raise DamagedMetadataError(f"its grain table {number} is not among its tables")
-        at = tables_sector * SECTOR_BYTES + number * table_bytes
+        at = header.tables_sector * SECTOR_BYTES + number * table_bytes
         table = np.frombuffer(read(at, table_bytes), dtype="<u8")
-        held, kind, target = _sesparse_table(table, grain_sectors)
+        held, kind, target = _sesparse_table(table, header.grain_sectors * SECTOR_BYTES, file_bytes)
         positions.append(held + index * table_entries)
         kinds.append(kind)
-        targets.append(np.where(kind == Kind.DATA, target + grains_sector * SECTOR_BYTES, 0))
+        targets.append(np.where(kind == Kind.DATA, target + header.grains_sector * SECTOR_BYTES, 0))
     return _grain_map(
         disk_bytes,
-        grain_sectors * SECTOR_BYTES,
+        header.grain_sectors * SECTOR_BYTES,
         grains,
         file_bytes,
         _joined(positions),
@@ -143,7 +177,9 @@ def _sesparse(read: Read, file_bytes: int, disk_bytes: int) -> RunMap:
     )
 
 
-def _sesparse_table(table: np.ndarray, grain_sectors: int) -> tuple[Numbers, Numbers, Numbers]:
+def _sesparse_table(
+    table: npt.NDArray[np.uint64], grain_bytes: int, file_bytes: int
+) -> tuple[Numbers, Numbers, Numbers]:
     """Positions, kinds and targets (in bytes from the first grain) of what one table holds.
 
     Types: 0 in the parent, 1 unmapped by the guest, 2 zeros, 3 in this file. An unmapped grain reads as zeros: the
@@ -157,17 +193,19 @@ def _sesparse_table(table: np.ndarray, grain_sectors: int) -> tuple[Numbers, Num
     number = ((values & np.uint64(_GRAIN_HIGH_BITS)) >> np.uint64(48)) | (
         (values & np.uint64(_GRAIN_LOW_BITS)) << np.uint64(12)
     )
-    if bool((number > np.uint64(1 << 44)).any()):
-        raise DamagedMetadataError("its grain tables point beyond every file")
-    kinds = np.where(types == 3, Kind.DATA, Kind.ZERO)  # noqa: PLR2004 - as above
-    return held, kinds, number.astype(np.int64) * (grain_sectors * SECTOR_BYTES)
+    data = types == 3  # noqa: PLR2004 - as above
+    # Before it is multiplied: what is out of bounds may be out of 63 bits too.
+    if bool((number[data] > np.uint64(file_bytes // grain_bytes)).any()):
+        raise DamagedMetadataError("a grain lies beyond the end of the file")
+    targets = np.where(data, number, np.uint64(0)).astype(np.int64) * grain_bytes
+    return held, np.where(data, Kind.DATA, Kind.ZERO), targets
 
 
 def _check_closed(read: Read, volatile_sector: int) -> None:
     magic, _, _, replay = _SESPARSE_VOLATILE.unpack(
         read(volatile_sector * SECTOR_BYTES, _SESPARSE_VOLATILE.size)
     )
-    if magic != _SESPARSE_MAGIC:
+    if magic != _SESPARSE_VOLATILE_MAGIC:
         raise DamagedMetadataError("its volatile header is none")
     if replay:
         raise DamagedMetadataError("its journal was not replayed: a host has it open for writing")

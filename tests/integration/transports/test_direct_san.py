@@ -10,11 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from vmhaul_lab.deltas import DeltaKind, write_delta
+from vmhaul_lab.deltas import descriptor as delta_descriptor
 from vmhaul_lab.guestview import GuestView
 from vmhaul_lab.reflink import clone_file
 from vmhaul_lab.vmfs import Allocation, FileSpec, Lun, Partitioning, VmfsVolume
 
-from tests.support.deltas import cowd, descriptor, sesparse
+from tests.support.deltas import descriptor, sesparse
 from tests.support.san import MIB, NAME, San, naa, raw_disk, whole
 from transports import direct_san
 from transports.base import Ability, DatastoreRef, DiskRef, LunExtent
@@ -116,45 +118,59 @@ def test_volumes_of_older_hosts_are_read_too(
     assert read(san.machine, replace(disk, storage=storage)) == raw.read_bytes()
 
 
-def delta(
-    kind: str, grains: dict[int, bytes], name: str, *, cid: str, of: str, to: str
-) -> list[FileSpec]:
-    file = f"{name}-{kind.lower()}.vmdk"
-    data = (sesparse if kind == "SESPARSE" else cowd)(SIZE, grains)
-    text = descriptor((SIZE, kind, file), cid=cid, parent_cid=of, parent=to)
+def delta(name: str, grains: dict[int, bytes]) -> list[FileSpec]:
+    """A small one over a.vmdk."""
+    text = descriptor(
+        (SIZE, "SESPARSE", f"{name}-se.vmdk"), cid="1", parent_cid="0000aaaa", parent="a.vmdk"
+    )
     return [
         FileSpec(path=f"vm/{name}.vmdk", data=text),
-        FileSpec(path=f"vm/{file}", data=data, fragment_blocks=1),
+        FileSpec(path=f"vm/{name}-se.vmdk", data=sesparse(SIZE, grains)),
     ]
 
 
 @pytest.mark.parametrize("version", [5, 6])
-@pytest.mark.parametrize("kinds", list(itertools.product(["SESPARSE", "VMFSSPARSE"], repeat=2)))
+@pytest.mark.parametrize("kinds", list(itertools.product(DeltaKind, repeat=2)))
 def test_a_chain_of_deltas_reads_as_one_disk(
-    version: int, kinds: tuple[str, str], raw: Path, tmp_path: Path
+    version: int, kinds: tuple[DeltaKind, DeltaKind], raw: Path, tmp_path: Path
 ) -> None:
+    """Deltas as the lab writes them, which dissect and qemu read alike."""
     chosen = random.Random(version)
     san = San(tmp_path, version=version)
     san.add_disk(raw)
-    expected = bytearray(raw.read_bytes())
+    now = tmp_path / "now"
+    clone_file(raw, now)
     name, cid = "a", "0000aaaa"
     for number, kind in enumerate(kinds, 1):
-        grains = {
-            grain: chosen.randbytes(4096)
-            for grain in chosen.sample(range(SIZE // 4096), 60)
-            + list(range(500 * number, 500 * number + 300))
-        }
-        for grain, data in grains.items():
-            expected[grain * 4096 : (grain + 1) * 4096] = data
+        changed = [(chosen.randrange(0, SIZE - 4096, 512), 512) for _ in range(60)]
+        changed.append((2 * MIB * number + 512, MIB))
+        with now.open("r+b") as file:
+            for at, length in changed:
+                file.seek(at)
+                file.write(chosen.choice([bytes, chosen.randbytes])(length))
         child = f"a-{number:06}"
-        san.store(delta(kind, grains, child, cid=f"0000000{number}", of=cid, to=f"{name}.vmdk"))
+        write_delta(tmp_path / child, now, changed, kind)
+        text = delta_descriptor(
+            child + kind.suffix,
+            SIZE,
+            kind,
+            cid=f"0000000{number}",
+            parent_cid=cid,
+            parent=f"{name}.vmdk",
+        )
+        san.store(
+            [
+                FileSpec(path=f"vm/{child}.vmdk", data=text.encode()),
+                FileSpec(path=f"vm/{child}{kind.suffix}", data=tmp_path / child, fragment_blocks=1),
+            ]
+        )
         name, cid = child, f"0000000{number}"
     reader = direct_san.open_reader(san.machine, san.disk(f"vm/{name}.vmdk", SIZE))
     content = whole(reader)
     listed = list(reader.allocated_extents(0, SIZE))
     assert reader.capabilities.whole_chain
     reader.close()
-    assert digest(content) == digest(bytes(expected))
+    assert digest(content) == digest(now.read_bytes())
     seen = 0
     for extent in listed:
         assert not any(content[seen : extent.offset])
@@ -240,7 +256,7 @@ def test_a_disk_that_would_have_to_grow_is_not_written(
 def test_a_disk_with_a_snapshot_is_not_written(raw: Path, tmp_path: Path) -> None:
     san = San(tmp_path)
     san.add_disk(raw, allocation=Allocation.EAGER)
-    san.store(delta("SESPARSE", {}, "a-1", cid="1", of="0000aaaa", to="a.vmdk"))
+    san.store(delta("a-1", {}))
     with pytest.raises(TransportUnavailableError, match="stands on a snapshot"):
         direct_san.open_writer(san.machine, san.disk("vm/a-1.vmdk", SIZE))
 
@@ -493,7 +509,7 @@ def damageable(tmp_path_factory: pytest.TempPathFactory, raw: Path) -> list[San]
         root = tmp_path_factory.mktemp(f"damage{version}")
         san = San(root, version=version)
         san.add_disk(raw, deep=True)
-        san.store(delta("SESPARSE", {7: b"x"}, "a-1", cid="1", of="0000aaaa", to="a.vmdk"))
+        san.store(delta("a-1", {7: b"x"}))
         sans.append(san)
     return sans
 

@@ -135,7 +135,9 @@ def test_a_grain_in_the_header_is_damage() -> None:
         (sesparse(DISK_BYTES, DATA, volatile_magic=1), "volatile header"),
         (sesparse(DISK_BYTES, DATA, replay=1), "journal"),
         (sesparse(DISK_BYTES, DATA, tables_sector=1 << 40), "bytes"),
-        (sesparse(DISK_BYTES, DATA, grains_sector=1 << 40), "beyond the end"),
+        (sesparse(DISK_BYTES, DATA, grains_sector=1 << 40), "begin beyond the end"),
+        (sesparse(DISK_BYTES, DATA, grains_sector=(1 << 64) - 1), "begin beyond the end"),
+        (sesparse(DISK_BYTES, DATA, volatile_sector=(1 << 64) - 1), "bytes"),
     ],
 )
 def test_damaged_se_sparse_is_told_so(content: bytes, says: str) -> None:
@@ -164,6 +166,7 @@ def test_a_directory_entry_of_no_known_type_is_damage() -> None:
     [
         ("VMFSSPARSE", cowd(DISK_BYTES, DATA, version=2)),
         ("SESPARSE", sesparse(DISK_BYTES, DATA, version=3)),
+        ("SESPARSE", sesparse(DISK_BYTES, DATA, flags=1)),
     ],
 )
 def test_another_version_is_for_another_mode(kind: str, content: bytes) -> None:
