@@ -148,9 +148,21 @@ class Proxy(Answer):
     slots: int
     running: int
     modes: list[str]
+    offered_modes: list[str]
+    failover_to_network: bool
+    connected_datastores: list[str] | None
+    preferred_networks: list[str]
+    hotadd_nfs3_any_host: bool
+    max_nfs_hops: int | None
+    looked_at: str | None
     version: str | None
     last_seen_at: str | None
     clock_offset_s: float | None
+
+
+class ProxyWithDiscovery(Proxy):
+    discovery: dict[str, Any]
+    """What it found when it looked around last."""
 
 
 class ProxyWithToken(Proxy):
@@ -185,6 +197,7 @@ class Job(Answer):
     retries: dict[str, Any]
     proxies: list[str]
     modes: list[str]
+    failover_to_network: bool
     next_run_at: str | None
     last_session: dict[str, Any] | None
 

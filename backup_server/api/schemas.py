@@ -147,6 +147,21 @@ class ProxyChanges(Body):
     enabled: bool | None = None
     description: str | None = None
     modes: list[str] | None = None
+    failover_to_network: bool | None = Field(
+        default=None, description="Its network modes take over where its others fail."
+    )
+    connected_datastores: list[str] | None = Field(
+        default=None, description="Names; null: those that it finds by itself."
+    )
+    preferred_networks: list[str] | None = Field(
+        default=None, description="Networks in which it meets hosts, best first."
+    )
+    hotadd_nfs3_any_host: bool | None = Field(
+        default=None, description="HotAdd of disks on NFS 3 from another host than the VM's."
+    )
+    max_nfs_hops: int | None = Field(
+        default=None, description="Direct NFS to servers at most so many routers away; null: any."
+    )
 
 
 class EnrolBody(Body):
@@ -234,6 +249,10 @@ class JobChanges(Body):
     retries: Retries | None = None
     proxies: list[str] | None = None
     modes: list[str] | None = None
+    failover_to_network: bool | None = Field(
+        default=None,
+        description="Network modes may read what another mode could, when that one fails or is busy.",
+    )
 
 
 class JobEdit(JobChanges):

@@ -63,6 +63,7 @@ def create(
     proxy: options.ProxyOption = None,
     mode: options.ModeOption = None,
     change_tracking: options.TrackingOption = None,
+    failover: options.FailoverOption = None,
 ) -> None:
     """Create a job over the VMs that the selectors name."""
     chosen = _chosen(vm, folder, pool, cluster, datacenter, tag, everything=all_)
@@ -98,6 +99,7 @@ def create(
         proxies=proxy,
         modes=mode,
         change_tracking=change_tracking,
+        failover_to_network=failover,
     )
     if retries is not None or retry_wait is not None:
         body["retries"] = _retries(retries, retry_wait, {"count": 3, "wait_s": 600})
@@ -235,6 +237,7 @@ def _show(door: Door, job: dict[str, Any]) -> None:
             ("retries", f"{retries['count']}, after {formats.duration(retries['wait_s'])}"),
             ("proxies", job.get("proxies") or "any"),
             ("modes", job.get("modes") or "any"),
+            ("failover to network", job.get("failover_to_network")),
             ("last run", formats.moment(last.get("started_at"))),
             ("last result", last.get("result") or last.get("state")),
             ("reason", last.get("reason")),
@@ -313,6 +316,7 @@ def edit(
         typer.Option("--any-mode", help="Any transport mode may be used.", rich_help_panel=options.HOW),
     ] = False,
     change_tracking: options.TrackingOption = None,
+    failover: options.FailoverOption = None,
     yes: Annotated[
         bool,
         typer.Option(
@@ -361,6 +365,7 @@ def edit(
         proxies=[] if any_proxy else proxy,
         modes=[] if any_mode else mode,
         change_tracking=change_tracking,
+        failover_to_network=failover,
         after_backup=after_backup,
     )
     picked = options.selection(

@@ -233,7 +233,19 @@ ModeOption = Annotated[
     list[Mode] | None,
     typer.Option(
         "--mode",
-        help="Only these transport modes; repeat for more.",
+        metavar="MODE",
+        help="Only these transport modes (storage-snapshot, direct-san, direct-nfs, hotadd, nbdssl, nbd); "
+        "repeat for more.",
+        rich_help_panel=HOW,
+    ),
+]
+FailoverOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--failover/--no-failover",
+        help="Let network modes take over where another mode fails or is busy, or use them only for disks that "
+        "no other mode can open.",
+        show_default=False,
         rich_help_panel=HOW,
     ),
 ]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
+import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -14,8 +16,12 @@ from backup_server.cli import output, secrets_in
 from backup_server.cli.client import part
 from backup_server.cli.door import Door, errors_on_stderr, noun, with_door
 from backup_server.cli.exits import CliError, Exit
+from backup_server.cli.job_options import Mode
 
 app = noun("Backup proxies: they move the data.")
+
+MODES: Final = "Transport modes"
+_POLL_S: Final = 0.5
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Name or id of the proxy.")]
 SlotsOption = Annotated[
@@ -97,28 +103,15 @@ def _show(door: Door, proxy: dict[str, Any]) -> None:
     if door.json:
         output.print_json(proxy)
         return
-    offset = proxy.get("clock_offset_s")
-    output.facts(
-        [
-            ("name", proxy["name"]),
-            ("id", proxy["id"]),
-            ("description", proxy.get("description")),
-            ("state", proxy["state"]),
-            ("enabled", proxy["enabled"]),
-            ("local", proxy["local"]),
-            ("running", f"{proxy['running']} of {formats.plural(proxy['slots'], 'slot')}"),
-            ("modes", proxy["modes"] or "any"),
-            ("version", proxy.get("version")),
-            ("last seen", formats.moment(proxy.get("last_seen_at"))),
-            ("clock offset", None if offset is None else f"{offset:+.1f}s"),
-        ]
-    )
+    from backup_server.cli.proxy_view import print_proxy
+
+    print_proxy(proxy)
 
 
 @app.command("show")
 @with_door
 def show(door: Door, name: NameArgument) -> None:
-    """Show one proxy."""
+    """Show one proxy: its settings, and what it found when it looked around last."""
     _show(door, door.api.get(f"/proxies/{part(name)}"))
 
 
@@ -130,24 +123,131 @@ def edit(
     slots: SlotsOption = None,
     description: Annotated[str | None, typer.Option("--description", help="For people.")] = None,
     mode: Annotated[
-        list[str] | None,
+        list[Mode] | None,
         typer.Option(
-            "--mode", metavar="MODE", help="Allowed transport mode (nbdssl, nbd); repeat for more."
+            "--mode",
+            metavar="MODE",
+            help="Allowed transport mode (storage-snapshot, direct-san, direct-nfs, hotadd, nbdssl, nbd); "
+            "repeat for more.",
+            rich_help_panel=MODES,
         ),
     ] = None,
-    any_mode: Annotated[bool, typer.Option("--any-mode", help="Allow every mode that it can.")] = False,
+    any_mode: Annotated[
+        bool, typer.Option("--any-mode", help="Allow every mode that it can.", rich_help_panel=MODES)
+    ] = False,
+    failover: Annotated[
+        bool | None,
+        typer.Option(
+            "--failover/--no-failover",
+            help="Let its network modes take over where its others fail.",
+            show_default=False,
+            rich_help_panel=MODES,
+        ),
+    ] = None,
+    datastore: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--datastore",
+            metavar="NAME",
+            help="Datastore that it is connected to, instead of those that it finds; repeat for more.",
+            rich_help_panel=MODES,
+        ),
+    ] = None,
+    found_datastores: Annotated[
+        bool,
+        typer.Option(
+            "--found-datastores",
+            help="Take the datastores that it finds, not those set by hand.",
+            rich_help_panel=MODES,
+        ),
+    ] = False,
+    preferred_network: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--preferred-network",
+            metavar="NETWORK",
+            help="Network in which it meets hosts, as in 192.0.2.0/24; repeat for more, best first.",
+            rich_help_panel=MODES,
+        ),
+    ] = None,
+    any_network: Annotated[
+        bool,
+        typer.Option("--any-network", help="Prefer no network.", rich_help_panel=MODES),
+    ] = False,
+    nfs3_any_host: Annotated[
+        bool | None,
+        typer.Option(
+            "--hotadd-nfs3-any-host/--hotadd-nfs3-same-host",
+            help="HotAdd of disks on NFS 3 also where the VM runs on another host than the proxy's VM.",
+            show_default=False,
+            rich_help_panel=MODES,
+        ),
+    ] = None,
+    max_nfs_hops: Annotated[
+        int | None,
+        typer.Option(
+            "--max-nfs-hops",
+            metavar="N",
+            min=-1,
+            max=255,
+            help="Direct NFS only to servers at most so many routers away; -1: any.",
+            show_default=False,
+            rich_help_panel=MODES,
+        ),
+    ] = None,
 ) -> None:
-    """Change a proxy: what is not named stays."""
+    """Change a proxy: what is not named stays. After a change of its modes it looks around again."""
     changes: dict[str, Any] = {}
     if slots is not None:
         changes["slots"] = slots
     if description is not None:
         changes["description"] = description
     if mode or any_mode:
-        changes["modes"] = list(mode or ())
+        changes["modes"] = [one.value for one in mode or ()]
+    if failover is not None:
+        changes["failover_to_network"] = failover
+    if datastore or found_datastores:
+        changes["connected_datastores"] = None if found_datastores else list(datastore or ())
+    if preferred_network or any_network:
+        changes["preferred_networks"] = [] if any_network else list(preferred_network or ())
+    if nfs3_any_host is not None:
+        changes["hotadd_nfs3_any_host"] = nfs3_any_host
+    if max_nfs_hops is not None:
+        changes["max_nfs_hops"] = None if max_nfs_hops < 0 else max_nfs_hops
     if not changes:
         raise CliError("nothing to change: name at least one option", Exit.USAGE)
     _show(door, door.api.patch(f"/proxies/{part(name)}", changes))
+
+
+@app.command("rescan")
+@with_door
+def rescan(
+    door: Door,
+    name: NameArgument,
+    wait: Annotated[
+        float,
+        typer.Option(
+            "--wait", metavar="S", min=0, help="Wait so many seconds for what it finds; 0: do not wait."
+        ),
+    ] = 60.0,
+) -> None:
+    """Make a proxy look around now: which datastores it reaches in which mode, and which VM it is.
+
+    Exit status 1 when nothing came back in time; it looks around all the same once it is online.
+    """
+    before = door.api.get(f"/proxies/{part(name)}")
+    proxy = door.api.post(f"/proxies/{part(name)}/rescan")
+    pause = threading.Event()
+    until = time.monotonic() + wait
+    while proxy["looked_at"] == before["looked_at"] and time.monotonic() < until:
+        pause.wait(_POLL_S)
+        proxy = door.api.get(f"/proxies/{part(name)}")
+    if wait and proxy["looked_at"] == before["looked_at"]:
+        raise CliError(
+            f"proxy '{name}' did not answer within {wait:.0f} s (it is {proxy['state']}); "
+            "it looks around when it comes back, `vmhaul proxy show` tells what it found"
+        )
+    _show(door, proxy)
 
 
 @app.command("enable")

@@ -412,7 +412,8 @@ class OutboxRow(Base):
     __tablename__ = "outbox"
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
     kind: Mapped[str]
-    """"task": a TaskRequest for a proxy's queue; "down": a message for its down stream."""
+    """"task": a TaskRequest for a proxy's queue; "down": a LeaseAnswer for its down stream; "rescan": a
+    RescanOrder for that stream."""
     proxy_id: Mapped[str]
     task_id: Mapped[str | None]
     attempt: Mapped[int | None]

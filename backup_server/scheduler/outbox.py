@@ -17,12 +17,12 @@ from backup_server.db.states import TaskState
 from backup_server.db.tables import OutboxRow, Task
 from backup_server.scheduler.down import DownLink
 from backup_server.scheduler.needs import SchedulerContext
-from backup_server.services.tasks import OUTBOX_TASK
+from backup_server.services.tasks import OUTBOX_RESCAN, OUTBOX_TASK
 from proxy_worker.contracts.codec import from_json
 from proxy_worker.contracts.envelope import Sealer
 from proxy_worker.contracts.events import EventName
 from proxy_worker.contracts.ids import ProxyId
-from proxy_worker.contracts.messages import LeaseAnswer, TaskRequest
+from proxy_worker.contracts.messages import LeaseAnswer, RescanOrder, TaskRequest
 from proxy_worker.contracts.names import DISK_TASK, message_id, task_queue
 
 _BATCH: Final = 100
@@ -79,7 +79,7 @@ class OutboxSender:
         sent: list[int] = []
         try:
             for row in rows:
-                if (row.task_id, row.attempt) in current:
+                if row.task_id is None or (row.task_id, row.attempt) in current:
                     self._send(row)
                 sent.append(row.id)
         finally:
@@ -97,6 +97,9 @@ class OutboxSender:
 
     def _send(self, row: OutboxRow) -> None:
         proxy_id = ProxyId(row.proxy_id)
+        if row.kind == OUTBOX_RESCAN:
+            self._down.send(proxy_id, [from_json(RescanOrder, row.body)])
+            return
         if row.kind != OUTBOX_TASK:
             self._down.send(proxy_id, [from_json(LeaseAnswer, row.body)])
             return

@@ -383,7 +383,7 @@ def _task(
         vcenter_id=work.vcenter_id,
         order=to_json(order),
         host_moref=info.host_moref,
-        facts=disk_facts.stored(facts),
+        facts=disk_facts.stored(facts, failover=options.get("failover_to_network", True)),
         allowed_proxies=list(options["proxies"]),
         allowed_modes=list(options["modes"]),
         priority=BACKUP_PRIORITY,

@@ -24,6 +24,7 @@ _ONLY_BACKUP: Final = (
     "sample_blocks",
     "modes",
     "storage_snapshots",
+    "failover_to_network",
 )
 
 
@@ -54,6 +55,7 @@ def options(given: Fields, shared: dict[str, Any]) -> dict[str, Any]:
         "full_every_days": None,
         "sample_blocks": 0,
         "modes": [],
+        "failover_to_network": False,
     }
 
 

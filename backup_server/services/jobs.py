@@ -184,6 +184,7 @@ def _backup_values(s: DbSession, given: Fields, shared: dict[str, Any]) -> dict[
             "modes": given.checked("modes", check_modes, default=[]),
             "storage_snapshots": given.flag("storage_snapshots", default=False),
             "storage_failover": given.flag("storage_failover", default=True),
+            "failover_to_network": given.flag("failover_to_network", default=True),
         },
     }
 
@@ -268,6 +269,8 @@ def _shape(s: DbSession, row: Job) -> dict[str, Any]:
         "sample_blocks": 0 if row.kind == JobKind.COPY.value else tracking.DEFAULT_SAMPLE_BLOCKS,
         # Jobs that an earlier release made say nothing of storage snapshots.
         **({} if row.kind == JobKind.COPY.value else STANDARD_WAY),
+        # Jobs of earlier releases do not have it in their options.
+        "failover_to_network": row.kind == JobKind.BACKUP.value,
         **{name: value for name, value in row.options.items() if name not in {"after_backup", "first"}},
         "proxies": [names[proxy_id] for proxy_id in proxy_ids if proxy_id in names],
         "next_run_at": when(row.next_run_at),

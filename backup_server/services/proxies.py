@@ -19,6 +19,7 @@ from backup_server.credentials import new_join_token, token_hash
 from backup_server.db.states import TaskState
 from backup_server.db.tables import Job, Proxy, Task, new_id
 from backup_server.errors import ConflictError, UnauthorizedError
+from backup_server.services import proxy_discovery, proxy_settings
 from backup_server.services.about import broker_url
 from backup_server.services.context import Context
 from backup_server.services.shapes import Fields, by_ref, when
@@ -42,7 +43,8 @@ def list_all(ctx: Context) -> list[dict[str, Any]]:
 def get(ctx: Context, ref: str) -> dict[str, Any]:
     with ctx.db.read() as s:
         row = by_ref(s, Proxy, ref)
-        return _shape(ctx, row, _running_by_proxy(s).get(row.id, 0))
+        shown = _shape(ctx, row, _running_by_proxy(s).get(row.id, 0))
+        return {**shown, "discovery": proxy_discovery.shape(s, row)}
 
 
 def add(
@@ -102,7 +104,9 @@ def new_token(ctx: Context, ref: str) -> dict[str, Any]:
 
 
 def edit(ctx: Context, ref: str, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Change slots, enabled, description or modes."""
+    """Change slots, enabled, description, modes or what `proxy_settings` knows. A change of what its modes
+    look at makes it look around.
+    """
     given = Fields(changes)
     values: dict[str, Any] = {}
     if given.has("slots"):
@@ -113,11 +117,16 @@ def edit(ctx: Context, ref: str, changes: Mapping[str, Any]) -> dict[str, Any]:
         values["description"] = given.text("description", empty=True)
     if given.has("modes"):
         values["modes"] = given.checked("modes", check_modes)
+    settings = proxy_settings.changes(given)
     given.finish("the change of the proxy")
     with ctx.db() as s:
         row = by_ref(s, Proxy, ref)
         for name, value in values.items():
             setattr(row, name, value)
+        if settings:
+            row.settings = {**row.settings, **settings}
+        if settings or "modes" in values:
+            proxy_discovery.ask(s, [row.id], ctx.clock())
     write_local_proxies(ctx)
     ctx.wake_dispatcher.set()
     return get(ctx, row.id)
@@ -305,6 +314,9 @@ def _shape(ctx: Context, row: Proxy, running: int) -> dict[str, Any]:
         "slots": row.slots,
         "running": running,
         "modes": row.modes or row.facts.get("modes", []),
+        "offered_modes": row.facts.get("modes", []),
+        **proxy_settings.shape(row.settings),
+        "looked_at": when(row.connections_at),
         "version": row.version,
         "last_seen_at": when(row.last_seen_at),
         "clock_offset_s": row.clock_offset_s,

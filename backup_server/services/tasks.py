@@ -41,6 +41,7 @@ from transports.base import TransportMode
 
 OUTBOX_TASK = "task"
 OUTBOX_DOWN = "down"
+OUTBOX_RESCAN = "rescan"
 NETWORK_MODES = frozenset({TransportMode.NBDSSL, TransportMode.NBD})
 _BATCH = 500
 

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session as DbSession
 from backup_server.db.states import IntentState, SessionState
 from backup_server.db.tables import Intent, Job, Session, Vcenter, new_id
 from backup_server.errors import ConflictError, InvalidError, UnavailableError, VmhaulError
-from backup_server.services import proxy_vms
+from backup_server.services import proxy_discovery, proxy_vms
 from backup_server.services.context import Context
 from backup_server.services.shapes import Fields, by_ref, when
 from proxy_worker.contracts.codec import from_json, to_json
@@ -87,6 +87,7 @@ def add(
                 **values,
             )
             s.add(row)
+            proxy_discovery.ask_all(s, now)
     except DuplicateError:
         raise ConflictError(
             f"a vCenter named {name!r} exists already; give another name or edit that one"

@@ -9,7 +9,7 @@ from fastapi import APIRouter
 from backup_server.api import answers
 from backup_server.api.deps import DEFAULT_LIMIT, Ctx, Cursor, Limit, page
 from backup_server.api.schemas import NothingBody, ProxyBody, ProxyChanges
-from backup_server.services import proxies
+from backup_server.services import proxies, proxy_discovery
 
 router = APIRouter(prefix="/proxies", tags=["proxies"])
 
@@ -27,12 +27,12 @@ def add_proxy(ctx: Ctx, body: ProxyBody) -> Any:
     )
 
 
-@router.get("/{ref}", responses=answers.ok(answers.Proxy, 404))
+@router.get("/{ref}", responses=answers.ok(answers.ProxyWithDiscovery, 404))
 def get_proxy(ctx: Ctx, ref: str) -> Any:
     return proxies.get(ctx, ref)
 
 
-@router.patch("/{ref}", responses=answers.ok(answers.Proxy, 404, 422))
+@router.patch("/{ref}", responses=answers.ok(answers.ProxyWithDiscovery, 404, 422))
 def edit_proxy(ctx: Ctx, ref: str, body: ProxyChanges) -> Any:
     return proxies.edit(ctx, ref, body.given())
 
@@ -40,6 +40,13 @@ def edit_proxy(ctx: Ctx, ref: str, body: ProxyChanges) -> Any:
 @router.delete("/{ref}", status_code=204, responses={404: {"model": answers.ErrorAnswer}})
 def remove_proxy(ctx: Ctx, ref: str) -> None:
     proxies.remove(ctx, ref)
+
+
+@router.post("/{ref}/rescan", responses=answers.ok(answers.ProxyWithDiscovery, 404))
+def rescan_proxy(ctx: Ctx, ref: str, body: NothingBody | None = None) -> Any:
+    """Ask it to look around now: datastores that it reaches, the VM that it is. `looked_at` tells when it did."""
+    del body
+    return proxies.get(ctx, proxy_discovery.rescan(ctx, ref))
 
 
 @router.post("/{ref}/join-token", responses=answers.ok(answers.ProxyWithToken, 404, 409))

@@ -1,0 +1,89 @@
+"""How a proxy and what it found look to people."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from backup_server import formats
+from backup_server.cli import output
+
+
+def print_proxy(proxy: dict[str, Any]) -> None:
+    """Its settings and state, then what it found when it looked around."""
+    offset = proxy.get("clock_offset_s")
+    hops = proxy.get("max_nfs_hops")
+    output.facts(
+        [
+            ("name", proxy["name"]),
+            ("id", proxy["id"]),
+            ("description", proxy.get("description")),
+            ("state", proxy["state"]),
+            ("enabled", proxy["enabled"]),
+            ("local", proxy["local"]),
+            ("running", f"{proxy['running']} of {formats.plural(proxy['slots'], 'slot')}"),
+            ("modes", proxy["modes"] or "any"),
+            ("failover to network", proxy.get("failover_to_network")),
+            ("connected datastores", _datastores(proxy)),
+            ("preferred networks", proxy.get("preferred_networks") or "none"),
+            (
+                "HotAdd on NFS 3",
+                "from any host" if proxy.get("hotadd_nfs3_any_host") else "from the VM's host",
+            ),
+            ("direct NFS", None if hops is None else f"at most {formats.plural(hops, 'router')} away"),
+            ("version", proxy.get("version")),
+            ("last seen", formats.moment(proxy.get("last_seen_at"))),
+            ("clock offset", None if offset is None else f"{offset:+.1f}s"),
+            ("last look around", formats.moment(proxy.get("looked_at")) or "never"),
+        ]
+    )
+    if proxy.get("discovery") and proxy.get("looked_at"):
+        print_discovery(proxy["discovery"])
+
+
+def _datastores(proxy: dict[str, Any]) -> str | list[str]:
+    named = proxy.get("connected_datastores")
+    if named is None:
+        return "as it finds them"
+    return list(named) or "none"
+
+
+def print_discovery(found: dict[str, Any]) -> None:
+    output.facts(
+        [
+            ("SMBIOS UUID", found["vm_uuid"] or "not shown by its machine"),
+            ("is the VM", vms_text(found)),
+            ("addresses", found["addresses"] or "none"),
+        ]
+    )
+    output.table(
+        ("vCenter", "datastore", "mode", "reads", "writes", "hops", "reason"),
+        [
+            (
+                one["vcenter"],
+                one["datastore"],
+                one["mode"],
+                one["readable"],
+                one["writable"],
+                "-" if one["hops"] is None else one["hops"],
+                one["reason"],
+            )
+            for one in found["datastores"]
+        ],
+        right=("hops",),
+        empty="It found no datastore that a direct mode could reach.",
+    )
+    for one in found["missing"]:
+        output.say(f"does not offer {one['mode']}: {one['reason']}")
+
+
+def vms_text(found: dict[str, Any]) -> str:
+    """Which VM it is; several are a problem that the words name."""
+    vms = found["vms"]
+    texts = [
+        f"{vm['name']} ({vm['moref']}) of {vm['vcenter']}, {vm['datacenter']}, {vm['host']}"
+        for vm in vms
+    ]
+    per_vcenter = {vm["vcenter"] for vm in vms}
+    if len(per_vcenter) < len(vms):
+        return "not certain, several VMs have its UUID: " + "; ".join(texts)
+    return "; ".join(texts) or "none that a vCenter knows"
