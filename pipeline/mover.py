@@ -17,7 +17,7 @@ from pipeline.errors import (
     RestorePointRefusedError,
 )
 from pipeline.model import BlobId, BlockCounts, DiskStats, ReadMode, StageTimes
-from pipeline.planning import ZERO_ROOT, BackupPlan, BlockRanges
+from pipeline.planning import ZERO_ROOT, BackupPlan, BlockRanges, bytes_of
 from pipeline.progress import MoverProgress
 from pipeline.repository.blobs import COMPRESSION_LEVELS, BlobCodec
 from pipeline.repository.index import Index, IndexLoader
@@ -117,6 +117,7 @@ class _Run:
         self._clock = clock
         self._options = options
         self._workers = options.workers or len(os.sched_getaffinity(0))
+        self._total_bytes = plan.read_bytes
         self._started_s = clock()
         self._reading, self._waiting, self._encoding, self._storing = (Meter(clock) for _ in range(4))
         self._tally = Tally()
@@ -222,7 +223,11 @@ class _Run:
         )
         if record is not None:
             store.go_on(record)
-        planned = plan.read.difference(BlockRanges([(0, first_block)])).block_count
+        to_read = plan.read.difference(BlockRanges([(0, first_block)]))
+        planned = to_read.block_count
+        self._total_bytes = self._tally.done_bytes + bytes_of(
+            to_read, plan.capacity_bytes, plan.block_size_bytes
+        )
         if planned:
             for _ in range(buffers):
                 pool.put(bytearray(plan.block_size_bytes))
@@ -271,7 +276,7 @@ class _Run:
         tally = self._tally
         self._progress(
             MoverProgress(
-                total_bytes=self._plan.read_bytes,
+                total_bytes=self._total_bytes,
                 done_bytes=tally.done_bytes,
                 read_bytes=tally.read_bytes,
                 stored_bytes=tally.stored_bytes,
@@ -291,8 +296,9 @@ class _Run:
 
     def _result(self, map_root: str) -> DiskBackup:
         plan, tally = self._plan, self._tally
-        considered = plan.read.block_count + plan.zero.block_count
-        untouched = plan.block_count - considered
+        # Not by the plan: an earlier attempt may have had another one, in a mode that knew more or less of
+        # what is allocated.
+        untouched = plan.block_count - tally.zero - tally.new - tally.deduplicated
         is_increment = plan.read_mode is ReadMode.INCREMENT
         counts = BlockCounts(
             zero=tally.zero + (0 if is_increment else untouched),
