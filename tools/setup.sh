@@ -13,7 +13,7 @@ libnfs=libnfs13
 ! grep -qs '^VERSION_ID="13"' /etc/os-release || libnfs=libnfs14
 demo_packages=(golang-go golang-github-vmware-govmomi-dev e2fsprogs xfsprogs lvm2 gdisk mount util-linux)
 test_packages=("${demo_packages[@]}" redis-server postgresql qemu-utils chromium fonts-dejavu-core zstd
-  ceph-mon ceph-osd ceph-mgr radosgw nfs-ganesha nfs-ganesha-vfs rpcbind iproute2 "$libnfs"
+  ceph-mon ceph-osd ceph-mgr radosgw nfs-ganesha nfs-ganesha-vfs rpcbind iproute2 "$libnfs" qemu-system-x86
   vmfs-tools vmfs6-tools btrfs-progs)
 bench_packages=("${test_packages[@]}" restic borgbackup)
 azurite="azurite@3.35.0"
@@ -75,4 +75,25 @@ if [ "$stage" != demo ] && [ "$(cat .venv/azurite/.made-from 2>/dev/null)" != "$
   command -v npm >/dev/null || { echo "setup: npm is missing; install Node.js with npm" >&2; exit 1; }
   npm install --silent --no-audit --no-fund --no-save --prefix .venv/azurite "$azurite" >&2
   echo "$azurite" > .venv/azurite/.made-from
+fi
+
+# A stock kernel for guests that tests start in QEMU; taken out of its package, never installed on this machine.
+guest_kernel=.venv/guest-kernel
+kernel_package() {
+  apt-cache depends linux-image-cloud-amd64 2>/dev/null | sed -n 's/.*Depends: \(linux-image-[^ ]*\).*/\1/p' | head -n 1
+}
+if [ "$stage" != demo ] && [ ! -f "$guest_kernel/vmlinuz" ]; then
+  package="$(kernel_package)"
+  [ -n "$package" ] || { apt-get -q update >&2; package="$(kernel_package)"; }
+  say "fetching $package for guests in QEMU"
+  scratch="$(mktemp -d)"
+  trap 'rm -rf "$scratch"' EXIT
+  chmod 777 "$scratch"  # apt fetches as a user of its own
+  (cd "$scratch" && apt-get -q download "$package" >&2 && dpkg-deb -x "$package"_*.deb tree)
+  mkdir -p "$guest_kernel"
+  for module in scsi_common scsi_mod sd_mod vmw_pvscsi; do
+    find "$scratch/tree/" -name "$module.ko" -exec cp {} "$guest_kernel/" \;
+    find "$scratch/tree/" -name "$module.ko.xz" -exec sh -c 'xz -dc "$1" > "$2"' - {} "$guest_kernel/$module.ko" \;
+  done
+  cp "$scratch"/tree/boot/vmlinuz-* "$guest_kernel/vmlinuz"
 fi

@@ -283,6 +283,8 @@ class GuestView:
             f"block/{disk.name}/queue/physical_block_size": "512\n",
             f"block/{disk.name}/queue/rotational": "0\n",
         }
+        if device.sequence:
+            files[f"block/{disk.name}/diskseq"] = f"{device.sequence}\n"
         if disk.wwid:
             files["wwid"] = f"{disk.wwid}\n"
             files["vpd_pg83"] = vpd_page_83(disk.wwid)

@@ -38,6 +38,10 @@ class LoopDevice:
         self.rdev = os.fstat(self._fd).st_rdev
         self.size_bytes = os.lseek(self._fd, 0, os.SEEK_END)
         self.read_only = read_only
+        try:
+            self.sequence = Path(f"/sys/block/loop{self.number}/diskseq").read_text().strip()
+        except FileNotFoundError:  # kernels before 5.15
+            self.sequence = ""
 
     def close(self) -> None:
         """Give it back. May be called twice."""
