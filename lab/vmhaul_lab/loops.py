@@ -15,6 +15,7 @@ from pathlib import Path
 
 from vmhaul_lab.commands import run
 from vmhaul_lab.errors import CommandError, LabError
+from vmhaul_lab.loopdev import LoopDevice
 from vmhaul_lab.volumes import Volume
 
 # The lab's disks are never powered off in the middle of a write, and the kernel's own flushing to the
@@ -26,19 +27,18 @@ _READ_ONLY_OPTIONS = {"ext4": "ro,noload", "xfs": "ro,norecovery,nouuid"}
 @contextmanager
 def loop_device(image: Path, volume: Volume, *, read_only: bool) -> Iterator[Path]:
     """A loop device over one volume of an image for the length of a `with` block."""
-    words = ["losetup", "--find", "--show"]
-    words += ["--offset", str(volume.offset_bytes), "--sizelimit", str(volume.length_bytes)]
-    if read_only:
-        words.append("--read-only")
-    device = Path(run(*words, image).stdout.strip())
+    device = LoopDevice(
+        image,
+        offset_bytes=volume.offset_bytes,
+        size_bytes=volume.length_bytes,
+        read_only=read_only,
+    )
     try:
-        yield device
+        yield device.path
     finally:
-        # Only while it is ours: what somebody else freed may be another process's device by now.
-        if device in _loops_of(image):
-            run("losetup", "--detach", device)
+        device.close()
         # While another process looks at the device the kernel defers the rest, and does it by itself.
-        _settle(lambda: device not in _loops_of(image))
+        _settle(lambda: device.path not in _loops_of(image))
 
 
 @contextmanager
