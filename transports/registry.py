@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from transports import direct_nfs, direct_san, hotadd, network
+from transports import direct_nfs, direct_san, hotadd, network, storage_snapshot
 from transports.base import (
     DatastoreRef,
     DiskReader,
@@ -118,7 +118,26 @@ def _direct_nfs() -> ModeDriver:
     )
 
 
+def _storage_snapshot(direct: Sequence[ModeDriver]) -> ModeDriver:
+    """`direct`: the modes by which a clone is read."""
+    readers = {driver.mode: driver for driver in direct}
+    return ModeDriver(
+        mode=TransportMode.STORAGE_SNAPSHOT,
+        missing=lambda options: storage_snapshot.missing(
+            {mode: driver.missing(options) for mode, driver in readers.items()}
+        ),
+        open_reader=lambda access, disk: storage_snapshot.open_reader(
+            access.presenter,
+            access.options.machine,
+            disk,
+            lambda presented: readers[presented.mode].open_reader(access, presented.disk),
+        ),
+        open_writer=lambda _, disk: storage_snapshot.open_writer(disk),
+    )
+
+
 _DRIVERS: Final = (
+    _storage_snapshot((_direct_san(), _direct_nfs())),
     _direct_san(),
     _direct_nfs(),
     _hotadd(),
