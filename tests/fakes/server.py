@@ -21,6 +21,7 @@ from backup_server.services.janitor import Janitor
 from backup_server.services.vcenter_pool import VsphereDoor
 from tests.fakes.agent import FakeRepositories, FakeRepository
 from tests.fakes.crash import Crash, CrashingDatabase, CrashPlan
+from tests.fakes.storage import FakeArray
 from tests.fakes.vsphere import PASSWORD, THUMBPRINT, FakeVcenter
 from transports.vsphere.model import Secret
 
@@ -111,6 +112,7 @@ class Rig:
         self.clock = HandClock()
         self.vcenter = FakeVcenter(self.plan)
         self.repositories = FakeRepositories(self.plan)
+        self.array = FakeArray(self.plan)
         self.settings = Settings(
             **{
                 "data_dir": tmp_path / "data",
@@ -133,6 +135,7 @@ class Rig:
             vsphere=VsphereDoor(connect=self.vcenter.connect, probe=self.vcenter.probe),
             start_agent=self.repositories.start,
             database=database,
+            storage_drivers={"fake": self.array.driver()},
         )
         database.plan = self.plan
         return context

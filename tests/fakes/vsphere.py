@@ -16,8 +16,9 @@ from dataclasses import dataclass, field, replace
 from uuid import uuid4
 
 from tests.fakes.crash import CrashPlan
-from transports.base import Extent
+from transports.base import DatastoreRef, Extent
 from transports.errors import (
+    ChangeTrackingUnusableError,
     ObjectGoneError,
     PeerIdentityError,
     PermanentTransportError,
@@ -144,6 +145,10 @@ class FakeVcenter:
         self.lock = threading.RLock()
         self.vms: dict[str, FakeVm] = {}
         self.datastores = {"ds1": 100 * GIB, "ds2": 100 * GIB}
+        self.storage: dict[str, DatastoreRef] = {}
+        """What lies below a datastore, where the vCenter tells."""
+        self.areas: dict[int, list[Extent]] = {}
+        """What changed, by the disk's key."""
         self.calls: list[str] = []
         self.scripted: dict[str, list[Exception]] = {}
         self.after: dict[str, Callable[[], None]] = {}
@@ -328,10 +333,12 @@ class FakeVsphere:
     def datastore(self, name: str, datacenter: str) -> DatastoreInfo:
         if name not in self.site.datastores:
             raise ObjectGoneError(f"there is no datastore {name}")
+        storage = self.site.storage.get(name)
         return DatastoreInfo(
             moref=f"datastore-{name}",
             name=name,
-            kind="VMFS",
+            kind="VMFS" if storage is None else storage.kind,
+            storage=storage,
             capacity_bytes=200 * GIB,
             free_bytes=self.site.datastores[name],
             accessible=True,
@@ -345,8 +352,11 @@ class FakeVsphere:
     def changed_areas(
         self, vm_moref: str, snapshot_moref: str, disk_key: int, change_id: str
     ) -> list[Extent]:
-        del vm_moref, snapshot_moref, disk_key, change_id
-        return []
+        self.site.enter("changed_areas")
+        if snapshot_moref not in {one.moref for one in self.site.get(vm_moref).snapshots}:
+            raise ChangeTrackingUnusableError("the snapshot does not exist")
+        del change_id
+        return list(self.site.areas.get(disk_key, []))
 
     def nfc_ticket(self, vm_moref: str, disk_key: int, *, write: bool) -> NfcTicket:
         del vm_moref, disk_key, write
