@@ -75,8 +75,13 @@ class Tools:
     left: list[Failover] = field(default_factory=list)
     """Modes that failed so far, in their order; filled while the work is done."""
 
-    def access(self, vsphere: Vsphere) -> Access:
-        return Access(vsphere=vsphere, presenter=self.presenter, options=self.options)
+    def access(self, vsphere: Vsphere, networks: tuple[str, ...] = ()) -> Access:
+        """`networks`: where a network mode looks for the host first."""
+        options = self.options
+        if networks:
+            network = replace(options.network, preferred_networks=networks)
+            options = replace(options, network=network)
+        return Access(vsphere=vsphere, presenter=self.presenter, options=options)
 
     def pause(self, pause_s: float) -> None:
         if self.cancel.wait(pause_s):
@@ -175,7 +180,9 @@ def _reader(
 ) -> FailoverReader:
     def way(mode: TransportMode, attempts: int) -> Way[DiskReader]:
         def open_once() -> DiskReader:
-            return session.use(lambda v: tools.open_reader(tools.access(v), disk, mode))
+            return session.use(
+                lambda v: tools.open_reader(tools.access(v, request.preferred_networks), disk, mode)
+            )
 
         return Way(mode, lambda: ReconnectingReader(open_once, attempts, tools.pause))
 
@@ -187,7 +194,9 @@ def _writer(
 ) -> FailoverWriter:
     def way(mode: TransportMode, attempts: int) -> Way[DiskWriter]:
         def open_once() -> DiskWriter:
-            return session.use(lambda v: tools.open_writer(tools.access(v), disk, mode))
+            return session.use(
+                lambda v: tools.open_writer(tools.access(v, request.preferred_networks), disk, mode)
+            )
 
         return Way(mode, lambda: ReconnectingWriter(open_once, attempts, tools.pause))
 

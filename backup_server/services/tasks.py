@@ -18,8 +18,9 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session as DbSession
 
 from backup_server.db.states import Result, SessionState, StaleStateError, TaskState, change_state
-from backup_server.db.tables import OutboxRow, Repository, Session, Task
+from backup_server.db.tables import OutboxRow, Proxy, Repository, Session, Task
 from backup_server.services import events
+from backup_server.services.proxy_settings import preferred_networks
 from backup_server.services.repository_agent import days_of
 from proxy_worker.contracts.codec import decode_order, to_json
 from proxy_worker.contracts.events import EventName
@@ -37,6 +38,7 @@ from proxy_worker.contracts.messages import (
     TaskOutcome,
     TaskRequest,
 )
+from proxy_worker.contracts.older import known_to_0_2
 from transports.base import TransportMode
 
 OUTBOX_TASK = "task"
@@ -149,7 +151,8 @@ def _request(
 ) -> TaskRequest:
     order = decode_order(row.kind, row.order)
     repository = db.get_one(Repository, row.repository_id)
-    return TaskRequest(
+    proxy = db.get_one(Proxy, placement.proxy_id)
+    request = TaskRequest(
         kind=TaskKind(row.kind),
         task_id=TaskId(row.id),
         session_id=SessionId(row.session_id),
@@ -167,7 +170,10 @@ def _request(
         restore=order if isinstance(order, RestoreDiskOrder) else None,
         copy=order if isinstance(order, CopyDiskOrder) else None,
         fallback_modes=placement.fallback_modes,
+        preferred_networks=preferred_networks(proxy.settings),
     )
+    # A worker of this release tells of its connections before it takes work; one before it does not.
+    return request if proxy.connections_at is not None else known_to_0_2(request)
 
 
 def give_up(db: DbSession, row: Task, reason: str, now: datetime) -> None:

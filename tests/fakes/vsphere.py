@@ -34,6 +34,7 @@ from transports.vsphere.model import (
     DiskInfo,
     DiskToAttach,
     Endpoint,
+    HostAddress,
     HostInfo,
     Inventory,
     Login,
@@ -361,6 +362,10 @@ class FakeVsphere:
     def nfc_ticket(self, vm_moref: str, disk_key: int, *, write: bool) -> NfcTicket:
         del vm_moref, disk_key, write
         raise PermanentTransportError("the fake serves no disks")
+
+    def host_addresses(self, host_moref: str) -> tuple[HostAddress, ...]:
+        del host_moref
+        return (HostAddress(address="127.0.0.1"),)
 
     def vm_config(self, vm_moref: str, snapshot_moref: str | None) -> VmConfig:
         self.site.enter("vm_config")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import ssl
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -26,15 +27,19 @@ _SECURE_NFC: Final = "NFCSSL supported"
 _SHA256: Final = "SHA256 supported"
 
 
-def enter(ticket: NfcTicket, mode: TransportMode, options: NetworkOptions) -> tuple[Carrier, bool]:
+def enter(
+    ticket: NfcTicket, mode: TransportMode, options: NetworkOptions, addresses: Sequence[str] = ()
+) -> tuple[Carrier, bool]:
     """Redeem the ticket; the carrier for NFC, and whether the host named its SHA-256 thumbprint.
+
+    `addresses` of the host are tried before the ticket's own; who answers there is checked alike.
 
     The host is who the ticket names, or PeerIdentityError: the first TLS session's certificate fits the
     ticket's thumbprint, the host's own SHA-256 line fits that certificate, and for nbdssl the second
     TLS session shows the same one.
     """
     peer = f"{ticket.host}:{ticket.port}"
-    plain = _dial(ticket, options)
+    plain = _dial(ticket, options, addresses)
     carrier = Carrier(plain, peer)
     try:
         greeting = _line(carrier, peer)
@@ -83,16 +88,22 @@ def enter(ticket: NfcTicket, mode: TransportMode, options: NetworkOptions) -> tu
     return carrier, names_itself
 
 
-def _dial(ticket: NfcTicket, options: NetworkOptions) -> socket.socket:
+def _dial(ticket: NfcTicket, options: NetworkOptions, addresses: Sequence[str]) -> socket.socket:
+    for address in addresses:
+        # No answer there costs nothing but the wait: the ticket has not been shown yet.
+        with suppress(OSError):
+            return _connected(address, ticket.port, options)
     try:
-        connected = socket.create_connection(
-            (ticket.host, ticket.port), timeout=options.connect_timeout_s
-        )
+        return _connected(ticket.host, ticket.port, options)
     except OSError as error:
         raise TransportUnavailableError(
             f"cannot reach ESXi host {ticket.host}, port {ticket.port} ({error}):"
             " check that this proxy resolves its name and that the firewall lets it through"
         ) from error
+
+
+def _connected(host: str, port: int, options: NetworkOptions) -> socket.socket:
+    connected = socket.create_connection((host, port), timeout=options.connect_timeout_s)
     connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     connected.settimeout(options.io_timeout_s)
     return connected

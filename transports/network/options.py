@@ -35,6 +35,8 @@ class NetworkOptions:
     allocation_chunk_bytes: int = 64 << 10
     connect_timeout_s: float = 10.0
     io_timeout_s: float = 60.0
+    preferred_networks: tuple[str, ...] = ()
+    """Networks ("192.0.2.0/24") in which an address of the host is tried first, in their order."""
     legacy_tls: bool = False
     """Admit the SHA-1 signatures and short keys of ESXi before 7.0."""
 

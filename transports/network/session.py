@@ -8,6 +8,7 @@ from typing import Final
 from transports.base import DiskRef, TransportMode
 from transports.errors import PermanentTransportError, TransientTransportError, TransportError
 from transports.network import wire
+from transports.network.addresses import preferred_addresses
 from transports.network.authd import enter
 from transports.network.carrier import Carrier
 from transports.network.errors import (
@@ -19,6 +20,7 @@ from transports.network.errors import (
 from transports.network.options import NetworkOptions
 from transports.network.wire import Aio, Classic, OpenedFile
 from transports.vsphere.api import Vsphere
+from transports.vsphere.model import NfcTicket
 
 SMALL_BUFFER_BYTES: Final = 64 << 10
 _FAREWELL_TIMEOUT_S: Final = 5.0
@@ -224,7 +226,7 @@ class NfcOpener:
 
     def _open_once(self) -> NfcSession:
         ticket = self._vsphere.nfc_ticket(self.disk.vm_moref, self.disk.disk_key, write=self._write)
-        carrier, names_itself = enter(ticket, self.mode, self.options)
+        carrier, names_itself = enter(ticket, self.mode, self.options, self._addresses(ticket))
         session = NfcSession(carrier, f"{ticket.host}:{ticket.port}")
         try:
             tag = names_itself and self._way.tag
@@ -240,6 +242,16 @@ class NfcOpener:
             session.drop()
             raise
         return session
+
+    def _addresses(self, ticket: NfcTicket) -> list[str]:
+        """Where to try before the ticket's own address."""
+        networks = self.options.preferred_networks
+        if not networks or not ticket.host_moref:
+            return []
+        try:
+            return preferred_addresses(self._vsphere.host_addresses(ticket.host_moref), networks)
+        except TransportError:
+            return []  # a preference: the ticket's own address does too
 
     def _check_capacity(self, session: NfcSession) -> None:
         seen, wanted = session.file.capacity_bytes, self.disk.capacity_bytes

@@ -18,6 +18,7 @@ from transports.vsphere.model import (
     DatastoreInfo,
     DiskInfo,
     DiskToAttach,
+    HostAddress,
     Inventory,
     NewDisk,
     NfcTicket,
@@ -66,6 +67,9 @@ class Vsphere(Protocol):
 
     def nfc_ticket(self, vm_moref: str, disk_key: int, *, write: bool) -> NfcTicket:
         """One connection's permission; made for the host on which the VM runs now."""
+
+    def host_addresses(self, host_moref: str) -> tuple[HostAddress, ...]:
+        """Of the host's VMkernel adapters; nothing where it does not tell."""
 
     def vm_config(self, vm_moref: str, snapshot_moref: str | None) -> VmConfig:
         """Configuration as it was at the snapshot, with names of networks, datastores and places."""

@@ -11,6 +11,7 @@ from transports.errors import TransportError
 from transports.vsphere import (
     attachments,
     config_export,
+    host_addresses,
     inventory,
     nfc_service,
     privileges,
@@ -26,6 +27,7 @@ from transports.vsphere.model import (
     DatastoreInfo,
     DiskInfo,
     DiskToAttach,
+    HostAddress,
     Inventory,
     NewDisk,
     NfcTicket,
@@ -131,6 +133,10 @@ class VsphereClient:
             if not self._nfc_service:
                 self._nfc_service = nfc_service.nfc_service_moref(connection)
             return nfc_service.ticket(connection, self._nfc_service, vm_moref, disk_key, write=write)
+
+    def host_addresses(self, host_moref: str) -> tuple[HostAddress, ...]:
+        with self._session.borrow(f"read the addresses of host {host_moref}") as connection:
+            return host_addresses.read_host_addresses(connection, host_moref)
 
     def vm_config(self, vm_moref: str, snapshot_moref: str | None) -> VmConfig:
         with self._session.borrow(f"read the configuration of VM {vm_moref}") as connection:

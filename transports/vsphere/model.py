@@ -255,6 +255,17 @@ class NfcTicket:
     session_id: Secret
     thumbprint_sha1: str
     certificate_pem: str = ""
+    host_moref: str = ""
+    """The host for which it was made."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostAddress:
+    """An IP address of a host's VMkernel adapter."""
+
+    address: str
+    for_backup: bool = False
+    """The administrator gave the adapter the service "vSphere Backup NFC"."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,6 +15,7 @@ from pyVmomi import VmomiSupport
 
 from transports.errors import PermanentTransportError
 from transports.vsphere.model import NfcTicket, Secret
+from transports.vsphere.places import moref
 from transports.vsphere.properties import read
 from transports.vsphere.session import Connection
 
@@ -99,6 +100,7 @@ def ticket(
         session_id=Secret(str(answer.sessionId)),
         thumbprint_sha1=str(answer.sslThumbprint or ""),
         certificate_pem=str(getattr(answer, "sslCertificate", None) or ""),
+        host_moref=moref(host) if host is not None else "",
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import threading
 import time
@@ -491,3 +492,12 @@ def test_configuration_has_names_for_morefs(vsphere: Vsphere, site: LabSite) -> 
         device.get("deviceInfo", {}).get("label") for device in document["config"]["hardware"]["device"]
     ]
     assert "Hard disk 2" in labels
+
+
+def test_addresses_of_a_host(vsphere: Vsphere) -> None:
+    [host, *_] = vsphere.inventory().hosts
+    found = vsphere.host_addresses(host.moref)
+    assert found
+    assert all(ipaddress.ip_address(one.address) for one in found)
+    with pytest.raises(ObjectGoneError):
+        vsphere.host_addresses("host-0")

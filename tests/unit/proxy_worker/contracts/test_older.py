@@ -1,0 +1,95 @@
+"""What a proxy of the release before is sent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from proxy_worker.contracts.codec import to_json
+from proxy_worker.contracts.ids import Attempt, ProxyId, SessionId, TaskId
+from proxy_worker.contracts.messages import (
+    BackupDiskOrder,
+    CompressionLevel,
+    RepositoryRef,
+    RestoreDiskOrder,
+    TaskKind,
+    TaskRequest,
+)
+from proxy_worker.contracts.older import known_to_0_2
+from transports.base import DatastoreRef, DiskRef, TransportMode
+
+NEW = {
+    "storage",
+    "known_changes",
+    "sampled_blocks",
+    "sample_when_unchanged",
+    "fallback_modes",
+    "preferred_networks",
+}
+DISK = DiskRef(
+    vm_moref="vm-1",
+    vm_name="db01",
+    disk_key=2000,
+    path="[ds1] a/a.vmdk",
+    capacity_bytes=10,
+    datastore="ds1",
+    storage=DatastoreRef(name="ds1", kind="VMFS", vmfs_uuid="5e"),
+)
+
+
+def request(**order: Any) -> TaskRequest:
+    return TaskRequest(
+        kind=TaskKind.BACKUP_DISK,
+        task_id=TaskId("t"),
+        session_id=SessionId("s"),
+        attempt=Attempt(1),
+        proxy_id=ProxyId("p"),
+        expires_at_s=1.0,
+        title="x",
+        mode=TransportMode.NBDSSL,
+        repository=RepositoryRef(repository_id="r", location="/r", immutable_days=7),
+        fallback_modes=(TransportMode.NBD,),
+        preferred_networks=("10.0.0.0/8",),
+        **order,
+    )
+
+
+def names(value: Any) -> set[str]:
+    if isinstance(value, dict):
+        return set(value) | {name for one in value.values() for name in names(one)}
+    return {name for one in value for name in names(one)} if isinstance(value, list) else set()
+
+
+BACKUP = request(
+    backup=BackupDiskOrder(
+        disk=DISK,
+        previous_map_root="ab" * 32,
+        previous_change_id="1/1",
+        current_change_id="1/2",
+        full_read_reason="",
+        datastore_is_vmfs=True,
+        compression=CompressionLevel.FAST,
+        known_changes="x",
+        sampled_blocks=16,
+        sample_when_unchanged=True,
+    )
+)
+RESTORE = request(
+    restore=RestoreDiskOrder(
+        map_root="ab" * 32, capacity_bytes=10, expected_sha256="", target_disk=DISK
+    )
+)
+
+
+def test_nothing_that_it_does_not_know_is_in_an_order() -> None:
+    assert names(to_json(BACKUP)) >= NEW
+    for order in (BACKUP, RESTORE):
+        sent = to_json(known_to_0_2(order))
+        assert not names(sent) & NEW
+        # What 0.2.0 knows stays, what it added itself as well.
+        assert sent["repository"]["immutable_days"] == 7
+        assert names(to_json(order)) - names(sent) <= names(to_json(DISK.storage)) | NEW
+
+
+def test_an_order_without_news_is_as_it_was() -> None:
+    plain = known_to_0_2(BACKUP)
+    assert known_to_0_2(plain) == plain
