@@ -153,18 +153,43 @@ func (l *lab) toldDatastores(vm *simulator.VirtualMachine) []string {
 }
 
 type storageOrder struct {
-	VM         string   `json:"vm"`
-	Datastores []string `json:"datastores"`
+	VM         string        `json:"vm"`
+	Datastores []string      `json:"datastores"`
+	Disks      []storageDisk `json:"disks"`
+}
+
+type storageDisk struct {
+	File  string `json:"file"` // of the base
+	Thin  bool   `json:"thin"`
+	Eager bool   `json:"eager"`
+}
+
+func storageDisksOf(vm *simulator.VirtualMachine) []storageDisk {
+	out := []storageDisk{}
+	for _, d := range disksOf(vm.Config.Hardware.Device) {
+		files := chainOf(d.backing)
+		out = append(out, storageDisk{File: flatPath(vm, files[len(files)-1]), Thin: isTrue(d.backing.ThinProvisioned), Eager: isTrue(d.backing.EagerlyScrub)})
+	}
+	return out
 }
 
 // changing tells the hardware process that a VM's files are about to change; what it answers is to be called
-// when they have. Used with the VM's lock held.
+// when they have. Used with the VM's lock held. Whatever was told of before is told of after, and also the
+// datastores that the VM came to use in between.
 func (l *lab) changing(vm *simulator.VirtualMachine) func() {
-	tell := func(order string) {
-		if stores := l.toldDatastores(vm); len(stores) > 0 {
-			logBad(order, l.tellHardware(order, storageOrder{VM: vm.Name, Datastores: stores}))
+	tell := func(order string, stores []string) {
+		if len(stores) > 0 {
+			logBad(order, l.tellHardware(order, storageOrder{VM: vm.Self.Value, Datastores: stores, Disks: storageDisksOf(vm)}))
 		}
 	}
-	tell("storage-before")
-	return func() { tell("storage-after") }
+	stores := l.toldDatastores(vm)
+	tell("storage-before", stores)
+	return func() {
+		for _, name := range l.toldDatastores(vm) {
+			if !contains(stores, name, false) {
+				stores = append(stores, name)
+			}
+		}
+		tell("storage-after", stores)
+	}
 }

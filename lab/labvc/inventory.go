@@ -328,6 +328,7 @@ func (b *builder) vm(v *SiteVM) error {
 	if err := b.disks(vm, v); err != nil {
 		return err
 	}
+	b.l.changing(vm)() // they have changed
 	nvram := strings.TrimSuffix(hostPath(vm, vm.Config.Files.VmPathName), ".vmx") + ".nvram"
 	if err := os.WriteFile(nvram, firmwareVariables(v), 0o600); err != nil {
 		return err

@@ -22,6 +22,8 @@ from typing import Any
 
 from vmhaul_lab.errors import ControlError, LabError
 from vmhaul_lab.guestview import Appearance, GuestView, ScsiAddress, naa_of_uuid, polling
+from vmhaul_lab.luns import LunStoreSpec
+from vmhaul_lab.lunservice import LunService
 from vmhaul_lab.nfs import NfsExport, NfsServer
 
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -41,7 +43,12 @@ class Guest:
 class Hardware:
     """The guests of a site; every method may be called by several threads."""
 
-    def __init__(self, guests: Sequence[Guest], nfs: NfsServer | None = None) -> None:
+    def __init__(
+        self,
+        guests: Sequence[Guest],
+        nfs: NfsServer | None = None,
+        stores: Sequence[LunStoreSpec] = (),
+    ) -> None:
         self.nfs = nfs
         self._lock = threading.RLock()
         self._views: dict[str, GuestView] = {}
@@ -50,6 +57,7 @@ class Hardware:
             view = GuestView(Path(guest.directory), uuid=guest.uuid, swapped=guest.swapped)
             view.appearance = Appearance(guest.appearance)
             self._views[guest.name] = view
+        self.luns = LunService(stores, self._views)
 
     def close(self) -> None:
         """Give everything back."""
@@ -182,6 +190,10 @@ class HardwareClient:
         """Start it again at the same address."""
         self._call("nfs-start")
 
+    def order(self, order: str, **values: Any) -> Any:
+        """Any other order, see `orders`."""
+        return self._call(order, **values)
+
     def _call(self, order: str, **values: Any) -> Any:
         request = urllib.request.Request(
             f"http://{self.address}/{order}",
@@ -214,6 +226,7 @@ def orders(hardware: Hardware) -> dict[str, Callable[[dict[str, Any]], Any]]:
         "appearance": lambda body: hardware.set_appearance(body["guest"], body["appearance"]),
         "nfs-stop": lambda _: hardware.nfs_server().stop(),
         "nfs-start": lambda _: hardware.nfs_server().start(),
+        **hardware.luns.orders(),
     }
 
 
@@ -264,7 +277,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     config = json.loads(options.config.read_text())
     exports = [NfsExport(**item) for item in config["exports"]]
     nfs = NfsServer(options.config.parent / "nfs", exports) if exports else None
-    hardware = Hardware([Guest(**item) for item in config["guests"]], nfs)
+    stores = [LunStoreSpec.of(item) for item in config.get("stores", ())]
+    hardware = Hardware([Guest(**item) for item in config["guests"]], nfs, stores)
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
@@ -287,11 +301,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def config_json(guests: Sequence[Guest], exports: Sequence[NfsExport]) -> str:
+def config_json(
+    guests: Sequence[Guest], exports: Sequence[NfsExport], stores: Sequence[LunStoreSpec] = ()
+) -> str:
     """The file that `main` reads."""
     config = {
         "guests": [asdict(guest) for guest in guests],
         "exports": [asdict(export) for export in exports],
+        "stores": [asdict(store) for store in stores],
     }
     return json.dumps(config, indent=1)
 

@@ -1,6 +1,7 @@
 """What a site holds: data centre, hosts, datastores, VMs and their disks, as values."""
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,14 @@ from typing import Any
 from vmhaul_lab.content import MIB
 from vmhaul_lab.errors import LabError
 from vmhaul_lab.images import Content, DiskPlan
+from vmhaul_lab.luns import LunSpec, LunStoreSpec
 from vmhaul_lab.nfs import NfsExport
 from vmhaul_lab.proxies import ProxyPlan
 
 GIB = 1024 * MIB
 USER = "administrator@vsphere.local"
+STORAGE = "storage"
+"""Folder of a site with a file system of its own, for what shares blocks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +52,18 @@ class VmPlan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LunPlan:
+    """One LUN of a datastore, or its only one; sparse."""
+
+    size_bytes: int = 16 * GIB
+    naa: str = ""
+    """Made from the names of site and datastore when empty."""
+    partitioning: str = "gpt"
+    delta: str = ""
+    """Of the first LUN: kind of the delta files, "VMFSSPARSE" or "SESPARSE" (when empty)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DatastorePlan:
     """A datastore; its files lie in a folder of its name below the site's directory."""
 
@@ -61,16 +77,48 @@ class DatastorePlan:
     read_only_hosts: tuple[str, ...] = ()
     told: bool = False
     """vCenter tells the hardware process before and after files change there (`storage-before`, `storage-after`)."""
+    luns: tuple[LunPlan, ...] = ()
+    """VMFS: the LUNs that show the datastore, see luns.py. Needs root."""
+    vmfs_version: int = 6
+    zoned: tuple[str, ...] | None = None
+    """Proxies that see its LUNs; None: all."""
     served: bool = False
     """NFS and NFS41: a real NFS server exports the folder."""
     export_options: Mapping[str, str] = field(default_factory=dict)
     """Of the export, in nfs-ganesha's words: {"Access_Type": "RO"}, {"Squash": "Root_Squash"}."""
 
+    def folder(self, site: Path) -> Path:
+        """Where its files are."""
+        return site / (STORAGE if self.luns else "datastores") / self.name
+
+    def lun_store(self, site: Path, proxies: Sequence[ProxyPlan]) -> LunStoreSpec:
+        """The order to the hardware process, for a datastore with LUNs."""
+        zoned = [proxy.name for proxy in proxies] if self.zoned is None else self.zoned
+        directory = site / STORAGE / f".luns-{self.name}"
+        return LunStoreSpec(
+            name=self.name,
+            folder=str(self.folder(site)),
+            directory=str(directory),
+            luns=tuple(
+                LunSpec(
+                    image=str(directory / f"lun{number}.img"),
+                    size_bytes=lun.size_bytes,
+                    naa=lun.naa or _made_up_naa(site, self.name, number),
+                    partitioning=lun.partitioning,
+                )
+                for number, lun in enumerate(self.luns)
+            ),
+            vmfs_uuid=_made_up_vmfs_uuid(site, self.name),
+            version=self.vmfs_version,
+            delta=self.luns[0].delta,
+            zoned=tuple(zoned),
+        )
+
     def export(self, site: Path) -> NfsExport:
         """How it is exported."""
         return NfsExport(
             name=self.name,
-            directory=str(site / "datastores" / self.name),
+            directory=str(self.folder(site)),
             version=3 if self.kind == "NFS" else 4,
             options=self.export_options,
         )
@@ -247,14 +295,34 @@ def _store_json(store: DatastorePlan, directory: Path, nfs_host: str) -> dict[st
     return {
         "name": store.name,
         "type": store.kind,
-        "path": str(directory / "datastores" / store.name),
+        "path": str(store.folder(directory)),
         "capacity_bytes": store.capacity_bytes,
         "hosts": list(store.hosts),
         "read_only_hosts": list(store.read_only_hosts),
-        "told": store.told,
+        "told": store.told or bool(store.luns),
+        **(_vmfs_json(store.lun_store(directory, ())) if store.luns else {}),
         **(served if store.served else {}),
         **store.storage,
     }
+
+
+def _vmfs_json(spec: LunStoreSpec) -> dict[str, Any]:
+    return {
+        "vmfs_uuid": spec.vmfs_uuid,
+        "vmfs_version": "6.82" if spec.version == 6 else "5.81",
+        "capacity_bytes": sum(lun.size_bytes for lun in spec.luns),
+        "extents": [{"disk_name": lun.naa, "partition": 1} for lun in spec.luns],
+    }
+
+
+def _made_up_naa(site: Path, store: str, number: int) -> str:
+    # As FlashArrays name their volumes: their number as a maker, then the volume's serial number.
+    return f"naa.624a9370{hashlib.sha256(f'{site}/{store}/{number}'.encode()).hexdigest()[:24]}"
+
+
+def _made_up_vmfs_uuid(site: Path, store: str) -> str:
+    text = hashlib.sha256(f"{site}/{store}".encode()).hexdigest()
+    return f"{text[:8]}-{text[8:16]}-{text[16:20]}-005056{text[20:26]}"
 
 
 def quick_vms(count: int = 2, *, disks: int = 2, capacity_bytes: int = 16 * MIB) -> tuple[VmPlan, ...]:

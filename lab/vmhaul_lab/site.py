@@ -13,10 +13,12 @@ from vmhaul_lab import day, hardware, images, verify
 from vmhaul_lab.control import ControlClient, LabDisk
 from vmhaul_lab.errors import LabError
 from vmhaul_lab.hardware import HardwareClient
-from vmhaul_lab.plan import DATASTORES, USER, DatastorePlan, SitePlan, VmPlan, quick_vms
+from vmhaul_lab.lablun import LabLuns
+from vmhaul_lab.plan import DATASTORES, STORAGE, USER, DatastorePlan, SitePlan, VmPlan, quick_vms
 from vmhaul_lab.process import Child, labvc_binary
 from vmhaul_lab.proxies import LabProxy, ProxyPlan
 from vmhaul_lab.state import ProcessMark, SiteState, write_private
+from vmhaul_lab.storage import SharedBlocks
 
 # A disk above this gets a digest of its data in place of a SHA-256 over terabytes of zeros.
 LARGEST_HASHED_BYTES = 64 << 30
@@ -57,6 +59,7 @@ class LabSite:
         self._control: ControlClient | None = None
         self._hardware_child: Child | None = None
         self._hardware: HardwareClient | None = None
+        self._storage: SharedBlocks | None = None
         self.nfs_host = ""
         """Address of the site's NFS server, where a datastore of the plan is served."""
 
@@ -125,9 +128,18 @@ class LabSite:
         description = self.directory / "site.json"
         if description.exists():
             raise LabError(f"{self.directory} holds a site already; name an empty directory")
+        try:
+            self._start(binary, description)
+        except BaseException:
+            self.stop()
+            raise
+
+    def _start(self, binary: Path, description: Path) -> None:
         made = self._build_images()
+        if any(store.luns for store in self.plan.all_datastores()):
+            self._storage = SharedBlocks(directory=self.directory / STORAGE).mount()
         for store in self.plan.all_datastores():
-            (self.directory / "datastores" / store.name).mkdir(parents=True)
+            store.folder(self.directory).mkdir(parents=True)
         self._start_hardware()
         site = self.plan.site_json(
             self.directory,
@@ -141,11 +153,7 @@ class LabSite:
         # Attached, the site ends with this process, however that ends.
         command = [binary, "-site", description, *(() if self._detached else ("-stdinexit",))]
         self._child = Child(command, self.directory / "labvc.log", detached=self._detached)
-        try:
-            ready = self._child.ready()
-        except LabError:
-            self.stop()
-            raise
+        ready = self._child.ready()
         host, _, port = ready["vcenter"].rpartition(":")
         self.vcenter_host, self.vcenter_port = host, int(port)
         self.thumbprint_sha1 = ready["thumbprint_sha1"]
@@ -163,14 +171,22 @@ class LabSite:
             process=ProcessMark.of(self.pid),
             hardware=self._hardware_mark(),
         ).write()
+        for store in self.plan.all_datastores():
+            if store.luns:
+                self.luns(store.name).render()
 
     def _start_hardware(self) -> None:
         exports = [store.export(self.directory) for store in self.plan.all_datastores() if store.served]
-        if not self.plan.proxies and not exports:
+        stores = [
+            store.lun_store(self.directory, self.plan.proxies)
+            for store in self.plan.all_datastores()
+            if store.luns
+        ]
+        if not self.plan.proxies and not exports and not stores:
             return
         config = self.directory / "hardware.json"
         guests = [proxy.guest(self.directory) for proxy in self.plan.proxies]
-        write_private(config, hardware.config_json(guests, exports))
+        write_private(config, hardware.config_json(guests, exports, stores))
         words = [sys.executable, "-m", "vmhaul_lab.hardware", config]
         command = [*words, *(() if self._detached else ("--stdinexit",))]
         log = self.directory / "hardware.log"
@@ -203,6 +219,14 @@ class LabSite:
                 )
         raise LabError(f"the site has no proxy VM {name!r}")
 
+    def luns(self, datastore: str) -> LabLuns:
+        """The LUNs of a datastore of the plan; `LabError` when it has none or the site is not started."""
+        for store in self.plan.all_datastores():
+            if store.name == datastore and store.luns:
+                spec = store.lun_store(self.directory, self.plan.proxies)
+                return LabLuns(spec=spec, hardware=self.hardware)
+        raise LabError(f"the site has no datastore {datastore!r} on LUNs")
+
     def _build_images(self) -> dict[str, Path]:
         directory = self.directory / "images"
         if all(disk.layout in {"raw", "empty"} for _, disk in self.plan.disks()):
@@ -227,6 +251,7 @@ class LabSite:
         """Forget a detached site: it goes on without us."""
         self._child = None
         self._hardware_child = None
+        self._storage = None
 
     def stop(self) -> None:
         """Stop the site; its directory stays. May be called twice."""
@@ -238,6 +263,9 @@ class LabSite:
             self._hardware_child.stop()
             self._hardware_child = None
             self._hardware = None
+        if self._storage is not None:
+            self._storage.unmount()
+            self._storage = None
 
     # ---- guests
 

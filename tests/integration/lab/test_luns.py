@@ -1,0 +1,298 @@
+"""LUNs show a datastore as VMFS, through snapshots, guests' writes and restores over SAN."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from vmhaul_lab.images import DiskPlan
+from vmhaul_lab.lablun import LabLuns
+from vmhaul_lab.plan import DatastorePlan, LunPlan, VmPlan
+from vmhaul_lab.site import LabSite
+from vmhaul_lab.vmfs import Lun
+
+from tests.support.disks import disk_ref, read_all, unwaited
+from tests.support.vmfs_readers import DissectReader, file_sha256
+from transports import direct_san
+from transports.base import DatastoreRef, DiskRef
+from transports.errors import TransportUnavailableError
+from transports.machine import Machine
+from transports.vsphere import connect
+from transports.vsphere.api import Vsphere
+from transports.vsphere.model import Endpoint, Login, Secret
+
+pytestmark = pytest.mark.lab
+MIB = 1 << 20
+CAPACITY = 12 * MIB
+PROXY = "proxy1"
+
+
+def vm_plan(name: str, *, power: str = "on") -> VmPlan:
+    """One disk of each allocation."""
+    return VmPlan(
+        name=name,
+        power=power,
+        disks=(
+            DiskPlan(label="thin", capacity_bytes=CAPACITY, layout="raw"),
+            DiskPlan(label="lazy", capacity_bytes=CAPACITY, layout="raw", thin=False),
+            DiskPlan(label="eager", capacity_bytes=CAPACITY, layout="raw", thin=False, eager=True),
+        ),
+    )
+
+
+@contextmanager
+def san_site(
+    directory: Path,
+    binary: Path,
+    vms: Sequence[VmPlan],
+    *,
+    luns: Sequence[LunPlan] = (LunPlan(),),
+    version: int = 6,
+) -> Iterator[tuple[LabSite, LabLuns, Vsphere]]:
+    stores = [DatastorePlan(name="san", luns=tuple(luns), vmfs_version=version)]
+    with LabSite.quick(
+        directory / "site", vms, binary=binary, proxies=[PROXY], datastores=stores
+    ) as site:
+        client = connect(
+            Endpoint(
+                host=site.vcenter_host, port=site.vcenter_port, thumbprint_sha256=site.thumbprint_sha256
+            ),
+            Login(username=site.user, password=Secret(site.password)),
+            clock=time.time,
+        )
+        try:
+            yield site, site.luns("san"), client
+        finally:
+            client.close()
+
+
+def machine(site: LabSite) -> Machine:
+    proxy = site.proxy(PROXY)
+    return Machine(sys_path=str(proxy.sys_path), dev_path=str(proxy.dev_path))
+
+
+def storage_of(client: Vsphere) -> DatastoreRef:
+    (storage,) = [store.storage for store in client.inventory().datastores]
+    assert storage is not None
+    return storage
+
+
+def frozen_disks(client: Vsphere, name: str) -> tuple[str, str, list[DiskRef]]:
+    """(VM, snapshot, its disks) of a new snapshot."""
+    vm = next(vm for vm in client.inventory().vms if vm.name == name)
+    snapshot = client.create_snapshot(vm.moref, name="vmhaul-backup", description="", quiesce=False)
+    disks = [disk_ref(vm, disk, snapshot) for disk in snapshot.disks]
+    return vm.moref, snapshot.moref, [with_storage(disk, storage_of(client)) for disk in disks]
+
+
+def with_storage(disk: DiskRef, storage: DatastoreRef) -> DiskRef:
+    return DiskRef(
+        vm_moref=disk.vm_moref,
+        vm_name=disk.vm_name,
+        disk_key=disk.disk_key,
+        path=disk.path,
+        capacity_bytes=disk.capacity_bytes,
+        datastore=disk.datastore,
+        snapshot_moref=disk.snapshot_moref,
+        is_delta=disk.is_delta,
+        storage=storage,
+    )
+
+
+def digest_by_san(site: LabSite, disk: DiskRef) -> str:
+    """What the product reads over SAN from the devices that the proxy shows."""
+    reader = direct_san.open_reader(machine(site), disk, wait=unwaited)
+    try:
+        return hashlib.sha256(read_all(reader)).hexdigest()
+    finally:
+        reader.close()
+
+
+def lun_reader(luns: LabLuns) -> DissectReader:
+    return DissectReader([Lun(image=image, size_bytes=0) for image in luns.images])
+
+
+@pytest.mark.parametrize(
+    ("version", "luns"),
+    [(6, (LunPlan(),)), (5, (LunPlan(size_bytes=600 * MIB, delta="VMFSSPARSE"), LunPlan()))],
+)
+def test_a_lun_shows_each_disk_of_a_snapshot_and_nothing_of_what_follows(
+    tmp_path: Path, labvc_binary: Path, version: int, luns: tuple[LunPlan, ...]
+) -> None:
+    with san_site(tmp_path, labvc_binary, [vm_plan("vm01")], luns=luns, version=version) as (
+        site,
+        shown,
+        client,
+    ):
+        storage = storage_of(client)
+        assert [extent.lun for extent in storage.extents] == shown.naas
+        assert storage.vmfs_uuid == shown.vmfs_uuid
+        with lun_reader(shown) as reader:
+            assert reader.fs.uuid == shown.vmfs_uuid
+            assert reader.fs.major_version == (24 if version == 6 else 14)
+        runs = [shown.runs(f"vm01/vm01{number}-flat.vmdk") for number in ("", "_1", "_2")]
+        mapped = [sum(run[3] for run in found) for found in runs]
+        zeroed = [any(run[4] for run in found) for found in runs]
+        assert mapped[0] < CAPACITY == mapped[1] == mapped[2]
+        assert zeroed == [False, True, False]
+
+        live = [file_sha256(disk.live_file) for disk in site.disks("vm01")]
+        vm, first, disks = frozen_disks(client, "vm01")
+        for disk in site.disks("vm01"):
+            site.guest_write(disk, 3 * MIB + 512, b"after the first snapshot" * 1000)
+        assert [digest_by_san(site, disk) for disk in disks] == live
+
+        # The next snapshot freezes deltas: what is read of them is the whole chain.
+        second_live = [file_sha256(disk.live_file) for disk in site.disks("vm01")]
+        assert second_live != live
+        _, second, deltas = frozen_disks(client, "vm01")
+        assert all(disk.is_delta for disk in deltas)
+        for disk in site.disks("vm01"):
+            site.guest_write(disk, 7 * MIB, bytes(4096) + b"after the second")
+        assert [digest_by_san(site, disk) for disk in deltas] == second_live
+        assert [digest_by_san(site, disk) for disk in disks] == live
+        assert qemu_digest(shown, "vm01/vm01-000001.vmdk", tmp_path) == second_live[0]
+
+        now = [file_sha256(disk.live_file) for disk in site.disks("vm01")]
+        client.remove_snapshot(vm, second)
+        client.remove_snapshot(vm, first)
+        with lun_reader(shown) as reader:
+            assert not [name for name in reader.names() if "00000" in name]
+            assert [reader.sha256(f"vm01/vm01{number}-flat.vmdk") for number in ("", "_1", "_2")] == now
+        assert shown.stray_writes() == []
+
+
+def qemu_digest(luns: LabLuns, descriptor: str, directory: Path) -> str:
+    """A disk of the LUN with its chain, as qemu reads it from copies of its files."""
+    folder = directory / "copies"
+    folder.mkdir()
+    prefix, _, name = descriptor.rpartition("/")
+    with lun_reader(luns) as reader:
+        for path in reader.names():
+            if path.startswith(prefix) and path.endswith(".vmdk"):
+                (folder / path.rpartition("/")[2]).write_bytes(reader.read(path))
+    out = directory / "out.raw"
+    subprocess.run(
+        ["qemu-img", "convert", "-f", "vmdk", "-O", "raw", folder / name, out], check=True, timeout=120
+    )
+    return file_sha256(out)
+
+
+def test_what_is_written_to_a_lun_reaches_the_disk(tmp_path: Path, labvc_binary: Path) -> None:
+    with san_site(tmp_path, labvc_binary, [vm_plan("vm01", power="off")]) as (site, shown, client):
+        (vm,) = [vm for vm in client.inventory().vms if vm.name == "vm01"]
+        refs = [with_storage(disk_ref(vm, disk), storage_of(client)) for disk in vm.disks]
+        before = [disk.live_file.read_bytes() for disk in site.disks("vm01")]
+        new = bytearray(hashlib.shake_256(b"restored").digest(CAPACITY))
+        new[2 * MIB : 4 * MIB] = bytes(2 * MIB)
+        writer = direct_san.open_writer(machine(site), refs[2], wait=unwaited)
+        for at in range(0, CAPACITY, MIB):
+            writer.write_from(at, memoryview(new)[at : at + MIB])
+        writer.flush()
+        writer.close()
+        assert site.disks("vm01")[2].live_file.read_bytes() == before[2]
+        # vCenter changes something on the datastore: what the LUN has is taken first.
+        client.power_on(vm.moref)
+        after = [disk.live_file.read_bytes() for disk in site.disks("vm01")]
+        assert after == [before[0], before[1], bytes(new)]
+        assert shown.collect() == 0
+        assert shown.stray_writes() == []
+        for ref in refs[:2]:
+            with pytest.raises(TransportUnavailableError):
+                direct_san.open_writer(machine(site), ref, wait=unwaited)
+
+
+def test_a_write_under_a_snapshot_shows_in_the_child_where_that_has_nothing_of_its_own(
+    tmp_path: Path, labvc_binary: Path
+) -> None:
+    with san_site(tmp_path, labvc_binary, [vm_plan("vm01")]) as (site, shown, client):
+        vm, snapshot, _ = frozen_disks(client, "vm01")
+        child = site.disk("vm01", 3)
+        site.guest_write(child, 5 * MIB, b"of the child")
+        base = child.snapshots[0].file
+        assert base is not None
+        lun, place = place_of(shown, "vm01/vm01_2-flat.vmdk", 5 * MIB)
+        own = site.guest_read(child, 5 * MIB, 65536)
+        write_device(site, lun, place, b"N" * 131072)
+        assert shown.collect() == 131072
+        assert base.read_bytes()[5 * MIB : 5 * MIB + 131072] == b"N" * 131072
+        assert site.guest_read(child, 5 * MIB, 131072) == own + b"N" * 65536
+        client.remove_snapshot(vm, snapshot)
+        assert site.guest_read(site.disk("vm01", 3), 5 * MIB, 131072) == own + b"N" * 65536
+
+
+def place_of(luns: LabLuns, path: str, offset: int) -> tuple[int, int]:
+    for start, lun, place, length, _ in luns.runs(path):
+        if start <= offset < start + length:
+            return lun, place + offset - start
+    raise AssertionError(f"{path} has no block at {offset}")
+
+
+def write_device(site: LabSite, lun: int, offset: int, data: bytes) -> None:
+    """Write to a LUN as a proxy does: through its device."""
+    naa = site.luns("san").naas[lun]
+    (name,) = [item["name"] for item in site.proxy(PROXY).devices() if item["wwid"] == naa]
+    with (site.proxy(PROXY).dev_path / name).open("r+b") as device:
+        device.seek(offset)
+        device.write(data)
+        device.flush()
+        os.fsync(device.fileno())
+
+
+def test_writes_where_no_disk_is_are_told(tmp_path: Path, labvc_binary: Path) -> None:
+    with san_site(tmp_path, labvc_binary, [vm_plan("vm01")]) as (site, shown, _):
+        write_device(site, 0, 8 << 30, b"x" * 4096)
+        shown.collect()
+        assert shown.stray_writes() == [(0, 8 << 30, 4096)]
+
+
+def test_zoning_decides_who_sees_a_lun(tmp_path: Path, labvc_binary: Path) -> None:
+    with san_site(tmp_path, labvc_binary, [vm_plan("vm01")]) as (site, shown, _):
+        (naa,) = shown.naas
+
+        def seen() -> bool:
+            return naa in {item["wwid"] for item in site.proxy(PROXY).devices()}
+
+        assert seen()
+        shown.unzone(PROXY)
+        assert not seen()
+        shown.zone(PROXY)
+        assert seen()
+
+
+def test_vms_of_one_datastore_change_at_the_same_time(tmp_path: Path, labvc_binary: Path) -> None:
+    names = [f"vm{number:02d}" for number in range(1, 5)]
+    plans = [VmPlan(name=name, disks=vm_plan(name).disks[:1]) for name in names]
+    with san_site(tmp_path, labvc_binary, plans) as (site, shown, client):
+        live = {name: file_sha256(site.disk(name).live_file) for name in names}
+        start = threading.Barrier(len(names))
+
+        def back_up(name: str) -> list[str]:
+            start.wait(60)
+            found = []
+            for _ in range(3):
+                vm, snapshot, disks = frozen_disks(client, name)
+                found.append(digest_by_san(site, disks[0]))
+                client.remove_snapshot(vm, snapshot)
+            return found
+
+        with ThreadPoolExecutor(len(names)) as pool:
+            read = dict(zip(names, pool.map(back_up, names), strict=True))
+        assert read == {name: [live[name]] * 3 for name in names}
+        assert shown.stray_writes() == []
+
+
+def test_everything_is_given_back(tmp_path: Path, labvc_binary: Path) -> None:
+    with san_site(tmp_path, labvc_binary, [vm_plan("vm01")]):
+        assert str(tmp_path) in Path("/proc/self/mounts").read_text()
+    assert str(tmp_path) not in Path("/proc/self/mounts").read_text()
+    listed = subprocess.run(["losetup", "--list"], capture_output=True, text=True, check=True)
+    assert str(tmp_path) not in listed.stdout
