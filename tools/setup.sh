@@ -14,7 +14,7 @@ libnfs=libnfs13
 demo_packages=(golang-go golang-github-vmware-govmomi-dev e2fsprogs xfsprogs lvm2 gdisk mount util-linux)
 test_packages=("${demo_packages[@]}" redis-server postgresql qemu-utils chromium fonts-dejavu-core zstd
   ceph-mon ceph-osd ceph-mgr radosgw nfs-ganesha nfs-ganesha-vfs rpcbind iproute2 "$libnfs" qemu-system-x86
-  vmfs-tools vmfs6-tools btrfs-progs)
+  vmfs-tools vmfs6-tools btrfs-progs tgt qemu-block-extra)
 bench_packages=("${test_packages[@]}" restic borgbackup)
 azurite="azurite@3.35.0"
 case "$stage" in
