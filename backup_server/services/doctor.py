@@ -27,6 +27,7 @@ from backup_server.services.context import Context
 from backup_server.services.proxies import state_of
 from backup_server.services.repository_storage import UNLIMITED_BYTES
 from backup_server.services.selection import select
+from transports.base import TransportMode
 from transports.errors import TransportError
 from transports.vsphere.model import Inventory
 
@@ -170,6 +171,7 @@ def _vcenter(ctx: Context, row: Vcenter) -> Iterator[Check]:
         offset_s = client.clock_offset_s()
         lacking = client.missing_privileges("backup")
         lacking_restore = client.missing_privileges("restore")
+        lacking_hotadd = client.missing_privileges("hotadd") if _has_hotadd(ctx) else None
         inventory = vcenters.load_inventory(ctx, row.id, max_age_s=0)
     except TransportError as error:
         advice = f"correct it with `vmhaul vcenter edit {row.name}`"
@@ -181,8 +183,17 @@ def _vcenter(ctx: Context, row: Vcenter) -> Iterator[Check]:
     yield _clock(name, offset_s)
     yield _privileges(name, "backup", lacking, ERROR)
     yield _privileges(name, "restore", lacking_restore, WARNING)
+    if lacking_hotadd is not None:
+        yield _privileges(name, "hotadd", lacking_hotadd, WARNING)
     yield from _tracking(ctx, row, inventory)
     yield from _nfc_ports(name, inventory)
+
+
+def _has_hotadd(ctx: Context) -> bool:
+    """Whether any proxy runs in a VM and could have disks attached."""
+    with ctx.db.read() as s:
+        rows = list(s.scalars(sa.select(Proxy).where(Proxy.enabled)))
+    return any(TransportMode.HOTADD.value in row.facts.get("modes", []) for row in rows)
 
 
 def _certificate(ctx: Context, row: Vcenter, name: str) -> Iterator[Check]:
@@ -348,7 +359,11 @@ def _intents(ctx: Context) -> Iterator[Check]:
         advice = "vmhaul goes on trying; look for a task or a proxy that still holds the disk"
         yield Check(name=f"VM {row.vm_name}", level=WARNING, text=text, advice=advice)
     if not rows:
-        yield Check(name="leftovers", level=OK, text="no snapshot and no half restored VM is left")
+        yield Check(
+            name="leftovers",
+            level=OK,
+            text="no snapshot, no attached disk and no half restored VM is left",
+        )
 
 
 def _some(names: list[str], shown: int = _NAMES_SHOWN) -> str:

@@ -156,6 +156,7 @@ class FakeVcenter:
         self.password = PASSWORD
         self.thumbprint = THUMBPRINT
         self.missing: list[str] = []
+        self.missing_of: dict[str, list[str]] = {}
         self.most_snapshots = 0
         self._morefs = itertools.count(100)
 
@@ -295,7 +296,7 @@ class FakeVsphere:
         return Secret(f"cst-{uuid4()}")
 
     def missing_privileges(self, role: str) -> list[str]:
-        return [name for name in self.site.missing if role == "backup"]
+        return self.site.missing if role == "backup" else self.site.missing_of.get(role, [])
 
     def close(self) -> None:
         self.closed = True

@@ -43,7 +43,7 @@ class Vsphere(Protocol):
         """A ticket with which another process can make a session of the same user, once."""
 
     def missing_privileges(self, role: str) -> list[str]:
-        """Privileges of `role` ("backup", "restore") that this account lacks at the root folder."""
+        """Privileges of `role` ("backup", "restore", "hotadd") that this account lacks at the root folder."""
 
     def close(self) -> None: ...
 

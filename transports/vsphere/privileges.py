@@ -39,6 +39,12 @@ ROLES: Final[dict[str, tuple[str, ...]]] = {
         "Resource.AssignVMToPool",
         "Network.Assign",
     ),
+    "hotadd": (
+        *_ALWAYS,
+        "VirtualMachine.Config.AddExistingDisk",
+        "VirtualMachine.Config.RemoveDisk",
+        "VirtualMachine.Config.AddRemoveDevice",
+    ),
 }
 
 

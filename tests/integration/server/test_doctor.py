@@ -7,6 +7,7 @@ import threading
 
 import pytest
 
+from backup_server.db.tables import Proxy
 from backup_server.services import (
     about,
     doctor,
@@ -36,6 +37,19 @@ def test_doctor_finds_what_is_wrong(rig: Rig) -> None:
     rig.vcenter.thumbprint = "another"
     found = {check["name"]: check["level"] for check in doctor.run_checks(rig.ctx)}
     assert found["vCenter vc1 certificate"] == "error"
+
+
+def test_doctor_asks_for_the_rights_of_hotadd_where_a_proxy_could_use_them(rig: Rig) -> None:
+    rig.vcenter.missing_of["hotadd"] = ["VirtualMachine.Config.AddExistingDisk"]
+
+    def found() -> list[str]:
+        return [check["text"] for check in doctor.run_checks(rig.ctx) if check["level"] == "warning"]
+
+    assert not any("hotadd" in text for text in found())
+    with rig.ctx.db() as s:
+        [proxy] = s.query(Proxy).all()
+        proxy.facts = {"modes": ["hotadd", "nbdssl"]}
+    assert "for hotadd these are missing: VirtualMachine.Config.AddExistingDisk" in found()
 
 
 def test_doctor_does_not_wait_for_a_vcenter_that_is_silent(

@@ -191,7 +191,8 @@ def test_clock_and_version(vsphere: Vsphere, endpoint: Endpoint, login: Login) -
 def test_missing_privileges_are_named(vsphere: Vsphere, endpoint: Endpoint, site: LabSite) -> None:
     assert vsphere.missing_privileges("backup") == []
     assert vsphere.missing_privileges("restore") == []
-    with pytest.raises(ValueError, match="backup, restore"):
+    assert vsphere.missing_privileges("hotadd") == []
+    with pytest.raises(ValueError, match="backup, restore, hotadd"):
         vsphere.missing_privileges("cooking")
     weak = connect(
         endpoint,
