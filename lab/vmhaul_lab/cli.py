@@ -126,7 +126,7 @@ def _addresses(options: argparse.Namespace, state: SiteState) -> str:
 
 def _down(options: argparse.Namespace) -> int:
     directory = options.dir.resolve()
-    state = SiteState.read(directory)
+    state = SiteState.read(directory, ended_too=True)
     state.process.end()
     if state.hardware is not None:
         state.hardware.end()

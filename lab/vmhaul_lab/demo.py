@@ -154,7 +154,8 @@ class Demo:
         shell.heading(f"a simulated vSphere site ({self._size})")
         began = time.monotonic()
         self._site.start()
-        self._remember(self._site.pid)
+        for pid in self._site.pids:
+            self._remember(pid)
         self._say_site(time.monotonic() - began)
         shell.heading("vmhaul, embedded")
         self._start_server()

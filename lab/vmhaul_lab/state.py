@@ -78,8 +78,8 @@ class SiteState:
         write_private(Path(self.directory) / STATE_FILE, json.dumps(asdict(self), indent=1))
 
     @classmethod
-    def read(cls, directory: Path) -> "SiteState":
-        """The state of the site in `directory`; `LabError` when there is none that runs."""
+    def read(cls, directory: Path, *, ended_too: bool = False) -> "SiteState":
+        """The state of the site in `directory`; `LabError` when there is none, or (without `ended_too`) it has ended."""
         path = directory / STATE_FILE
         try:
             values = json.loads(path.read_text())
@@ -89,7 +89,7 @@ class SiteState:
             ) from error
         marks = {name: ProcessMark(**values[name]) for name in ("process", "hardware") if values[name]}
         state = cls(**{**values, **marks})
-        if not state.process.alive():
+        if not ended_too and not state.process.alive():
             raise LabError(
                 f"the site in {directory} has ended: remove the directory and start a new one"
             )
