@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any, Final
 
+from transports.base import TransportMode
+
 _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 _MINUTE_S: Final = 60
 _HOUR_S: Final = 3600
@@ -75,3 +77,66 @@ def retention(rule: Mapping[str, Any]) -> str:
     parts = [f"{rule['days']} days" if rule.get("days") else f"last {rule.get('keep')}"]
     periods = ("weekly", "monthly", "yearly")
     return ", ".join(parts + [f"{rule[name]} {name}" for name in periods if rule.get(name)])
+
+
+def candidate_rows(decision: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The candidates of a stored decision for a table, best mode first: proxy, mode, slots, verdict (chosen,
+    accepted or refused) and reason. Modes that come into question for no proxy stand among them.
+    """
+    order = [mode.value for mode in TransportMode]
+    chosen = (decision.get("proxy"), decision.get("mode"))
+    rows = [
+        {
+            "proxy": "any",
+            "mode": str(one["mode"]),
+            "slots": "",
+            "verdict": "refused",
+            "reason": str(one["reason"]),
+        }
+        for one in decision.get("modes") or ()
+    ]
+    for one in decision.get("candidates") or ():
+        taken = (one["proxy"], one["mode"]) == chosen
+        rows.append(
+            {
+                "proxy": str(one.get("name") or one["proxy"]),
+                "mode": str(one["mode"]),
+                "slots": f"{one['used']} of {one['slots']}",
+                "verdict": "chosen" if taken else "accepted" if one["accepted"] else "refused",
+                "reason": str(one["reason"]),
+            }
+        )
+    verdicts = ("chosen", "accepted", "refused")
+    rows.sort(key=lambda row: (_place(order, row["mode"]), verdicts.index(row["verdict"])))
+    return rows
+
+
+def _place(order: list[str], mode: str) -> int:
+    """Modes of a newer release stand last."""
+    return order.index(mode) if mode in order else len(order)
+
+
+def plan_left_out(plan: Mapping[str, Any]) -> list[str]:
+    """One line for each VM and disk that a job's plan does not take, with the reason."""
+    lines = [f"{item['name']}: {item['reason']}" for item in plan["skipped"]]
+    for vm in plan["vms"]:
+        lines += [f"{vm['name']} / {disk['label']}: {disk['reason']}" for disk in vm["skipped_disks"]]
+    return lines
+
+
+def plan_warnings(plan: Mapping[str, Any]) -> list[str]:
+    """Of the job and of its VMs."""
+    own = [f"{vm['name']}: {text}" for vm in plan["vms"] for text in vm["warnings"]]
+    return [*plan["warnings"], *own]
+
+
+def proxy_vms(found: Mapping[str, Any]) -> str:
+    """Which VM a proxy is, from what it found; several are a problem that the words name."""
+    vms = found["vms"]
+    texts = [
+        f"{vm['name']} ({vm['moref']}) of {vm['vcenter']}, {vm['datacenter']}, {vm['host']}"
+        for vm in vms
+    ]
+    if len({vm["vcenter"] for vm in vms}) < len(vms):
+        return "not certain, several VMs have its UUID: " + "; ".join(texts)
+    return "; ".join(texts) or "none that a vCenter knows"

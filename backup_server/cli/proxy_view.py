@@ -51,7 +51,7 @@ def print_discovery(found: dict[str, Any]) -> None:
     output.facts(
         [
             ("SMBIOS UUID", found["vm_uuid"] or "not shown by its machine"),
-            ("is the VM", vms_text(found)),
+            ("is the VM", formats.proxy_vms(found)),
             ("addresses", found["addresses"] or "none"),
         ]
     )
@@ -74,16 +74,3 @@ def print_discovery(found: dict[str, Any]) -> None:
     )
     for one in found["missing"]:
         output.say(f"does not offer {one['mode']}: {one['reason']}")
-
-
-def vms_text(found: dict[str, Any]) -> str:
-    """Which VM it is; several are a problem that the words name."""
-    vms = found["vms"]
-    texts = [
-        f"{vm['name']} ({vm['moref']}) of {vm['vcenter']}, {vm['datacenter']}, {vm['host']}"
-        for vm in vms
-    ]
-    per_vcenter = {vm["vcenter"] for vm in vms}
-    if len(per_vcenter) < len(vms):
-        return "not certain, several VMs have its UUID: " + "; ".join(texts)
-    return "; ".join(texts) or "none that a vCenter knows"

@@ -21,7 +21,7 @@ from backup_server.db.tables import Proxy, Task
 from backup_server.scheduler import facts
 from backup_server.scheduler.claims import Claim, ClaimIndex, PendingTask
 from backup_server.scheduler.needs import SchedulerContext, Timing
-from backup_server.services import placement, tasks
+from backup_server.services import placement, proxy_facts, tasks
 from backup_server.services.placement import RANKS, Decision, Limit, ProxyFacts, Survey
 from backup_server.services.wishes import Wish
 from proxy_worker.contracts.codec import MessageError
@@ -52,7 +52,7 @@ class Dispatcher:
         self._forget = threading.Event()
         self._forget.set()
         self._generation: str | None = None
-        self._machines = facts.Machines()
+        self._machines = proxy_facts.Machines()
         self._reset()
 
     def _reset(self) -> None:
@@ -82,7 +82,7 @@ class Dispatcher:
             pending = facts.pending_ids(s, now)
             repositories = facts.repository_limits(s)
         proxies = self._proxies(now, ids)
-        self._proxy_vms = facts.proxy_vms_of(proxies)
+        self._proxy_vms = proxy_facts.proxy_vms_of(proxies)
         self._follow_pending(pending, now)
         self._follow_limits(repositories)
         self._follow_proxies(proxies)
@@ -120,7 +120,7 @@ class Dispatcher:
         # A proxy whose lease just ran out must not be the one that gets the task again.
         silent_s = min(settings.proxy_offline_after_s, settings.lease_s)
         with self._ctx.db.read() as s:
-            return facts.proxy_facts(s, now, silent_s, used, self._machines)
+            return proxy_facts.proxy_facts(s, now, silent_s, used, self._machines)
 
     def _follow_pending(self, pending: set[str], now: datetime) -> None:
         for task_id in self._indexed.keys() - pending:
@@ -134,7 +134,7 @@ class Dispatcher:
         entries: list[PendingTask] = []
         hopeless: list[tuple[Task, Wish]] = []
         for row in rows:
-            wish = facts.task_wish(row, self._proxy_vms)
+            wish = proxy_facts.task_wish(row, self._proxy_vms)
             if wish.impossible:
                 hopeless.append((row, wish))
                 continue
@@ -145,7 +145,7 @@ class Dispatcher:
                     task_id=row.id,
                     place=wish.key,
                     repository_id=row.repository_id,
-                    host=facts.task_host(row),
+                    host=proxy_facts.task_host(row),
                     band=row.priority,
                     job=row.session_id,
                     attempt=row.attempt + 1,
@@ -253,14 +253,14 @@ class Dispatcher:
                 if row is None or row.attempt + 1 != claim.attempt or row.cancel_requested:
                     continue
                 present = [replace(proxy, used=used[proxy.id]) for proxy in proxies]
-                wish = facts.task_wish(row, self._proxy_vms)
+                wish = proxy_facts.task_wish(row, self._proxy_vms)
                 decision = placement.decide(
                     wish,
                     present,
                     self._limits_of(row, usage, repositories),
                     claimed_by=claim.proxy_id,
                     known=self._surveys.get(wish.key),
-                    refused=facts.task_refusals(row),
+                    refused=proxy_facts.task_refusals(row),
                 )
                 if not self._is_as_claimed(claim, decision) or not self._start(s, row, decision, now):
                     continue
@@ -279,7 +279,7 @@ class Dispatcher:
 
     @staticmethod
     def _keys_of(row: Task, rank: int) -> list[str]:
-        host = facts.task_host(row)
+        host = proxy_facts.task_host(row)
         keys = [f"r:{row.repository_id}"]
         return [*keys, f"h:{host}"] if host and rank >= placement.NETWORK_RANK else keys
 
@@ -290,7 +290,7 @@ class Dispatcher:
         limits = [
             Limit(what=f"repository {name}", used=usage.get(f"r:{row.repository_id}", 0), maximum=most)
         ]
-        host = facts.task_host(row)
+        host = proxy_facts.task_host(row)
         if host:
             limits.append(
                 Limit(

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime, timedelta
-from typing import Any, Final
+from datetime import datetime
+from typing import Final
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session as DbSession
@@ -13,152 +12,8 @@ from sqlalchemy.orm import load_only
 from backup_server.db.states import TaskState
 from backup_server.db.tables import Proxy, Repository, Task
 from backup_server.scheduler.claims import RunningClaim
-from backup_server.services import disk_facts, proxy_settings, proxy_vms
-from backup_server.services.placement import ProxyFacts
-from backup_server.services.wishes import WITHOUT_VSPHERE, ModeRefused, Wish, refused_modes, wish_of
-from proxy_worker.contracts.codec import MessageError, from_json
-from proxy_worker.contracts.messages import ConnectionsReport
-from transports.base import TransportMode
-from transports.rules import NETWORK_MODES, Connected, ProxyMachine
-
-
-class Machines:
-    """What proxies found when they looked around, as values; read again only when one looked again."""
-
-    def __init__(self) -> None:
-        self._kept: dict[str, tuple[datetime | None, ConnectionsReport | None]] = {}
-
-    def report_of(self, db: DbSession, proxy_id: str, at: datetime | None) -> ConnectionsReport | None:
-        kept_at, report = self._kept.get(proxy_id, (None, None))
-        if at is None or kept_at == at:
-            return report if at is not None else None
-        body = db.scalar(sa.select(Proxy.connections).where(Proxy.id == proxy_id))
-        try:
-            report = from_json(ConnectionsReport, body)
-        except MessageError:
-            report = None  # kept by another release; the proxy reports anew when its worker starts
-        self._kept[proxy_id] = (at, report)
-        return report
-
-
-_COLUMNS: Final = (
-    Proxy.id,
-    Proxy.name,
-    Proxy.enabled,
-    Proxy.slots,
-    Proxy.modes,
-    Proxy.signing_key,
-    Proxy.last_seen_at,
-    Proxy.facts,
-    Proxy.settings,
-    Proxy.connections_at,
-)
-
-
-def proxy_facts(
-    db: DbSession,
-    now: datetime,
-    offline_after_s: float,
-    used: Mapping[str, int],
-    machines: Machines | None = None,
-) -> list[ProxyFacts]:
-    """All proxies by name; `used` are the slots that the index counts as taken."""
-    machines = machines or Machines()
-    return [
-        _facts(
-            row,
-            machines.report_of(db, row.id, row.connections_at),
-            now=now,
-            offline_after_s=offline_after_s,
-            used=used.get(row.id, 0),
-        )
-        for row in db.execute(sa.select(*_COLUMNS).order_by(Proxy.name)).all()
-    ]
-
-
-def _facts(
-    row: Any, report: ConnectionsReport | None, *, now: datetime, offline_after_s: float, used: int
-) -> ProxyFacts:
-    reported = row.facts.get("slots")
-    seen = row.last_seen_at
-    offered = _modes(row.facts.get("modes", []))
-    return ProxyFacts(
-        id=row.id,
-        name=row.name,
-        enabled=row.enabled,
-        enrolled=row.signing_key is not None,
-        online=seen is not None and now - seen <= timedelta(seconds=offline_after_s),
-        stopping=bool(row.facts.get("stopping")),
-        # What the administrator allows, and no more than the worker has room for.
-        slots=min(row.slots, reported) if isinstance(reported, int) else row.slots,
-        used=used,
-        offered_modes=offered,
-        allowed_modes=_modes(row.modes),
-        failover_to_network=proxy_settings.failover_to_network(row.settings),
-        machine=_machine(row, report, offered),
-        missing={} if report is None else {one.mode: one.reason for one in report.missing},
-    )
-
-
-def _machine(
-    row: Any, report: ConnectionsReport | None, offered: tuple[TransportMode, ...]
-) -> ProxyMachine:
-    return ProxyMachine(
-        id=row.id,
-        vm_uuid="" if report is None else report.vm_uuid,
-        vms=proxy_vms.of_facts(row.facts),
-        connections={}
-        if report is None
-        else {
-            (one.datastore, one.mode): Connected(
-                readable=one.readable, writable=one.writable, hops=one.hops, reason=one.reason
-            )
-            for one in report.connections
-        },
-        datastores=proxy_settings.connected_datastores(row.settings),
-        offered_modes=offered,
-        hotadd_nfs3_any_host=proxy_settings.hotadd_nfs3_any_host(row.settings),
-        max_nfs_hops=proxy_settings.max_nfs_hops(row.settings),
-    )
-
-
-def proxy_vms_of(proxies: Iterable[ProxyFacts]) -> frozenset[tuple[str, str]]:
-    """vCenter id and moref of every VM that is a proxy."""
-    return frozenset(
-        (vm.vcenter_id, vm.moref)
-        for proxy in proxies
-        if proxy.machine is not None
-        for vm in proxy.machine.vms
-    )
-
-
-def _modes(names: list[str]) -> tuple[TransportMode, ...]:
-    """Best first; names that this release does not know are left out."""
-    return tuple(mode for mode in TransportMode if mode.value in names)
-
-
-def task_wish(row: Task, proxy_vms: frozenset[tuple[str, str]]) -> Wish:
-    return wish_of(
-        row.kind,
-        disk_facts.of_task(row),
-        row.allowed_proxies,
-        row.allowed_modes,
-        left=disk_facts.left_pairs(row.facts),
-        failover=disk_facts.failover_allowed(row.facts),
-        proxy_vms=proxy_vms,
-    )
-
-
-def task_refusals(row: Task) -> Sequence[ModeRefused]:
-    """Modes that come into question for no proxy."""
-    return refused_modes(row.kind, disk_facts.of_task(row), row.allowed_modes)
-
-
-def task_host(row: Task) -> str:
-    """The host whose NFC service a network mode would use: "<vcenter id>/<moref>"; empty: none is known."""
-    if row.kind in WITHOUT_VSPHERE or not row.vcenter_id or not row.host_moref:
-        return ""
-    return f"{row.vcenter_id}/{row.host_moref}"
+from backup_server.services.proxy_facts import task_host
+from transports.rules import NETWORK_MODES
 
 
 def proxy_ids(db: DbSession) -> list[str]:

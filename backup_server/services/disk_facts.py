@@ -21,7 +21,6 @@ def to_read(
     stores: Mapping[str, DatastoreInfo],
     *,
     quiesced: bool,
-    host_version: str = "",
     storage_snapshot: StorageSnapshotFacts | None = None,
 ) -> DiskFacts:
     """Of a disk that is backed up. `disk` is that of the VM snapshot where there is one; `stores` has the
@@ -38,7 +37,7 @@ def to_read(
         capacity_bytes=disk.capacity_bytes,
         controller=controller_kind(disk),
         host_moref=vm.host_moref,
-        host_version=host_version,
+        host_version=vm.host_version,
         thin=disk.thin,
         eager=disk.eager,
         is_delta=disk.path != disk.base_path,

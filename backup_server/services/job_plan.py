@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import sqlalchemy as sa
@@ -9,11 +10,13 @@ from sqlalchemy.orm import Session as DbSession
 
 from backup_server.db.tables import Job, RestorePointRow, Vcenter
 from backup_server.errors import ConflictError
-from backup_server.services import disk_plan, vcenters
+from backup_server.services import disk_facts, disk_plan, explanations, storage_snapshots, vcenters
 from backup_server.services.context import Context
 from backup_server.services.selection import ChosenVm, select
 from backup_server.services.shapes import when
 from pipeline.model import PointKind, ReadMode
+from transports.rules import StorageSnapshotFacts
+from transports.vsphere.model import DatastoreInfo, Inventory
 
 _PREVIEW_TRACKED = "known when the snapshot exists"
 
@@ -25,7 +28,15 @@ def preview(ctx: Context, job: Job) -> dict[str, Any]:
     inventory = vcenters.load_inventory(ctx, job.vcenter_id, max_age_s=0)
     chosen = select(job.selection, inventory)
     with ctx.db.read() as s:
-        vms = [_vm(ctx, s, job, one) for one in chosen.vms]
+        options = job.options
+        seer = explanations.foresight(
+            ctx,
+            s,
+            allowed_proxies=options["proxies"],
+            allowed_modes=options["modes"],
+            failover=options.get("failover_to_network", True),
+        )
+        vms = [_vm(ctx, s, job, one, _placements(s, job, one, inventory, seer)) for one in chosen.vms]
         read_at = s.get_one(Vcenter, job.vcenter_id).inventory_at
     warnings = list(chosen.warnings)
     warnings += [f"VM {name!r} is named by the job but does not exist" for name in chosen.missing]
@@ -42,7 +53,56 @@ def preview(ctx: Context, job: Job) -> dict[str, Any]:
     }
 
 
-def _vm(ctx: Context, s: DbSession, job: Job, one: ChosenVm) -> dict[str, Any]:
+def _placements(
+    s: DbSession, job: Job, one: ChosenVm, inventory: Inventory, seer: explanations.Foresight
+) -> dict[int, dict[str, Any]]:
+    """By disk key: proxy, mode and why no better one."""
+    vm = one.vm
+    stores = {store.name: store for store in inventory.datastores if store.datacenter == vm.datacenter}
+    held = _storage_snapshots(s, job, one, stores)
+    quiesced = job.options["quiesce"] != "off" and vm.tools_running
+    return {
+        disk.key: seer.of(
+            disk_facts.to_read(
+                job.vcenter_id or "",
+                vm,
+                disk,
+                stores,
+                quiesced=quiesced,
+                storage_snapshot=held.get(disk.key),
+            )
+        )
+        for disk in one.disks
+    }
+
+
+def _storage_snapshots(
+    s: DbSession, job: Job, one: ChosenVm, stores: Mapping[str, DatastoreInfo]
+) -> dict[int, StorageSnapshotFacts]:
+    """Where the job asks for them: what each disk's storage offers. One unfit disk excludes the whole VM."""
+    if not job.options.get("storage_snapshots"):
+        return {}
+    places = {
+        disk.key: storage_snapshots.place_of(s, stores.get(disk.datastore), {"options": job.options})
+        for disk in one.disks
+    }
+    unfit = [disk.label for disk in one.disks if places[disk.key] is None]
+    return {
+        key: StorageSnapshotFacts(
+            system=place.system_name if place else "",
+            obstacle=f"{', '.join(unfit)} is on no registered storage system"
+            if unfit and place
+            else "",
+            proxies=place.proxies if place else (),
+            read_by=place.read_by if place else None,
+        )
+        for key, place in places.items()
+    }
+
+
+def _vm(
+    ctx: Context, s: DbSession, job: Job, one: ChosenVm, placements: dict[int, dict[str, Any]]
+) -> dict[str, Any]:
     vm = one.vm
     previous = previous_point(s, job.repository_id, vm.instance_uuid)
     full = disk_plan.full_reason(
@@ -81,6 +141,7 @@ def _vm(ctx: Context, s: DbSession, job: Job, one: ChosenVm) -> dict[str, Any]:
                 "capacity_bytes": disk.capacity_bytes,
                 "datastore": disk.datastore,
                 **_read(plans[disk.key]),
+                "placement": placements[disk.key],
             }
             for disk in one.disks
         ],

@@ -12,7 +12,7 @@ and what the job and the administrator allow, and holds for all tasks with the s
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -300,7 +300,8 @@ def decide(
     if not eligible:
         reason = _why_none(candidates)
         return Decision(chosen=None, reason=reason, candidates=candidates, refused=unasked)
-    chosen = min(eligible, key=_preference)
+    chosen = choose(eligible)
+    assert chosen is not None
     return Decision(
         chosen=chosen,
         reason=f"{chosen.proxy_name} by {chosen.mode.value}: best mode with a free slot, "
@@ -309,6 +310,31 @@ def decide(
         fallbacks=seen.after(chosen.proxy_id, chosen.mode) if wish.modes else (),
         refused=unasked,
     )
+
+
+def choose(candidates: Iterable[Candidate], taken: Mapping[str, int] | None = None) -> Candidate | None:
+    """The best of the accepted: best mode, then the least busy proxy, then its name. `taken`: by proxy id, what
+    it was given besides; None when none is accepted.
+    """
+    more = taken or {}
+    return min(
+        (candidate for candidate in candidates if candidate.accepted),
+        key=lambda one: _preference(one, more.get(one.proxy_id, 0)),
+        default=None,
+    )
+
+
+def better_modes(decision: Decision) -> list[ModeRefused]:
+    """Why each mode that is better than the chosen one was not taken, best first; all modes when none was."""
+    bound = RANKS[decision.chosen.mode] if decision.chosen else len(RANKS) + 1
+    said = {one.mode: one.reason for one in decision.refused}
+    for mode in {candidate.mode for candidate in decision.candidates if candidate.mode not in said}:
+        said[mode] = _grouped(candidate for candidate in decision.candidates if candidate.mode is mode)
+    return [
+        ModeRefused(mode=mode, reason=said[mode])
+        for mode in TransportMode
+        if mode in said and RANKS[mode] < bound
+    ]
 
 
 def _full(limits: Sequence[Limit], mode: TransportMode | None) -> str:
@@ -346,10 +372,10 @@ def _judge(proxy: ProxyFacts, mode: TransportMode, obstacle: str, full: str) -> 
     )
 
 
-def _preference(candidate: Candidate) -> tuple[int, float, str]:
+def _preference(candidate: Candidate, more: int = 0) -> tuple[int, float, str]:
     return (
         RANKS[candidate.mode],
-        candidate.used / max(1, candidate.slots),
+        (candidate.used + more) / max(1, candidate.slots),
         candidate.proxy_name,
     )
 
@@ -364,10 +390,15 @@ def _why_none(candidates: Sequence[Candidate]) -> str:
         # one that asks least.
         if before is None or not before.reaches:
             by_proxy[candidate.proxy_name] = candidate
+    return _grouped(by_proxy.values())
+
+
+def _grouped(candidates: Iterable[Candidate]) -> str:
+    """Reasons with the names of those for whom they hold."""
     by_reason: dict[str, list[str]] = {}
-    for name, candidate in by_proxy.items():
+    for candidate in candidates:
         reason = candidate.reason or "not the one that claimed it"
-        by_reason.setdefault(reason, []).append(name)
+        by_reason.setdefault(reason, []).append(candidate.proxy_name)
     return "; ".join(f"{_list(names)}: {reason}" for reason, names in by_reason.items())
 
 

@@ -16,12 +16,12 @@ from sqlalchemy.exc import IntegrityError as DuplicateError
 from sqlalchemy.orm import Session as DbSession
 
 from backup_server.credentials import new_join_token, token_hash
-from backup_server.db.states import TaskState
-from backup_server.db.tables import Job, Proxy, Task, new_id
+from backup_server.db.tables import Job, Proxy, new_id
 from backup_server.errors import ConflictError, UnauthorizedError
 from backup_server.services import proxy_discovery, proxy_settings
 from backup_server.services.about import broker_url
 from backup_server.services.context import Context
+from backup_server.services.proxy_facts import running_by_proxy
 from backup_server.services.shapes import Fields, by_ref, when
 from transports.base import TransportMode
 from transports.vsphere.model import Secret
@@ -36,14 +36,14 @@ _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 def list_all(ctx: Context) -> list[dict[str, Any]]:
     with ctx.db.read() as s:
         rows = s.scalars(sa.select(Proxy).order_by(Proxy.name)).all()
-        running = _running_by_proxy(s)
+        running = running_by_proxy(s)
         return [_shape(ctx, row, running.get(row.id, 0)) for row in rows]
 
 
 def get(ctx: Context, ref: str) -> dict[str, Any]:
     with ctx.db.read() as s:
         row = by_ref(s, Proxy, ref)
-        shown = _shape(ctx, row, _running_by_proxy(s).get(row.id, 0))
+        shown = _shape(ctx, row, running_by_proxy(s).get(row.id, 0))
         return {**shown, "discovery": proxy_discovery.shape(s, row)}
 
 
@@ -150,7 +150,7 @@ def remove(ctx: Context, ref: str) -> None:
 
 
 def _refuse_while_running(s: DbSession, row: Proxy, what: str) -> None:
-    running = _running_by_proxy(s).get(row.id, 0)
+    running = running_by_proxy(s).get(row.id, 0)
     if running:
         raise ConflictError(
             f"proxy {row.name!r} cannot be {what} while {running} tasks run on it; "
@@ -291,15 +291,6 @@ def _replace_file(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     new.replace(path)
-
-
-def _running_by_proxy(s: DbSession) -> dict[str, int]:
-    rows = s.execute(
-        sa.select(Task.proxy_id, sa.func.count())
-        .where(Task.state == TaskState.RUNNING.value, Task.proxy_id.is_not(None))
-        .group_by(Task.proxy_id)
-    )
-    return {str(proxy_id): int(count) for proxy_id, count in rows}
 
 
 def _shape(ctx: Context, row: Proxy, running: int) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from backup_server.db.states import JobKind, Result, SessionKind, SessionState, 
 from backup_server.db.tables import Job, Repository, Session, SessionVm, Task, new_id
 from backup_server.errors import ConflictError, InvalidError, NotFoundError
 from backup_server.services import events as event_log
-from backup_server.services import session_shapes
+from backup_server.services import explanations
 from backup_server.services.context import Context
 from backup_server.services.paging import page
 from backup_server.services.session_shapes import session_shape
@@ -86,17 +86,7 @@ def why(ctx: Context, task_id: str) -> dict[str, Any]:
     """Placement decision of a task, with all candidates and their reasons. A prefix of the id will do."""
     with ctx.db.read() as s:
         row = _task(s, task_id)
-        return {
-            "task_id": row.id,
-            "title": row.title,
-            "state": row.state,
-            "attempt": row.attempt,
-            "proxy": row.proxy_name or None,
-            "mode": row.mode,
-            "decision": row.decision,
-            "reason": row.reason,
-            "waits": session_shapes.waits(row),
-        }
+    return explanations.why(ctx, row)
 
 
 def _task(s: DbSession, ref: str) -> Task:

@@ -113,6 +113,7 @@ def vm_info(vm_moref: str, properties: Properties, places: Places, tags: tuple[s
         consolidation_needed=bool(properties.get("runtime.consolidationNeeded", False)),
         managed_by=str(getattr(managed_by, "extensionKey", "") or ""),
         disks=disk_infos(properties.get("config.hardware.device")),
+        host_version=_host_version(places.get(host)),
         scsi_buses=scsi_buses(properties.get("config.hardware.device")),
     )
 
@@ -177,6 +178,10 @@ def storage_of(name: str, kind: str, info: Any) -> DatastoreRef | None:
             nfs_path=str(nas.remotePath),
         )
     return None
+
+
+def _host_version(host: Place | None) -> str:
+    return "" if host is None else str(host.properties.get("summary.config.product.version") or "")
 
 
 def _host(place: Place, places: Places) -> HostInfo:

@@ -130,6 +130,8 @@ class VmInfo:
     disks: tuple[DiskInfo, ...]
     encrypted: bool = False
     """The VM's home is encrypted (config.keyId)."""
+    host_version: str = ""
+    """Of ESXi on `host_moref`, "8.0.2"; empty: not told."""
     scsi_buses: tuple[int, ...] = ()
     """Bus numbers of its SCSI controllers, with disks on them or without."""
 

@@ -8,7 +8,9 @@ from typing import Any, Final
 from starlette.requests import Request
 from starlette.routing import Route
 
-from backup_server.errors import InvalidError
+from backup_server import formats
+from backup_server.db.states import JobKind
+from backup_server.errors import ConflictError, InvalidError
 from backup_server.services import jobs, retention, sessions
 from backup_server.web.pages import action, page, pages_of
 
@@ -19,6 +21,7 @@ def routes() -> list[Route]:
     return [
         Route("/jobs", page("jobs.html")(list_jobs)),
         Route("/jobs/{ref}", page("job.html")(show_job)),
+        Route("/jobs/{ref}/plan", page("plan.html")(show_plan)),
         Route("/jobs/{ref}/retention", page("retention.html")(show_retention)),
         Route("/jobs/{ref}/run", action(run_job), methods=["POST"]),
     ]
@@ -32,6 +35,23 @@ def show_job(request: Request) -> dict[str, Any]:
     ctx = pages_of(request).ctx
     job = jobs.get(ctx, request.path_params["ref"])
     return {"job": job, "sessions": sessions.list_all(ctx, job=job["id"], limit=20)["items"]}
+
+
+def show_plan(request: Request) -> dict[str, Any]:
+    """What the next run would take, and where each disk would go."""
+    ctx = pages_of(request).ctx
+    job = jobs.get(ctx, request.path_params["ref"])
+    plan = jobs.plan(ctx, job["id"])
+    if job["kind"] != JobKind.BACKUP.value:
+        raise ConflictError(f"job {job['name']!r} copies restore points; `vmhaul job plan` lists them")
+    return {
+        "job": job,
+        "plan": plan,
+        "vms": plan["vms"],
+        "disk_count": sum(len(vm["disks"]) for vm in plan["vms"]),
+        "warnings": formats.plan_warnings(plan),
+        "left_out": formats.plan_left_out(plan),
+    }
 
 
 def show_retention(request: Request) -> dict[str, Any]:

@@ -8,13 +8,15 @@ from starlette.requests import Request
 from starlette.routing import Route
 
 from backup_server import formats
-from backup_server.services import proxies, repositories
-from backup_server.web.pages import page, pages_of
+from backup_server.services import proxies, proxy_discovery, repositories
+from backup_server.web.pages import action, page, pages_of
 
 
 def routes() -> list[Route]:
     return [
         Route("/proxies", page("proxies.html")(list_proxies)),
+        Route("/proxies/{ref}", page("proxy.html")(show_proxy)),
+        Route("/proxies/{ref}/rescan", action(rescan_proxy), methods=["POST"]),
         Route("/fragments/proxies", page("fragments/proxies.html")(list_proxies)),
         Route("/repositories", page("repositories.html")(list_repositories)),
     ]
@@ -22,6 +24,18 @@ def routes() -> list[Route]:
 
 def list_proxies(request: Request) -> dict[str, Any]:
     return {"proxies": proxies.list_all(pages_of(request).ctx)}
+
+
+def show_proxy(request: Request) -> dict[str, Any]:
+    """Its settings, and what it found when it looked around."""
+    proxy = proxies.get(pages_of(request).ctx, request.path_params["ref"])
+    found = proxy["discovery"]
+    return {"proxy": proxy, "found": found, "vms": formats.proxy_vms(found)}
+
+
+def rescan_proxy(request: Request, form: dict[str, str]) -> str:
+    del form
+    return f"/proxies/{proxy_discovery.rescan(pages_of(request).ctx, request.path_params['ref'])}"
 
 
 def list_repositories(request: Request) -> dict[str, Any]:

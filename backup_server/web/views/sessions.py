@@ -7,6 +7,8 @@ from typing import Any, Final
 from starlette.requests import Request
 from starlette.routing import Route
 
+from backup_server import formats
+from backup_server.db.states import TaskState
 from backup_server.services import sessions
 from backup_server.web.pages import action, page, pages_of
 
@@ -19,6 +21,7 @@ def routes() -> list[Route]:
         Route("/sessions", page("sessions.html")(list_sessions)),
         Route("/sessions/{id}", page("session.html")(show_session)),
         Route("/fragments/sessions/{id}", page("fragments/session.html")(show_session)),
+        Route("/tasks/{id}", page("task.html")(show_task)),
         Route("/sessions/{id}/cancel", action(cancel_session), methods=["POST"]),
     ]
 
@@ -37,6 +40,19 @@ def show_session(request: Request) -> dict[str, Any]:
         "session": session,
         "events": events[-EVENTS_SHOWN:],
         "events_left_out": max(0, len(events) - EVENTS_SHOWN),
+    }
+
+
+def show_task(request: Request) -> dict[str, Any]:
+    """Why a task runs where it runs, or what it waits for."""
+    task = sessions.why(pages_of(request).ctx, request.path_params["id"])
+    waits = task["state"] == TaskState.PENDING.value and task["now"]
+    decision = (task["now"] if waits else task["decision"]) or {}
+    return {
+        "task": task,
+        "session_id": task["session_id"],
+        "decision": decision,
+        "candidates": formats.candidate_rows(decision),
     }
 
 

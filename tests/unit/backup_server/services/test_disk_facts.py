@@ -59,7 +59,7 @@ def store(name: str, kind: str) -> DatastoreInfo:
 
 def test_facts_of_a_disk_to_read() -> None:
     stores = {"ds1": store("ds1", "NFS"), "vv": store("vv", "VVOL")}
-    facts = disk_facts.to_read("vc", VM, DISK, stores, quiesced=True, host_version="8.0.2")
+    facts = disk_facts.to_read("vc", VM, DISK, stores, quiesced=True)
     assert (facts.datastore_kind, facts.controller, facts.host_moref) == ("NFS", "NVMe", "host-3")
     assert facts.is_delta
     assert facts.windows

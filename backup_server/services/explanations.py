@@ -1,0 +1,194 @@
+"""Why a task runs where it runs, or waits; and where the disks of a plan would go. The same pure functions as
+the scheduler's, asked with what the database says now.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session as DbSession
+
+from backup_server.db.states import TaskState
+from backup_server.db.tables import Repository, Task
+from backup_server.services import placement, session_shapes
+from backup_server.services.context import Context
+from backup_server.services.placement import Decision, Limit, ProxyFacts, Survey
+from backup_server.services.proxy_facts import (
+    Machines,
+    proxy_facts,
+    proxy_vms_of,
+    running_by_proxy,
+    task_host,
+    task_refusals,
+    task_wish,
+)
+from backup_server.services.wishes import refused_modes, wish_of
+from proxy_worker.contracts.messages import TaskKind
+from transports.rules import NETWORK_MODES, DiskFacts, judge_disk
+
+_SHOWN_FACTS = (
+    "datastore",
+    "datastore_kind",
+    "datacenter",
+    "path",
+    "controller",
+    "host_moref",
+    "thin",
+    "is_delta",
+    "is_rdm",
+    "encrypted",
+    "write",
+)
+
+
+def why(ctx: Context, row: Task) -> dict[str, Any]:
+    """The stored decision of a task with all candidates, what failed in earlier attempts, and for one that
+    waits the decision as it would be now.
+    """
+    with ctx.db.read() as s:
+        fresh = decide_now(ctx, s, row) if row.state == TaskState.PENDING.value else None
+    return {
+        "task_id": row.id,
+        "session_id": row.session_id,
+        "title": row.title,
+        "state": row.state,
+        "attempt": row.attempt,
+        "proxy": row.proxy_name or None,
+        "mode": row.mode,
+        "decision": None if row.decision is None else _whole(row, row.decision),
+        "now": None if fresh is None else fresh.to_json(),
+        "left": list((row.facts or {}).get("left") or ()),
+        "disk": {name: row.facts[name] for name in _SHOWN_FACTS if name in (row.facts or {})},
+        "reason": row.reason,
+        "waits": session_shapes.waits(row),
+    }
+
+
+def _whole(row: Task, stored: Mapping[str, Any]) -> dict[str, Any]:
+    """A decision that is shared by tasks which wait alike names no modes that this disk alone excludes."""
+    own = placement.refused_json(task_refusals(row))
+    named = {one["mode"] for one in own}
+    return {
+        **stored,
+        "modes": [*own, *(m for m in stored.get("modes") or () if m["mode"] not in named)],
+    }
+
+
+def decide_now(ctx: Context, s: DbSession, row: Task) -> Decision:
+    """As the scheduler would decide at this moment; changes nothing."""
+    proxies = _proxies(ctx, s, running_by_proxy(s))
+    wish = task_wish(row, proxy_vms_of(proxies))
+    return placement.decide(wish, proxies, _limits(ctx, s, row), refused=task_refusals(row))
+
+
+def _proxies(ctx: Context, s: DbSession, used: dict[str, int]) -> list[ProxyFacts]:
+    settings = ctx.settings
+    silent_s = min(settings.proxy_offline_after_s, settings.lease_s)
+    return proxy_facts(s, ctx.clock(), silent_s, used, Machines())
+
+
+def _limits(ctx: Context, s: DbSession, row: Task) -> list[Limit]:
+    running = (Task.state == TaskState.RUNNING.value,)
+    repository = s.get_one(Repository, row.repository_id)
+    limits = [
+        Limit(
+            what=f"repository {repository.name}",
+            used=_count(s, *running, Task.repository_id == repository.id),
+            maximum=repository.max_tasks,
+        )
+    ]
+    if task_host(row):
+        network = [mode.value for mode in NETWORK_MODES]
+        limits.append(
+            Limit(
+                what=f"the NFC service of host {row.host_moref}",
+                used=_count(
+                    s,
+                    *running,
+                    Task.vcenter_id == row.vcenter_id,
+                    Task.host_moref == row.host_moref,
+                    Task.mode.in_(network),
+                ),
+                maximum=ctx.settings.host_nfc_tasks,
+                modes=NETWORK_MODES,
+            )
+        )
+    return limits
+
+
+def _count(s: DbSession, *where: sa.ColumnElement[bool]) -> int:
+    return s.scalar(sa.select(sa.func.count()).select_from(Task).where(*where)) or 0
+
+
+# ---- plans ----------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True, kw_only=True)
+class Foresight:
+    """Where the disks of a job would go, one after the other, as if nothing else ran.
+
+    Disks for which the same speaks are decided together; each proxy's share grows as it is given disks, so a
+    plan spreads as a run does.
+    """
+
+    proxies: Sequence[ProxyFacts]
+    allowed_proxies: Iterable[str]
+    allowed_modes: Iterable[str]
+    failover: bool
+    _decided: dict[str, tuple[Survey, Decision]] = field(default_factory=dict)
+    _taken: Counter[str] = field(default_factory=Counter)
+
+    def of(self, disk: DiskFacts) -> dict[str, Any]:
+        """proxy, mode, reason, fallbacks, better (modes that were not taken, and why), remarks."""
+        kind = TaskKind.BACKUP_DISK.value
+        wish = wish_of(
+            kind,
+            disk,
+            self.allowed_proxies,
+            self.allowed_modes,
+            failover=self.failover,
+            proxy_vms=proxy_vms_of(self.proxies),
+        )
+        if wish.key not in self._decided:
+            seen = placement.survey(wish, self.proxies)
+            self._decided[wish.key] = seen, placement.decide(wish, self.proxies, [], known=seen)
+        seen, decided = self._decided[wish.key]
+        refused = refused_modes(kind, disk, self.allowed_modes)
+        # What speaks against the disk alone is its own; the rest is shared.
+        not_offered = [one for one in decided.refused if one.mode in wish.modes]
+        decision = replace(decided, refused=(*refused, *not_offered))
+        chosen = placement.choose(decision.candidates, self._taken)
+        if chosen is not None:
+            self._taken[chosen.proxy_id] += 1
+        remarks = judge_disk(chosen.mode, disk).remarks if chosen else ()
+        return {
+            "proxy": chosen.proxy_name if chosen else None,
+            "mode": chosen.mode.value if chosen else None,
+            "reason": "" if chosen else decision.reason,
+            "fallbacks": [
+                mode.value for mode in (seen.after(chosen.proxy_id, chosen.mode) if chosen else ())
+            ],
+            "better": placement.refused_json(placement.better_modes(replace(decision, chosen=chosen))),
+            "remarks": [remark.text for remark in remarks],
+        }
+
+
+def foresight(
+    ctx: Context,
+    s: DbSession,
+    *,
+    allowed_proxies: Iterable[str],
+    allowed_modes: Iterable[str],
+    failover: bool,
+) -> Foresight:
+    """For the plan of a job: all slots free."""
+    return Foresight(
+        proxies=_proxies(ctx, s, {}),
+        allowed_proxies=tuple(allowed_proxies),
+        allowed_modes=tuple(allowed_modes),
+        failover=failover,
+    )
