@@ -151,7 +151,7 @@ def _request(
 ) -> TaskRequest:
     order = decode_order(row.kind, row.order)
     repository = db.get_one(Repository, row.repository_id)
-    proxy = db.get_one(Proxy, placement.proxy_id)
+    proxy = db.get(Proxy, placement.proxy_id)
     request = TaskRequest(
         kind=TaskKind(row.kind),
         task_id=TaskId(row.id),
@@ -170,10 +170,11 @@ def _request(
         restore=order if isinstance(order, RestoreDiskOrder) else None,
         copy=order if isinstance(order, CopyDiskOrder) else None,
         fallback_modes=placement.fallback_modes,
-        preferred_networks=preferred_networks(proxy.settings),
+        preferred_networks=preferred_networks(proxy.settings) if proxy is not None else (),
     )
     # A worker of this release tells of its connections before it takes work; one before it does not.
-    return request if proxy.connections_at is not None else known_to_0_2(request)
+    is_new = proxy is not None and proxy.connections_at is not None
+    return request if is_new else known_to_0_2(request)
 
 
 def give_up(db: DbSession, row: Task, reason: str, now: datetime) -> None:
