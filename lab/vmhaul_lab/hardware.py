@@ -20,6 +20,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from vmhaul_lab.array import Array, ArraySpec
 from vmhaul_lab.errors import ControlError, LabError
 from vmhaul_lab.guestview import Appearance, GuestView, ScsiAddress, naa_of_uuid, polling
 from vmhaul_lab.luns import LunStoreSpec
@@ -48,6 +49,7 @@ class Hardware:
         guests: Sequence[Guest],
         nfs: NfsServer | None = None,
         stores: Sequence[LunStoreSpec] = (),
+        array: ArraySpec | None = None,
     ) -> None:
         self.nfs = nfs
         self._lock = threading.RLock()
@@ -58,11 +60,14 @@ class Hardware:
             view.appearance = Appearance(guest.appearance)
             self._views[guest.name] = view
         self.luns = LunService(stores, self._views)
+        self.array = None if array is None else Array(array, self.luns, self._views)
 
     def close(self) -> None:
         """Give everything back."""
         if self.nfs is not None:
             self.nfs.stop()
+        if self.array is not None:
+            self.array.stop()
         for view in self._views.values():
             view.close()
 
@@ -227,6 +232,7 @@ def orders(hardware: Hardware) -> dict[str, Callable[[dict[str, Any]], Any]]:
         "nfs-stop": lambda _: hardware.nfs_server().stop(),
         "nfs-start": lambda _: hardware.nfs_server().start(),
         **hardware.luns.orders(),
+        **({} if hardware.array is None else hardware.array.orders()),
     }
 
 
@@ -278,7 +284,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     exports = [NfsExport(**item) for item in config["exports"]]
     nfs = NfsServer(options.config.parent / "nfs", exports) if exports else None
     stores = [LunStoreSpec.of(item) for item in config.get("stores", ())]
-    hardware = Hardware([Guest(**item) for item in config["guests"]], nfs, stores)
+    array = ArraySpec.of(config["array"]) if config.get("array") else None
+    hardware = Hardware([Guest(**item) for item in config["guests"]], nfs, stores, array)
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
@@ -302,13 +309,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def config_json(
-    guests: Sequence[Guest], exports: Sequence[NfsExport], stores: Sequence[LunStoreSpec] = ()
+    guests: Sequence[Guest],
+    exports: Sequence[NfsExport],
+    stores: Sequence[LunStoreSpec] = (),
+    array: ArraySpec | None = None,
 ) -> str:
     """The file that `main` reads."""
     config = {
         "guests": [asdict(guest) for guest in guests],
         "exports": [asdict(export) for export in exports],
         "stores": [asdict(store) for store in stores],
+        "array": None if array is None else asdict(array),
     }
     return json.dumps(config, indent=1)
 

@@ -1,5 +1,6 @@
-"""The LUNs of a running site, as tests reach them."""
+"""The LUNs of a running site and its disk array, as tests reach them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,3 +59,54 @@ class LabLuns:
     def _described(self) -> dict[str, Any]:
         found: dict[str, Any] = self.hardware.order("luns", datastore=self.spec.name)
         return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabArray:
+    """The array of a running site, as tests reach it."""
+
+    hardware: HardwareClient
+
+    def describe(self) -> dict[str, Any]:
+        """Everything of the below at once."""
+        found: dict[str, Any] = self.hardware.order("array")
+        return found
+
+    @property
+    def address(self) -> str:
+        """`host:port` of its API."""
+        return str(self.describe()["address"])
+
+    @property
+    def api_token(self) -> str:
+        """With which its user logs in."""
+        return str(self.describe()["token"])
+
+    @property
+    def thumbprint(self) -> str:
+        """SHA-256 of its certificate."""
+        return str(self.describe()["thumbprint"])
+
+    def volumes(self) -> dict[str, str]:
+        """Identity by name: "naa.624a9370…"."""
+        return dict(self.describe()["volumes"])
+
+    def snapshots(self) -> list[str]:
+        """Full names, "VOLUME.SUFFIX"."""
+        return list(self.describe()["snapshots"])
+
+    def connections(self) -> list[tuple[str, str]]:
+        """(host, volume) pairs."""
+        return [(host, volume) for host, volume in self.describe()["connections"]]
+
+    def files(self) -> list[str]:
+        """What it keeps for snapshots and clones: nothing, when all of them are gone."""
+        return list(self.describe()["files"])
+
+    def calls(self) -> Sequence[str]:
+        """Every call of its API so far."""
+        return list(self.describe()["calls"])
+
+    def fault(self, call: str, *, status: int, count: int = 1) -> None:
+        """The next `count` calls that begin so ("POST /api/2.2/volumes") are answered with that status."""
+        self.hardware.order("array-fault", call=call, status=status, count=count)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from vmhaul_lab.array import ArraySpec
 from vmhaul_lab.content import MIB
 from vmhaul_lab.errors import LabError
 from vmhaul_lab.images import Content, DiskPlan
@@ -152,8 +153,20 @@ class SitePlan:
     users: tuple[dict[str, Any], ...] = ()
     proxies: tuple[ProxyPlan, ...] = ()
     """VMs that run backup proxies; they belong to the inventory like `vms`."""
+    array: bool = False
+    """The LUNs of all datastores are volumes of one disk array with a REST API; the proxies are its hosts."""
     more_datacenters: tuple[DatacenterPlan, ...] = ()
     """Names of datastores are unique over the site, as their folders are."""
+
+    def array_spec(self, site: Path) -> ArraySpec | None:
+        """The order to the hardware process, for a site with an array."""
+        if not self.array:
+            return None
+        return ArraySpec(
+            directory=str(site / STORAGE / ".array"),
+            hosts=tuple(proxy.name for proxy in self.proxies),
+            stores=tuple(store.name for store in self.all_datastores() if store.luns),
+        )
 
     def disks(self) -> list[tuple[str, DiskPlan]]:
         """All disks as ('vm', plan) pairs."""

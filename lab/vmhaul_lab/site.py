@@ -13,7 +13,7 @@ from vmhaul_lab import day, hardware, images, verify
 from vmhaul_lab.control import ControlClient, LabDisk
 from vmhaul_lab.errors import LabError
 from vmhaul_lab.hardware import HardwareClient
-from vmhaul_lab.lablun import LabLuns
+from vmhaul_lab.lablun import LabArray, LabLuns
 from vmhaul_lab.plan import DATASTORES, STORAGE, USER, DatastorePlan, SitePlan, VmPlan, quick_vms
 from vmhaul_lab.process import Child, labvc_binary
 from vmhaul_lab.proxies import LabProxy, ProxyPlan
@@ -75,11 +75,12 @@ class LabSite:
         users: Sequence[dict[str, Any]] = (),
         proxies: Sequence[ProxyPlan | str] = (),
         datastores: Sequence[DatastorePlan] = (),
+        array: bool = False,
     ) -> Self:
         """A site for tests (not yet started): VMs with small disks of bare blocks, or those of `vms`.
 
         `proxies`: VMs that show attached disks as block devices (plans or names; needs root). `datastores`: in place
-        of a plan's own two; disks without a datastore lie on the first.
+        of a plan's own two; disks without a datastore lie on the first. `array`: their LUNs belong to a disk array.
         """
         plans = quick_vms(vms) if isinstance(vms, int) else tuple(vms)
         plan = SitePlan(
@@ -87,6 +88,7 @@ class LabSite:
             vms=plans,
             cbt_page_bytes=cbt_page_bytes,
             users=tuple(users),
+            array=array,
             proxies=tuple(
                 ProxyPlan(name=proxy) if isinstance(proxy, str) else proxy for proxy in proxies
             ),
@@ -186,7 +188,9 @@ class LabSite:
             return
         config = self.directory / "hardware.json"
         guests = [proxy.guest(self.directory) for proxy in self.plan.proxies]
-        write_private(config, hardware.config_json(guests, exports, stores))
+        write_private(
+            config, hardware.config_json(guests, exports, stores, self.plan.array_spec(self.directory))
+        )
         words = [sys.executable, "-m", "vmhaul_lab.hardware", config]
         command = [*words, *(() if self._detached else ("--stdinexit",))]
         log = self.directory / "hardware.log"
@@ -226,6 +230,11 @@ class LabSite:
                 spec = store.lun_store(self.directory, self.plan.proxies)
                 return LabLuns(spec=spec, hardware=self.hardware)
         raise LabError(f"the site has no datastore {datastore!r} on LUNs")
+
+    @property
+    def array(self) -> LabArray:
+        """The disk array of a plan that has one; `LabError` while the site is not started."""
+        return LabArray(hardware=self.hardware)
 
     def _build_images(self) -> dict[str, Path]:
         directory = self.directory / "images"
