@@ -77,6 +77,13 @@ class NfsServer:
         self._near = ""
         self.host = ""
 
+    @property
+    def pid(self) -> int:
+        """Of the server; by version 3 of the process that holds its namespace."""
+        if self._process is None:
+            raise LabError("the NFS server is not started")
+        return self._process.pid
+
     def start(self) -> None:
         """Start it, at the same address as before; `LabError` with the end of its log when it does not answer."""
         if self._process is not None:

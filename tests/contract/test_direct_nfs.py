@@ -7,15 +7,16 @@ from itertools import count
 from pathlib import Path
 
 import pytest
+from vmhaul_lab.nfs import NfsExport, NfsServer
 
-from tests.support.nfs_disks import image_with_holes, lay_down, mountinfo, nfs_disk
-from tests.support.nfs_servers import Export, NfsServer, nfs3_server, nfs4_server
+from tests.support.nfs_disks import image_with_holes, lay_down, mountinfo, nfs_disk, nfs_server
 from transports.base import Ability, DiskReader, DiskRef, DiskWriter
 from transports.direct_nfs import NfsClient, NfsOptions, open_reader, open_writer
 from transports.machine import Machine
 from transports.testing.contract import DiskReaderContract, DiskWriterContract
 
 EXPORT = "/vol/vmware1"
+pytestmark = pytest.mark.lab
 NUMBERS = count()
 
 
@@ -26,17 +27,15 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def version_4(tmp_path_factory: pytest.TempPathFactory, exported: Path) -> Iterator[NfsServer]:
-    with nfs4_server(
-        tmp_path_factory.mktemp("nfs4"), [Export(directory=exported, path=EXPORT)]
-    ) as server:
+    exports = [NfsExport(name="vmware1", directory=str(exported), version=4)]
+    with nfs_server(tmp_path_factory.mktemp("nfs4"), exports) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 def version_3(tmp_path_factory: pytest.TempPathFactory, exported: Path) -> Iterator[NfsServer]:
-    with nfs3_server(
-        tmp_path_factory.mktemp("nfs3"), [Export(directory=exported, path=EXPORT)]
-    ) as server:
+    exports = [NfsExport(name="vmware1", directory=str(exported), version=3)]
+    with nfs_server(tmp_path_factory.mktemp("nfs3"), exports) as server:
         yield server
 
 
@@ -59,7 +58,7 @@ class _Reader(DiskReaderContract):
 
     @pytest.fixture
     def disk(self, name: str, image: bytes, server: NfsServer) -> DiskRef:
-        return nfs_disk(server.address, EXPORT, name, len(image), kind=self.kind)
+        return nfs_disk(server.host, EXPORT, name, len(image), kind=self.kind)
 
     kind = "NFS41"
 
@@ -128,7 +127,7 @@ class _Writer(DiskWriterContract):
 
     @pytest.fixture
     def disk(self, name: str, size_bytes: int, server: NfsServer) -> DiskRef:
-        return nfs_disk(server.address, EXPORT, name, size_bytes, kind=self.kind)
+        return nfs_disk(server.host, EXPORT, name, size_bytes, kind=self.kind)
 
     @pytest.fixture
     def writer(self, disk: DiskRef, machine: Machine) -> Iterator[DiskWriter]:

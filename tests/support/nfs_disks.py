@@ -1,12 +1,26 @@
-"""Disks as ESXi lays them down on an NFS datastore."""
+"""Disks as ESXi lays them down on an NFS datastore, and a server for them."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+
+from vmhaul_lab.nfs import NfsExport, NfsServer
 
 from transports.base import DatastoreRef, DiskRef
 
 DATASTORE = "nfs-1"
+
+
+@contextmanager
+def nfs_server(directory: Path, exports: Sequence[NfsExport]) -> Iterator[NfsServer]:
+    server = NfsServer(directory, exports)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
 
 
 def image_with_holes() -> bytes:

@@ -119,8 +119,8 @@ class Connection:
 
     def open(self, path: str, *, write: bool = False) -> RemoteFile:
         """A file that exists, by its path below the export. TransportUnavailableError when it cannot be."""
-        # O_SYNC: each write is on stable storage when it is answered, so that nothing is lost with a server
-        # that restarts between a write and its commit.
+        # O_SYNC: what a write brings is on stable storage when it is answered, so that nothing is lost, unseen, with
+        # a server that restarts between a write and its commit.
         flags = os.O_RDWR | os.O_SYNC if write else os.O_RDONLY
         handle = ctypes.c_void_p()
         result = self.library.nfs_open(self.context, _encoded(path), flags, ctypes.byref(handle))
