@@ -30,7 +30,7 @@ from transports.wrappers import ReconnectingReader, ReconnectingWriter
 
 pytestmark = pytest.mark.lab
 OPTIONS = NfsOptions(
-    client=NfsClient.LIBRARY, connections=3, request_bytes=64 << 10, io_timeout_s=2, connect_timeout_s=2
+    client=NfsClient.LIBRARY, connections=3, request_bytes=64 << 10, io_timeout_s=1, connect_timeout_s=2
 )
 HERE = Machine()
 SIZE = 8 << 20

@@ -67,6 +67,6 @@ def mountinfo(file: Path, point: Path, source: str, *, options: str = "rw") -> P
     """What the kernel would tell of a mounted export, in a file; `point` holds what is exported."""
     file.write_text(
         "22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw\n"
-        f"97 22 0:52 / {point} {options},relatime shared:52 - nfs4 {source} {options},vers=4.2,addr=192.0.2.9\n"
+        f"97 22 0:52 / {point} {options},relatime shared:52 - nfs4 {source} {options},vers=4.2,addr=127.0.0.9\n"
     )
     return file

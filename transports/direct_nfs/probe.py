@@ -36,7 +36,11 @@ def probe(options: NfsOptions, machine: Machine, storage: DatastoreRef) -> Reach
     """None: not an NFS datastore."""
     if storage.kind not in KINDS:
         return None
-    quick = replace(options, connect_timeout_s=_CONNECT_S, io_timeout_s=_ANSWER_S)
+    quick = replace(
+        options,
+        connect_timeout_s=min(options.connect_timeout_s, _CONNECT_S),
+        io_timeout_s=min(options.io_timeout_s, _ANSWER_S),
+    )
     try:
         return by_client(
             quick,
