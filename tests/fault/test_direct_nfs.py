@@ -128,10 +128,23 @@ def test_writing_goes_on_when_the_server_is_back(
     assert (exported / "new" / "new-flat.vmdk").read_bytes() == image
 
 
+def freeze(pid: int) -> None:
+    """Returns when every thread has stopped: until then one may still answer."""
+    os.kill(pid, signal.SIGSTOP)
+    pause = threading.Event()
+    tasks = Path(f"/proc/{pid}/task")
+    for _ in range(3000):
+        states = [(task / "stat").read_text().rpartition(")")[2].split()[0] for task in tasks.iterdir()]
+        if set(states) == {"T"}:
+            return
+        pause.wait(0.01)
+    raise AssertionError(f"threads of {pid} go on: {states}")
+
+
 def test_a_server_that_hangs_is_left_after_the_time_out(server: NfsServer, disk: DiskRef) -> None:
     reader = open_reader(OPTIONS, HERE, disk)
-    os.kill(server.pid, signal.SIGSTOP)
     try:
+        freeze(server.pid)
         began = time.monotonic()
         with pytest.raises(TransientTransportError):
             reader.read_into(0, memoryview(bytearray(STEP)))
