@@ -77,6 +77,14 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--dir", type=Path, default=Path(".demo"), help="work directory (%(default)s)")
     demo.add_argument("--size", choices=("small", "normal", "large"), default="normal")
     demo.add_argument("--keep", action="store_true", help="leave everything running at the end")
+    matrix = command("matrix", _matrix, "every transport mode at every kind of disk", site=False)
+    matrix.add_argument(
+        "--dir", type=Path, default=Path(".matrix"), help="work directory (%(default)s)"
+    )
+    matrix.add_argument(
+        "--mode", action="append", default=[], help="only this mode; repeat for more (default: all)"
+    )
+    matrix.add_argument("--disk-mib", type=int, default=64, help="size of each disk (%(default)s)")
     stop = command("demo-stop", _demo_stop, "end a demo that was kept and remove its files", site=False)
     stop.add_argument(
         "--dir", type=Path, default=Path(".demo"), help="its work directory (%(default)s)"
@@ -245,6 +253,14 @@ def _demo(options: argparse.Namespace) -> int:
     from vmhaul_lab.demo import run_demo
 
     return run_demo(options.dir.resolve(), size=options.size, keep=options.keep)
+
+
+def _matrix(options: argparse.Namespace) -> int:
+    from vmhaul_lab.matrix import run_matrix
+
+    return run_matrix(
+        options.dir.resolve(), only=options.mode, disk_mib=options.disk_mib, as_json=options.json
+    )
 
 
 def _demo_stop(options: argparse.Namespace) -> int:
