@@ -63,6 +63,33 @@ class Vcenter(Answer):
     inventory_at: str | None
 
 
+class StorageDrivers(Answer):
+    drivers: list[dict[str, Any]]
+
+
+class StorageProbe(Answer):
+    driver: str
+    address: str
+    identity: str
+
+
+class StorageSystem(Answer):
+    id: str
+    name: str
+    driver: str
+    address: str
+    identity: str
+    enabled: bool
+    options: dict[str, Any]
+    proxies: list[dict[str, str]]
+    model: str
+    version: str
+    volumes: list[dict[str, Any]]
+    open_snapshots: list[str]
+    rescanned_at: str | None
+    problem: str
+
+
 class Repository(Answer):
     id: str
     name: str
@@ -198,6 +225,8 @@ class Job(Answer):
     proxies: list[str]
     modes: list[str]
     failover_to_network: bool
+    storage_snapshots: bool
+    storage_failover: bool
     next_run_at: str | None
     last_session: dict[str, Any] | None
 

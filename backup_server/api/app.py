@@ -16,6 +16,7 @@ from backup_server.api.routes import (
     repository_keys,
     restore_points,
     sessions,
+    storage_systems,
     vcenters,
 )
 
@@ -45,6 +46,7 @@ def create_api(step: Doorstep) -> FastAPI:
         repository_extents.router,
         repository_keys.router,
         proxies.router,
+        storage_systems.router,
         jobs.router,
         sessions.router,
         restore_points.router,

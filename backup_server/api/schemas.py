@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
+from transports.vsphere.model import Secret
+
 Port = Annotated[int, Field(ge=1, le=65535)]
 Name = Annotated[str, Field(min_length=1, max_length=100)]
 
@@ -44,6 +46,45 @@ class VcenterChanges(Body):
     username: str | None = None
     password: SecretStr | None = None
     thumbprint_sha256: str | None = None
+
+
+class StorageProxy(Body):
+    proxy: str = Field(min_length=1)
+    host: str = Field(default="", description="What the system calls the proxy.")
+
+
+class StorageProbeBody(Body):
+    driver: str
+    address: str = Field(min_length=1)
+
+
+class StorageChanges(Body):
+    name: Name | None = None
+    address: str | None = None
+    identity: str | None = Field(
+        default=None, description="The confirmed thumbprint of its certificate, or of its host key."
+    )
+    secrets: dict[str, SecretStr] | None = None
+    options: dict[str, str | list[str]] | None = None
+    proxies: list[StorageProxy] | None = Field(default=None, description="Those that may read from it.")
+    enabled: bool | None = None
+
+    def values(self) -> dict[str, Any]:
+        """What was given, with secrets in the form in which they are not shown."""
+        given = {name: value for name, value in self.given().items() if value is not None}
+        if self.secrets is not None:
+            given["secrets"] = {
+                name: Secret(text.get_secret_value()) for name, text in self.secrets.items()
+            }
+        return given
+
+
+class StorageBody(StorageChanges):
+    name: Name
+    driver: str
+    address: str = Field(min_length=1)
+    identity: str
+    secrets: dict[str, SecretStr]
 
 
 class RepositoryBody(Body):
@@ -252,6 +293,12 @@ class JobChanges(Body):
     failover_to_network: bool | None = Field(
         default=None,
         description="Network modes may read what another mode could, when that one fails or is busy.",
+    )
+    storage_snapshots: bool | None = Field(
+        default=None, description="Read from storage snapshots where a registered system has all disks."
+    )
+    storage_failover: bool | None = Field(
+        default=None, description="Read in the standard way when no storage snapshot can be made."
     )
 
 

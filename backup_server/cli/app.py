@@ -17,6 +17,7 @@ from backup_server.cli import (
     restore,
     restore_point,
     session,
+    storage,
     task,
     up,
     vcenter,
@@ -57,6 +58,7 @@ def build() -> typer.Typer:
     app.add_typer(vcenter.app, name="vcenter")
     app.add_typer(repository.app, name="repository")
     app.add_typer(proxy.app, name="proxy")
+    app.add_typer(storage.app, name="storage")
     app.add_typer(job.app, name="job")
     app.add_typer(session.app, name="session")
     app.add_typer(task.app, name="task")

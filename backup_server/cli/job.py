@@ -64,6 +64,8 @@ def create(
     mode: options.ModeOption = None,
     change_tracking: options.TrackingOption = None,
     failover: options.FailoverOption = None,
+    storage_snapshots: options.StorageSnapshotsOption = None,
+    storage_failover: options.StorageFailoverOption = None,
 ) -> None:
     """Create a job over the VMs that the selectors name."""
     chosen = _chosen(vm, folder, pool, cluster, datacenter, tag, everything=all_)
@@ -100,6 +102,8 @@ def create(
         modes=mode,
         change_tracking=change_tracking,
         failover_to_network=failover,
+        storage_snapshots=storage_snapshots,
+        storage_failover=storage_failover,
     )
     if retries is not None or retry_wait is not None:
         body["retries"] = _retries(retries, retry_wait, {"count": 3, "wait_s": 600})
@@ -155,6 +159,13 @@ def _retries(count: int | None, wait_s: int | None, old: dict[str, Any]) -> dict
 
 
 job_copy.register(app)
+
+
+def describe_storage(job: dict[str, Any]) -> str:
+    """What the job says of storage snapshots."""
+    if not job.get("storage_snapshots"):
+        return "no"
+    return "yes, else the VM snapshot" if job.get("storage_failover") else "yes, else the VM fails"
 
 
 @app.command("list")
@@ -238,6 +249,7 @@ def _show(door: Door, job: dict[str, Any]) -> None:
             ("proxies", job.get("proxies") or "any"),
             ("modes", job.get("modes") or "any"),
             ("failover to network", job.get("failover_to_network")),
+            ("storage snapshots", describe_storage(job)),
             ("last run", formats.moment(last.get("started_at"))),
             ("last result", last.get("result") or last.get("state")),
             ("reason", last.get("reason")),
@@ -317,6 +329,8 @@ def edit(
     ] = False,
     change_tracking: options.TrackingOption = None,
     failover: options.FailoverOption = None,
+    storage_snapshots: options.StorageSnapshotsOption = None,
+    storage_failover: options.StorageFailoverOption = None,
     yes: Annotated[
         bool,
         typer.Option(
@@ -366,6 +380,8 @@ def edit(
         modes=[] if any_mode else mode,
         change_tracking=change_tracking,
         failover_to_network=failover,
+        storage_snapshots=storage_snapshots,
+        storage_failover=storage_failover,
         after_backup=after_backup,
     )
     picked = options.selection(

@@ -259,6 +259,25 @@ TrackingOption = Annotated[
     ),
 ]
 
+StorageSnapshotsOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--storage-snapshots/--no-storage-snapshots",
+        help="Read from storage snapshots where a registered storage system has all disks of a VM.",
+        show_default=False,
+        rich_help_panel=HOW,
+    ),
+]
+StorageFailoverOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--storage-failover/--no-storage-failover",
+        help="When no storage snapshot can be made, read from the VM snapshot; else the VM fails.",
+        show_default=False,
+        rich_help_panel=HOW,
+    ),
+]
+
 
 _PERIODS: Final = ("weekly", "monthly", "yearly")
 DEFAULT_RETENTION: Final = {"keep": 14}

@@ -267,8 +267,7 @@ def _shape(s: DbSession, row: Job) -> dict[str, Any]:
         "schedule": row.schedule,
         "retention": row.retention,
         "sample_blocks": 0 if row.kind == JobKind.COPY.value else tracking.DEFAULT_SAMPLE_BLOCKS,
-        # Jobs that an earlier release made say nothing of storage snapshots.
-        **({} if row.kind == JobKind.COPY.value else STANDARD_WAY),
+        **STANDARD_WAY,  # jobs that an earlier release made, and copies, say nothing of it
         # Jobs of earlier releases do not have it in their options.
         "failover_to_network": row.kind == JobKind.BACKUP.value,
         **{name: value for name, value in row.options.items() if name not in {"after_backup", "first"}},

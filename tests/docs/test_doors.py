@@ -19,6 +19,7 @@ from backup_server.api.routes import (
     repository_keys,
     restore_points,
     sessions,
+    storage_systems,
     vcenters,
 )
 from backup_server.cli.reference import markdown
@@ -35,6 +36,7 @@ ROUTERS = (
     repository_keys.router,
     restore_points.router,
     sessions.router,
+    storage_systems.router,
     vcenters.router,
 )
 

@@ -1,4 +1,4 @@
-"""Proxies and repositories: where work is done and where data lie."""
+"""Proxies, repositories and storage systems: where work is done and where data lie."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.routing import Route
 
 from backup_server import formats
-from backup_server.services import proxies, proxy_discovery, repositories
+from backup_server.services import proxies, proxy_discovery, repositories, storage_systems
 from backup_server.web.pages import action, page, pages_of
 
 
@@ -19,6 +19,7 @@ def routes() -> list[Route]:
         Route("/proxies/{ref}/rescan", action(rescan_proxy), methods=["POST"]),
         Route("/fragments/proxies", page("fragments/proxies.html")(list_proxies)),
         Route("/repositories", page("repositories.html")(list_repositories)),
+        Route("/storage", page("storage.html")(list_storage)),
     ]
 
 
@@ -41,3 +42,7 @@ def rescan_proxy(request: Request, form: dict[str, str]) -> str:
 def list_repositories(request: Request) -> dict[str, Any]:
     found = repositories.list_all(pages_of(request).ctx)
     return {"repositories": found, "no_limit_bytes": formats.NO_LIMIT_BYTES}
+
+
+def list_storage(request: Request) -> dict[str, Any]:
+    return {"systems": storage_systems.list_all(pages_of(request).ctx)}

@@ -25,6 +25,7 @@ PAGES = [
     f"/restore-points/{POINT}",
     "/proxies",
     "/repositories",
+    "/storage",
     "/jobs/nightly/retention",
     "/jobs/nightly/retention?base=days&count=3&weekly=2",
     "/jobs/nightly/retention?count=none",
