@@ -26,7 +26,7 @@ from vmhaul_lab import operator
 from vmhaul_lab.content import MIB
 from vmhaul_lab.errors import LabError
 from vmhaul_lab.images import Content, DiskPlan
-from vmhaul_lab.plan import DatastorePlan, SitePlan, VmPlan
+from vmhaul_lab.plan import DatastorePlan, LunPlan, SitePlan, VmPlan
 from vmhaul_lab.proxies import ProxyPlan
 from vmhaul_lab.shell import Shell
 from vmhaul_lab.site import LabSite
@@ -52,8 +52,12 @@ class ModePlan:
 
 
 VMFS = DatastorePlan(name="vmfs-plain")
+NFS41 = DatastorePlan(name="nfs-41", kind="NFS41", served=True)
+SAN = DatastorePlan(name="vmfs-lun", luns=(LunPlan(size_bytes=4 << 30),))
 
 MODES = (
+    ModePlan(mode="direct-san", datastore=SAN, with_snapshots=True, writes=("eager",)),
+    ModePlan(mode="direct-nfs", datastore=NFS41, with_snapshots=False, writes=_KINDS),
     ModePlan(mode="hotadd", datastore=VMFS, with_snapshots=True, writes=_KINDS),
     ModePlan(mode="nbdssl", datastore=VMFS, with_snapshots=True, writes=_KINDS),
     ModePlan(mode="nbd", datastore=VMFS, with_snapshots=True, writes=_KINDS),
@@ -182,6 +186,7 @@ class Matrix:
             *("--thumbprint", self._site.thumbprint_sha256, "--password-stdin"),
             stdin="vcenter.password",
         )
+        self._shell.run("proxy", "rescan", PROXY)
         self._shell.run(
             "repository", "add", "main", "repository", "--password-stdin", stdin="repository.password"
         )

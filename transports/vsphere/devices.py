@@ -15,6 +15,10 @@ _DATASTORE_PATH: Final = re.compile(r"^\[(?P<datastore>[^\]]*)\]\s*(?P<path>.*)$
 
 # Backings of which a snapshot makes no delta.
 _PHYSICAL_RDM: Final = "physicalMode"
+_RAW_MAPPINGS: Final = (
+    _d.VirtualDisk.RawDiskMappingVer1BackingInfo,
+    _d.VirtualDisk.RawDiskVer2BackingInfo,
+)
 _UNSHARED: Final = ("", "noSharing", "sharingNone")
 
 
@@ -117,6 +121,9 @@ def _disk_info(disk: Any, by_key: Mapping[int, Any]) -> DiskInfo:
         thin=bool(getattr(backing, "thinProvisioned", False)),
         change_id=str(getattr(backing, "changeId", "") or ""),
         backup_obstacle=backup_obstacle(disk, controller),
+        eager=bool(getattr(backing, "eagerlyScrub", False)),
+        is_rdm=isinstance(backing, _RAW_MAPPINGS),
+        encrypted=getattr(backing, "keyId", None) is not None,
     )
 
 

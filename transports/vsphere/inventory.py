@@ -27,6 +27,7 @@ VM_PROPERTIES: Final = (
     "config.managedBy",
     "config.guestFullName",
     "config.hardware.device",
+    "config.keyId",
     "capability.changeTrackingSupported",
     "guest.toolsRunningStatus",
     "runtime.powerState",
@@ -113,6 +114,7 @@ def vm_info(vm_moref: str, properties: Properties, places: Places, tags: tuple[s
         consolidation_needed=bool(properties.get("runtime.consolidationNeeded", False)),
         managed_by=str(getattr(managed_by, "extensionKey", "") or ""),
         disks=disk_infos(properties.get("config.hardware.device")),
+        encrypted=properties.get("config.keyId") is not None,
         host_version=_host_version(places.get(host)),
         scsi_buses=scsi_buses(properties.get("config.hardware.device")),
     )

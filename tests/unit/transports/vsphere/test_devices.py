@@ -113,6 +113,27 @@ def test_disk_infos() -> None:
     assert first.label == "Hard disk 4"
 
 
+def test_what_the_rules_of_transport_modes_ask_of_a_disk() -> None:
+    mapping = d.VirtualDisk.RawDiskMappingVer1BackingInfo(
+        fileName="[ds] a/rdm.vmdk", compatibilityMode="virtualMode"
+    )
+    key = vim.encryption.CryptoKeyId(keyId="k1")
+    plain, eager, rdm, secret = disk_infos(
+        [
+            disk(flat("[ds] a/a.vmdk")),
+            disk(flat("[ds] a/b.vmdk", eagerlyScrub=True)),
+            disk(mapping),
+            disk(flat("[ds] a/c.vmdk", keyId=key)),
+        ]
+    )
+    assert [(one.eager, one.is_rdm, one.encrypted) for one in (plain, eager, rdm, secret)] == [
+        (False, False, False),
+        (True, False, False),
+        (False, True, False),
+        (False, False, True),
+    ]
+
+
 def test_bytes_are_preferred_to_kibibytes() -> None:
     odd = disk()
     odd.capacityInBytes = (1 << 20) + 512
