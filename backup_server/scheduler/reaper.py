@@ -61,6 +61,8 @@ class Reaper:
             return False
         if any(task.terminal for task in ended):
             self._ctx.wake_engine.set()
+        if any(not task.terminal for task in ended):
+            self._ctx.wake_janitor.set()
         self._ctx.wake_dispatcher.set()
         for task in ended:
             self._ctx.log.warning(

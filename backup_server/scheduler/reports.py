@@ -287,6 +287,8 @@ class ReportReader:
     def _tell(self, batch: _Batch, effect: _Effect) -> None:
         if any(ended.terminal for ended in effect.ended):
             self._ctx.wake_engine.set()
+        if any(not ended.terminal for ended in effect.ended):
+            self._ctx.wake_janitor.set()
         for ended in effect.ended:
             self._index.release(ended.task_id, ended.attempt)
         if effect.ended or effect.changed_proxies:

@@ -43,6 +43,8 @@ class Context:
     """Set after a commit that gives the session engine something to do."""
     wake_dispatcher: threading.Event = field(default_factory=threading.Event)
     """Set after a commit that inserted pending tasks or freed what they wait for."""
+    wake_janitor: threading.Event = field(default_factory=threading.Event)
+    """Set after a commit that ended an attempt in the middle: what it left is looked for at once."""
     attaching: Turns[Any, Any] = field(default_factory=Turns)
     """Of VMs whose disks are changed; keys are those of services.attachments."""
     stopping: threading.Event = field(default_factory=threading.Event)

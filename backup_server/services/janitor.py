@@ -1,8 +1,9 @@
 """The janitor: what was written down as an intent and is still there although nobody works with it.
 
-It looks at start and every few minutes. It touches a snapshot only when its name and its description
-agree and name this server and the intent; it destroys a VM only when it bears the intent's mark (which
-vSphere is asked to check again); it touches a storage snapshot or a clone only by a name that begins with this
+It looks at start, every few minutes, and when an attempt at a task ended in the middle. It touches a
+snapshot only when its name and its description agree and name this server and the intent; it destroys a VM
+only when it bears the intent's mark (which vSphere is asked to check again); it takes an attached disk away
+only by the file and the VM that an intent names; it touches a storage snapshot or a clone only by a name that begins with this
 server's mark. Everything else in a vCenter or on a storage system is none of its business.
 
 A snapshot that cannot be removed climbs a ladder, one rung a visit: remove, consolidate, and where no
@@ -60,6 +61,7 @@ class Janitor:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._visits = 0
+        self._next_visit_at = ctx.clock()
 
     def start(self) -> None:
         self._thread = threading.Thread(target=self._loop, name="janitor", daemon=True)
@@ -67,6 +69,7 @@ class Janitor:
 
     def stop(self) -> None:
         self._stop.set()
+        self._ctx.wake_janitor.set()
         if self._thread is not None:
             self._thread.join()
 
@@ -75,20 +78,27 @@ class Janitor:
             if not self._leading():
                 self._stop.wait(_FOLLOWER_WAIT_S)
                 continue
+            self._ctx.wake_janitor.clear()
             try:
-                self.run_once()
+                if self._ctx.clock() >= self._next_visit_at:
+                    self._next_visit_at = self._ctx.clock() + timedelta(
+                        seconds=self._ctx.settings.janitor_interval_s
+                    )
+                    self.run_once()
+                else:
+                    self.clean_due()
             except Exception:
                 self._ctx.log.exception("janitor.visit-failed")
-            self._stop.wait(self._ctx.settings.janitor_interval_s)
+            wait = self._next_visit_at - self._ctx.clock()
+            self._ctx.wake_janitor.wait(max(0.0, wait.total_seconds()))
 
     def run_once(self) -> None:
         """One visit: open intents that are due, once a day what the jobs keep no more, unfinished
         deletions, now and then every snapshot.
         """
-        for intent_id in self._due():
-            if self._stop.is_set():
-                return
-            self._clean(intent_id)
+        self.clean_due()
+        if self._stop.is_set():
+            return
         retention.daily(self._ctx)
         self._finish_deletions()
         if self._visits % _SWEEP_EVERY == 0:
@@ -96,6 +106,13 @@ class Janitor:
         self._visits += 1
 
     # -- intents
+
+    def clean_due(self) -> None:
+        """Open intents that nobody works under."""
+        for intent_id in self._due():
+            if self._stop.is_set():
+                return
+            self._clean(intent_id)
 
     def _due(self) -> list[str]:
         now = self._ctx.clock()

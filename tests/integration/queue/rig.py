@@ -118,6 +118,7 @@ class LightContext:
     log: Any = field(default_factory=structlog.get_logger)
     wake_engine: threading.Event = field(default_factory=threading.Event)
     wake_dispatcher: threading.Event = field(default_factory=threading.Event)
+    wake_janitor: threading.Event = field(default_factory=threading.Event)
 
 
 class SecretsDoor:

@@ -28,6 +28,7 @@ def test_a_killed_mover_costs_one_attempt(rig: Rig) -> None:
     os.kill(rig.wait_begun(task_id), signal.SIGKILL)
     row = rig.wait_state([task_id], TaskState.DONE)[0]
     assert (row.result, row.attempt, row.failures) == ("success", 2, 1)
+    assert rig.ctx.wake_janitor.is_set(), "what the attempt left is looked for at once"
 
 
 @ON_SQLITE
@@ -68,6 +69,7 @@ def test_a_killed_worker_loses_its_lease_to_another_proxy(rig: Rig) -> None:
         )
     row = rig.wait_state([task_id], TaskState.DONE)[0]
     assert (row.result, row.proxy_name, row.attempt) == ("success", "px2", 2)
+    assert rig.ctx.wake_janitor.is_set()
 
 
 def test_a_frozen_workers_late_result_is_fenced_off(rig: Rig) -> None:

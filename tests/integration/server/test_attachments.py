@@ -374,3 +374,21 @@ def test_a_proxy_vm_that_is_gone_holds_nothing(rig: Rig, proxy: FakeVm) -> None:
     del rig.vcenter.vms[proxy.moref]
     rig.janitor.run_once()
     assert rig.rows(Intent, kind="hot-added-disk", state="open") == []
+
+
+def test_what_a_dead_proxy_left_is_looked_for_at_once(rig: Rig, proxy: FakeVm) -> None:
+    """Not minutes later: the janitor's thread is woken when an attempt ends in the middle."""
+    [task] = tasks(rig)
+    present(rig, task, hand_out(rig, task))
+    looked = threading.Event()
+    rig.vcenter.after["detach_disks"] = looked.set
+    rig.janitor.start()
+    try:
+        until(lambda: not rig.ctx.wake_janitor.is_set())
+        end_attempt(rig, task.id)
+        rig.ctx.wake_janitor.set()
+        assert looked.wait(60)
+        until(lambda: not rig.rows(Intent, kind="hot-added-disk", state="open"))
+    finally:
+        rig.janitor.stop()
+    assert foreign(proxy) == {}
