@@ -11,9 +11,10 @@ stage="${1:-demo}"
 # Its name follows its version: Debian 12 has one, 13 the next.
 libnfs=libnfs13
 ! grep -qs '^VERSION_ID="13"' /etc/os-release || libnfs=libnfs14
-demo_packages=(golang-go golang-github-vmware-govmomi-dev e2fsprogs xfsprogs lvm2 gdisk mount util-linux)
+demo_packages=(golang-go golang-github-vmware-govmomi-dev e2fsprogs xfsprogs lvm2 gdisk mount util-linux
+  nfs-ganesha nfs-ganesha-vfs "$libnfs")
 test_packages=("${demo_packages[@]}" redis-server postgresql qemu-utils chromium fonts-dejavu-core zstd
-  ceph-mon ceph-osd ceph-mgr radosgw nfs-ganesha nfs-ganesha-vfs rpcbind iproute2 "$libnfs" qemu-system-x86
+  ceph-mon ceph-osd ceph-mgr radosgw rpcbind iproute2 qemu-system-x86
   vmfs-tools vmfs6-tools btrfs-progs tgt qemu-block-extra)
 bench_packages=("${test_packages[@]}" restic borgbackup)
 azurite="azurite@3.35.0"

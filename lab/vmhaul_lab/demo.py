@@ -275,14 +275,31 @@ class Demo:
         shell.run(
             "repository", "add", "main", "repository", "--password-stdin", stdin="repository.password"
         )
-        shell.run("proxy", "add", "second", "--local", "--slots", "2")
+        self._add_proxy_vm()
+
+    def _add_proxy_vm(self) -> None:
+        """A second proxy, which takes itself for the one that runs in a VM of the site."""
+        shell = self._shell
+        settings = self._data / "proxies" / plan.PROXY_VM
+        settings.mkdir(parents=True)
+        self._site.proxy(plan.PROXY_VM).write_settings(settings)
+        shell.say(f"{plan.PROXY_VM}/proxy.toml names the devices of the site's VM of that name")
+        shell.run("proxy", "add", plan.PROXY_VM, "--local", "--slots", "2")
         self._wait("the second proxy", lambda: self._proxies_online(2), 60)
+        self._wait("what the second proxy reaches", self._looked_around, 60)
         shell.run("proxy", "list")
+        shell.run("proxy", "show", plan.PROXY_VM)
+
+    def _looked_around(self) -> bool:
+        """Whether the server knows which VM the second proxy is, and that it reaches the NFS datastore."""
+        found = self._shell.ask("proxy", "show", plan.PROXY_VM)["discovery"]
+        return bool(found["vms"]) and any(store["readable"] for store in found["datastores"])
 
     def _create_job(self) -> None:
         self._shell.run(
             *("job", "create", JOB, "--vcenter", "lab", "--repository", "main", "--all"),
-            *("--exclude-vm", "scratch*", "--keep", "14", "--compression", "fast"),
+            *("--exclude-vm", "scratch*", "--exclude-vm", plan.PROXY_VM),
+            *("--keep", "14", "--compression", "fast"),
         )
         self._shell.run("job", "plan", JOB)
 

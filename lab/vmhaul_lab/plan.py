@@ -469,6 +469,10 @@ def huge_vm() -> VmPlan:
     )
 
 
+PROXY_VM = "proxy-vm"
+"""The proxy of a sized site that is a VM."""
+
+
 def sized(size: str, *, huge: bool = False) -> SitePlan:
     """The site of one size: `small`, `normal` or `large` (with `huge`: also a 2 TiB disk)."""
     if size == "small":
@@ -481,4 +485,11 @@ def sized(size: str, *, huge: bool = False) -> SitePlan:
         )
     else:
         raise LabError(f"size {size!r} is not known; take small, normal or large")
-    return SitePlan(vms=(*vms, huge_vm()) if huge or size == "large" else vms)
+    return SitePlan(
+        vms=(*vms, huge_vm()) if huge or size == "large" else vms,
+        datastores=(
+            DatastorePlan(name="vmfs-fast"),
+            DatastorePlan(name="nfs-bulk", kind="NFS41", served=True),
+        ),
+        proxies=(ProxyPlan(name=PROXY_VM, host="esx2.lab"),),
+    )

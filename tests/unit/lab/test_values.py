@@ -44,10 +44,10 @@ def test_site_json_names_images_folders_and_datastores(tmp_path: Path) -> None:
         json.dumps(site.site_json(tmp_path, {"web01/system": image}, "pw", "127.0.0.1:0"))
     )
     assert said["password"] == "pw"
-    assert said["datacenters"][0]["folders"] == ["Prod", "Prod/DB", "Prod/Web"]
+    assert said["datacenters"][0]["folders"] == ["Prod", "Prod/DB", "Prod/Web", "Proxies"]
     web = said["vms"][0]
     assert [disk["image"] for disk in web["disks"]] == [str(image), ""]
-    assert {store["type"] for store in said["datacenters"][0]["datastores"]} == {"VMFS", "NFS"}
+    assert {store["type"] for store in said["datacenters"][0]["datastores"]} == {"VMFS", "NFS41"}
     assert "cbt_page_bytes" not in said
 
 
