@@ -134,6 +134,8 @@ class FakeVm:
             consolidation_needed=self.consolidation_needed,
             managed_by=self.managed_by,
             disks=tuple(disk.info() for disk in self.disks),
+            host_version="8.0.3",
+            scsi_buses=(0,),
         )
 
 
