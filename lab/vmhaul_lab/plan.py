@@ -83,6 +83,8 @@ class DatastorePlan:
     vmfs_version: int = 6
     zoned: tuple[str, ...] | None = None
     """Proxies that see its LUNs; None: all."""
+    snapshots: bool = False
+    """NFS and NFS41: snapshots of the folder can be made below `.snapshots`, see filer.py. Needs root."""
     served: bool = False
     """NFS and NFS41: a real NFS server exports the folder."""
     export_options: Mapping[str, str] = field(default_factory=dict)
@@ -90,7 +92,12 @@ class DatastorePlan:
 
     def folder(self, site: Path) -> Path:
         """Where its files are."""
-        return site / (STORAGE if self.luns else "datastores") / self.name
+        return site / (STORAGE if self.shares_blocks else "datastores") / self.name
+
+    @property
+    def shares_blocks(self) -> bool:
+        """Whether its files lie on the site's file system that shares blocks."""
+        return bool(self.luns) or self.snapshots
 
     def lun_store(self, site: Path, proxies: Sequence[ProxyPlan]) -> LunStoreSpec:
         """The order to the hardware process, for a datastore with LUNs."""

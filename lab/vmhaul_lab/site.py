@@ -12,6 +12,7 @@ from typing import Any, BinaryIO, Self
 from vmhaul_lab import day, hardware, images, verify
 from vmhaul_lab.control import ControlClient, LabDisk
 from vmhaul_lab.errors import LabError
+from vmhaul_lab.filer import Filer
 from vmhaul_lab.hardware import HardwareClient
 from vmhaul_lab.lablun import LabArray, LabLuns
 from vmhaul_lab.plan import DATASTORES, STORAGE, USER, DatastorePlan, SitePlan, VmPlan, quick_vms
@@ -137,9 +138,9 @@ class LabSite:
             raise
 
     def _start(self, binary: Path, description: Path) -> None:
-        made = self._build_images()
-        if any(store.luns for store in self.plan.all_datastores()):
+        if any(store.shares_blocks for store in self.plan.all_datastores()):
             self._storage = SharedBlocks(directory=self.directory / STORAGE).mount()
+        made = self._build_images()
         for store in self.plan.all_datastores():
             store.folder(self.directory).mkdir(parents=True)
         self._start_hardware()
@@ -231,13 +232,20 @@ class LabSite:
                 return LabLuns(spec=spec, hardware=self.hardware)
         raise LabError(f"the site has no datastore {datastore!r} on LUNs")
 
+    def filer(self, datastore: str) -> Filer:
+        """The snapshots of an NFS datastore of the plan; `LabError` when it has none."""
+        for store in self.plan.all_datastores():
+            if store.name == datastore and store.snapshots:
+                return Filer(folder=store.folder(self.directory))
+        raise LabError(f"the site has no datastore {datastore!r} with snapshots")
+
     @property
     def array(self) -> LabArray:
         """The disk array of a plan that has one; `LabError` while the site is not started."""
         return LabArray(hardware=self.hardware)
 
     def _build_images(self) -> dict[str, Path]:
-        directory = self.directory / "images"
+        directory = self._images_directory()
         if all(disk.layout in {"raw", "empty"} for _, disk in self.plan.disks()):
             # Small and without file systems: made here and now, faster than another process starts.
             directory.mkdir()
@@ -250,6 +258,14 @@ class LabSite:
                 images.build(disk, made[key], f"{self._seed}/{key}")
             return made
         return images.build_all(self.plan.disks(), directory, self._seed)
+
+    def _images_directory(self) -> Path:
+        # Where most images go to: on another file system the site copies them.
+        shared = {store.name for store in self.plan.all_datastores() if store.shares_blocks}
+        first = self.plan.datastores[0].name
+        disks = [disk.datastore or first for _, disk in self.plan.disks()]
+        most = 2 * sum(name in shared for name in disks) > len(disks)
+        return self.directory / (f"{STORAGE}/.images" if most else "images")
 
     def check(self) -> None:
         """`LabError` when the site's program has ended by itself."""
