@@ -26,6 +26,7 @@ from vmhaul_lab.guestview import Appearance, GuestView, ScsiAddress, naa_of_uuid
 from vmhaul_lab.luns import LunStoreSpec
 from vmhaul_lab.lunservice import LunService
 from vmhaul_lab.nfs import NfsExport, NfsServer
+from vmhaul_lab.storage import detach
 
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -267,10 +268,11 @@ def _handler(known: dict[str, Callable[[dict[str, Any]], Any]]) -> type[BaseHTTP
     return Handler
 
 
-def _await_end_of_input(ended: threading.Event) -> None:
+def _await_end_of_input(ended: threading.Event, orphaned: threading.Event) -> None:
     # Not sys.stdin: the lock that it holds while it waits is in the way when the interpreter ends.
     while os.read(0, 4096):
         pass
+    orphaned.set()
     ended.set()
 
 
@@ -286,11 +288,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     stores = [LunStoreSpec.of(item) for item in config.get("stores", ())]
     array = ArraySpec.of(config["array"]) if config.get("array") else None
     hardware = Hardware([Guest(**item) for item in config["guests"]], nfs, stores, array)
-    ended = threading.Event()
+    ended, orphaned = threading.Event(), threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
     if options.stdinexit:
-        threading.Thread(target=_await_end_of_input, args=(ended,), daemon=True).start()
+        threading.Thread(target=_await_end_of_input, args=(ended, orphaned), daemon=True).start()
     server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(orders(hardware)))
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     try:
@@ -305,6 +307,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         server.shutdown()
         server.server_close()
         hardware.close()
+        if orphaned.is_set() and config.get("storage"):
+            # Whoever mounted it is gone; a mount would stay for ever and be in the way of all who clean up.
+            detach(Path(config["storage"]))
     return 0
 
 
@@ -313,6 +318,7 @@ def config_json(
     exports: Sequence[NfsExport],
     stores: Sequence[LunStoreSpec] = (),
     array: ArraySpec | None = None,
+    storage: str = "",
 ) -> str:
     """The file that `main` reads."""
     config = {
@@ -320,6 +326,7 @@ def config_json(
         "exports": [asdict(export) for export in exports],
         "stores": [asdict(store) for store in stores],
         "array": None if array is None else asdict(array),
+        "storage": storage,
     }
     return json.dumps(config, indent=1)
 

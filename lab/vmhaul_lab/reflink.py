@@ -139,6 +139,22 @@ def physical_ranges(path: Path) -> list[tuple[int, int, int]]:
                 return found
 
 
+def written_ranges(path: Path) -> list[tuple[int, int]]:
+    """(offset, length) of what was ever written to a file.
+
+    SEEK_DATA will not do: of a range that is allocated but was never written it says "data" as soon as somebody
+    has read it.
+    """
+    try:
+        return [(offset, length) for offset, _, length in physical_ranges(path)]
+    except OSError as error:
+        if error.errno not in _CANNOT:
+            raise
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        return list(data_ranges(file.fileno(), 0, size))
+
+
 def changed_ranges(now: Path, before: Path) -> list[tuple[int, int]]:
     """(offset, length) of what was written to `now` or `before` since `before` was cloned from it.
 

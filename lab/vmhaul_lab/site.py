@@ -190,7 +190,14 @@ class LabSite:
         config = self.directory / "hardware.json"
         guests = [proxy.guest(self.directory) for proxy in self.plan.proxies]
         write_private(
-            config, hardware.config_json(guests, exports, stores, self.plan.array_spec(self.directory))
+            config,
+            hardware.config_json(
+                guests,
+                exports,
+                stores,
+                self.plan.array_spec(self.directory),
+                "" if self._storage is None else str(self._storage.directory),
+            ),
         )
         words = [sys.executable, "-m", "vmhaul_lab.hardware", config]
         command = [*words, *(() if self._detached else ("--stdinexit",))]

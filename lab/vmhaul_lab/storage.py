@@ -62,19 +62,25 @@ class SharedBlocks:
 
     def _unmount(self) -> None:
         pause = threading.Event()
-        for attempt in range(_ATTEMPTS):
+        for _ in range(_ATTEMPTS):
             try:
                 run("umount", self.directory)
             except CommandError:
                 # A process that was just ended, or its loop device, still lets go of it.
-                if attempt == _ATTEMPTS - 1:
-                    raise
                 pause.wait(0.05)
             else:
                 return
+        detach(self.directory)
+        raise LabError(f"{self.directory} was still in use: something there was not closed")
 
     def __enter__(self) -> Self:
         return self.mount()
 
     def __exit__(self, *_: object) -> None:
         self.unmount()
+
+
+def detach(directory: Path) -> None:
+    """Unmount it at once; what is still open there stays usable until it is closed."""
+    if directory.is_mount():
+        run("umount", "--lazy", directory)

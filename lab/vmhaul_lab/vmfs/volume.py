@@ -571,9 +571,8 @@ def _blocks_with_data(file: FileSpec, count: int) -> list[int]:
 
 def _data_blocks(path: Path) -> list[int]:
     found: dict[int, None] = {}
-    with path.open("rb") as source:
-        size = os.fstat(source.fileno()).st_size
-        for offset, length in reflink.data_ranges(source.fileno(), 0, size):
-            for index in range(offset // BLOCK_BYTES, -(-(offset + length) // BLOCK_BYTES)):
-                found[index] = None
+    size = path.stat().st_size
+    for offset, length in reflink.written_ranges(path):
+        for index in range(offset // BLOCK_BYTES, -(-min(offset + length, size) // BLOCK_BYTES)):
+            found[index] = None
     return list(found)

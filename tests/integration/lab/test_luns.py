@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -211,3 +213,24 @@ def test_everything_is_given_back(tmp_path: Path, labvc_binary: Path) -> None:
     assert str(tmp_path) not in Path("/proc/self/mounts").read_text()
     listed = subprocess.run(["losetup", "--list"], capture_output=True, text=True, check=True)
     assert str(tmp_path) not in listed.stdout
+
+
+_KILLED = """
+import os, signal, sys
+from pathlib import Path
+from tests.support.lab_san import san_site, vm_plan
+with san_site(Path(sys.argv[1]), Path(sys.argv[2]), [vm_plan("vm01")]):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_killed_site_leaves_no_mount(tmp_path: Path, labvc_binary: Path) -> None:
+    words = [sys.executable, "-c", _KILLED, tmp_path, labvc_binary]
+    done = subprocess.run(words, check=False, timeout=120, cwd=Path(__file__).parents[3])
+    assert done.returncode == -signal.SIGKILL
+    pause = threading.Event()
+    for _ in range(600):
+        if str(tmp_path) not in Path("/proc/self/mounts").read_text():
+            return
+        pause.wait(0.1)
+    raise AssertionError("the file system of the killed site is still mounted")
