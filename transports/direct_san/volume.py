@@ -114,7 +114,7 @@ class Volume:
         """
         from dissect.vmfs.exception import FileNotFoundError as NotFound
 
-        node = self.fs.root
+        node = self._with_shift(self.fs.root)
         with library.understood(f"the directory of {path}"):
             for name in path.split("/"):
                 if not node.is_dir():
@@ -125,7 +125,18 @@ class Volume:
                     node = _listed(node, name, path)
                 if node.is_symlink():
                     raise NotForSanError(f"is not at {path}: {name} is a link")
+                node = self._with_shift(node)
         return File(self, path, node)
+
+    def _with_shift(self, node: Any) -> Any:
+        """Files of older volumes, also after an upgrade to VMFS 5, do not say by how much an offset is shifted to
+        become a block's number: there it follows from the size of the file's blocks.
+        """
+        with library.understood("a file descriptor"):
+            metadata = node.metadata
+            if self.fs.is_vmfs5 and not metadata.blockOffsetShift:
+                metadata.blockOffsetShift = int(metadata.blockSize).bit_length() - 1
+        return node
 
 
 def _listed(directory: Any, name: str, path: str) -> Any:

@@ -118,6 +118,27 @@ def test_volumes_of_older_hosts_are_read_too(
     assert read(san.machine, replace(disk, storage=storage)) == raw.read_bytes()
 
 
+def test_files_that_do_not_say_how_offsets_are_shifted(raw: Path, tmp_path: Path) -> None:
+    """As on volumes that VMFS 3 had made, which stay so when they are upgraded."""
+    san = San(tmp_path, version=5)
+    disk = san.add_disk(raw, fragment_blocks=1)
+    file = DirectFile(str(san.lun_files[0].image))
+    volume = Volume([Part(file=file, offset=MIB, length=file.size_bytes - 2 * MIB)])
+    (_, _, _, lun_offset), *_ = volume.map_rows()
+    places = [
+        lun_offset + volume.fs.get(path).lock_info.addr.offset + volume.fs._fd_meta_offset + 0x89
+        for path in ("/", "/vm", "/vm/a.vmdk", "/vm/a-flat.vmdk")
+    ]
+    file.close()
+    with san.lun_files[0].image.open("r+b") as image:
+        for place in places:
+            image.seek(place)
+            assert image.read(1) != b"\0"
+            image.seek(place)
+            image.write(b"\0")
+    assert read(san.machine, disk) == raw.read_bytes()
+
+
 def delta(name: str, grains: dict[int, bytes]) -> list[FileSpec]:
     """A small one over a.vmdk."""
     text = descriptor(
