@@ -21,6 +21,7 @@ from transports.base import TransportMode
 from transports.direct_nfs import NfsClient, NfsOptions
 from transports.machine import Machine
 from transports.registry import ModeOptions
+from transports.vddk import NetworkClient, VddkOptions
 
 SETTINGS_FILE: Final = "proxy.toml"
 ENROLMENT_FILE: Final = "enrolment.json"
@@ -54,12 +55,29 @@ class ProxySettings:
     """What speaks NFS: auto, library or mount."""
     nfs_connections: int = NfsOptions().connections
     """To an NFS server, for one disk."""
+    network_client: str = NetworkClient.NATIVE.value
+    """What reads and writes disks in the network modes: native or vddk."""
+    vddk_libdir: str = ""
+    """Directory of a VDDK that the user has unpacked: it has lib64/ inside."""
+    vddk_plugin: str = VddkOptions().plugin
+    """nbdkit's plugin, by name or by the path of its file."""
+    vddk_user: str = ""
+    """Account of vCenter with which VDDK logs in."""
+    vddk_password_file: str = ""
+    """File with its password, mode 0600."""
 
     def mode_options(self) -> ModeOptions:
         """ValueError for what a mode does not know."""
         return ModeOptions(
             machine=Machine(sys_path=self.sys_path, dev_path=self.dev_path, vm_uuid=self.vm_uuid),
             nfs=NfsOptions(client=NfsClient(self.nfs_client), connections=self.nfs_connections),
+            vddk=VddkOptions(
+                client=NetworkClient(self.network_client),
+                libdir=self.vddk_libdir,
+                plugin=self.vddk_plugin,
+                user=self.vddk_user,
+                password_file=self.vddk_password_file,
+            ),
         )
 
 

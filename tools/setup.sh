@@ -15,7 +15,7 @@ demo_packages=(golang-go golang-github-vmware-govmomi-dev e2fsprogs xfsprogs lvm
   nfs-ganesha nfs-ganesha-vfs "$libnfs")
 test_packages=("${demo_packages[@]}" redis-server postgresql qemu-utils chromium fonts-dejavu-core zstd
   ceph-mon ceph-osd ceph-mgr radosgw rpcbind iproute2 qemu-system-x86
-  vmfs-tools vmfs6-tools btrfs-progs tgt qemu-block-extra)
+  vmfs-tools vmfs6-tools btrfs-progs tgt qemu-block-extra nbdkit libnbd0 gcc libc6-dev)
 bench_packages=("${test_packages[@]}" restic borgbackup)
 azurite="azurite@3.35.0"
 case "$stage" in
@@ -97,4 +97,28 @@ if [ "$stage" != demo ] && [ ! -f "$guest_kernel/vmlinuz" ]; then
     find "$scratch/tree/" -name "$module.ko.xz" -exec sh -c 'xz -dc "$1" > "$2"' - {} "$guest_kernel/$module.ko" \;
   done
   cp "$scratch"/tree/boot/vmlinuz-* "$guest_kernel/vmlinuz"
+fi
+
+# nbdkit's plugin for VDDK: Debian 12 has none, and the one of Debian 13 (contrib) works with its nbdkit. Taken out of its
+# package; this machine's sources and lists stay as they are.
+vddk_plugin=.venv/nbdkit-vddk
+if [ "$stage" != demo ] && [ ! -f "$vddk_plugin/nbdkit-vddk-plugin.so" ]; then
+  say "fetching nbdkit's plugin for VDDK"
+  mkdir -p "$vddk_plugin"
+  (
+    beside="$(mktemp -d)"
+    trap 'rm -rf "$beside"' EXIT
+    chmod 777 "$beside"
+    mkdir -p "$beside/lists/partial" "$beside/cache/archives/partial"
+    mirror="$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' | grep -v security | head -n 1)"
+    echo "deb $mirror trixie contrib" > "$beside/sources.list"
+    side=(-q -o "Dir::Etc::sourcelist=$beside/sources.list" -o Dir::Etc::sourceparts=- -o "Dir::State::lists=$beside/lists"
+      -o "Dir::Cache=$beside/cache")
+    apt-get "${side[@]}" update >&2
+    cd "$beside"
+    apt-get "${side[@]}" download nbdkit-plugin-vddk >&2
+    dpkg-deb -x nbdkit-plugin-vddk_*.deb tree
+    cd - >/dev/null
+    find "$beside/tree" -name nbdkit-vddk-plugin.so -exec cp {} "$vddk_plugin/" \;
+  )
 fi

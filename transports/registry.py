@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from transports import direct_nfs, direct_san, hotadd, network, storage_snapshot
+from transports import direct_nfs, direct_san, hotadd, network, storage_snapshot, vddk
 from transports.base import (
     DatastoreRef,
     DiskReader,
@@ -21,6 +21,7 @@ from transports.errors import TransportUnavailableError
 from transports.machine import Machine
 from transports.network import NetworkOptions
 from transports.reached import Reached
+from transports.vddk import NetworkClient, VddkOptions
 from transports.vsphere.api import Vsphere
 
 
@@ -43,6 +44,7 @@ class ModeOptions:
     network: NetworkOptions = field(default_factory=NetworkOptions)
     machine: Machine = field(default_factory=Machine)
     nfs: NfsOptions = field(default_factory=NfsOptions)
+    vddk: VddkOptions = field(default_factory=VddkOptions)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,16 +71,30 @@ class ModeDriver:
 
 
 def _network(mode: TransportMode) -> ModeDriver:
+    """By vmhaul's own client, or by the VDDK that the proxy's settings name."""
+
+    def open_reader(access: Access, disk: DiskRef) -> DiskReader:
+        options = access.options
+        if _uses_vddk(options):
+            return vddk.open_reader(access.vsphere, disk, mode, options.vddk)
+        return network.open_reader(access.vsphere, disk, mode, options.network)
+
+    def open_writer(access: Access, disk: DiskRef) -> DiskWriter:
+        options = access.options
+        if _uses_vddk(options):
+            return vddk.open_writer(access.vsphere, disk, mode, options.vddk)
+        return network.open_writer(access.vsphere, disk, mode, options.network)
+
     return ModeDriver(
         mode=mode,
-        missing=lambda _: "",
-        open_reader=lambda access, disk: network.open_reader(
-            access.vsphere, disk, mode, access.options.network
-        ),
-        open_writer=lambda access, disk: network.open_writer(
-            access.vsphere, disk, mode, access.options.network
-        ),
+        missing=lambda options: vddk.vddk_missing(options.vddk) if _uses_vddk(options) else "",
+        open_reader=open_reader,
+        open_writer=open_writer,
     )
+
+
+def _uses_vddk(options: ModeOptions) -> bool:
+    return options.vddk.client is NetworkClient.VDDK
 
 
 def _direct_san() -> ModeDriver:

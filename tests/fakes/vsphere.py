@@ -43,6 +43,7 @@ from transports.vsphere.model import (
     PowerState,
     ScsiController,
     Secret,
+    ServerAddress,
     SnapshotInfo,
     VmConfig,
     VmInfo,
@@ -296,6 +297,9 @@ class FakeVsphere:
     def clone_ticket(self) -> Secret:
         self.site.enter("clone_ticket")
         return Secret(f"cst-{uuid4()}")
+
+    def server_address(self) -> ServerAddress:
+        return ServerAddress(host="vc.lab", port=443, thumbprint_sha1="AA:BB")
 
     def missing_privileges(self, role: str) -> list[str]:
         return self.site.missing if role == "backup" else self.site.missing_of.get(role, [])

@@ -23,6 +23,7 @@ from transports.vsphere.model import (
     NewDisk,
     NfcTicket,
     Secret,
+    ServerAddress,
     SnapshotInfo,
     VmConfig,
     VmInfo,
@@ -41,6 +42,11 @@ class Vsphere(Protocol):
     def keep_alive(self) -> None: ...
     def clone_ticket(self) -> Secret:
         """A ticket with which another process can make a session of the same user, once."""
+
+    def server_address(self) -> ServerAddress:
+        """Where the server is, for programs that log in there by themselves. PeerIdentityError when it shows
+        another certificate than the confirmed one.
+        """
 
     def missing_privileges(self, role: str) -> list[str]:
         """Privileges of `role` ("backup", "restore", "hotadd") that this account lacks at the root folder."""

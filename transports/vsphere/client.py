@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
 from transports.base import Extent
-from transports.errors import TransportError
+from transports.errors import PeerIdentityError, TransportError
+from transports.tls import PeerCertificate, matches
 from transports.vsphere import (
     attachments,
     config_export,
@@ -32,6 +33,7 @@ from transports.vsphere.model import (
     NewDisk,
     NfcTicket,
     Secret,
+    ServerAddress,
     SnapshotInfo,
     VmConfig,
     VmInfo,
@@ -79,6 +81,16 @@ class VsphereClient:
     def clone_ticket(self) -> Secret:
         with self._session.borrow("make a ticket for another session") as connection:
             return Secret(str(connection.content.sessionManager.AcquireCloneTicket()))
+
+    def server_address(self) -> ServerAddress:
+        endpoint = self._session.endpoint
+        certificate = PeerCertificate.fetch(endpoint.host, endpoint.port)
+        if not matches(certificate.der, endpoint.thumbprint_sha256):
+            raise PeerIdentityError(
+                f"{endpoint.host}:{endpoint.port} shows a certificate with SHA-256 thumbprint {certificate.sha256}, "
+                "which nobody confirmed; if it was replaced on purpose, confirm the new one"
+            )
+        return ServerAddress(host=endpoint.host, port=endpoint.port, thumbprint_sha1=certificate.sha1)
 
     def missing_privileges(self, role: str) -> list[str]:
         with self._session.borrow("read the account's privileges") as connection:

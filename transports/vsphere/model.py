@@ -62,6 +62,14 @@ class CloneTicket:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ServerAddress:
+    host: str
+    port: int
+    thumbprint_sha1: str
+    """Of the confirmed certificate, as VDDK wants it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class About:
     name: str
     version: str
