@@ -15,7 +15,7 @@ demo_packages=(golang-go golang-github-vmware-govmomi-dev e2fsprogs xfsprogs lvm
   nfs-ganesha nfs-ganesha-vfs "$libnfs")
 test_packages=("${demo_packages[@]}" redis-server postgresql qemu-utils chromium fonts-dejavu-core zstd
   ceph-mon ceph-osd ceph-mgr radosgw rpcbind iproute2 qemu-system-x86
-  vmfs-tools vmfs6-tools btrfs-progs tgt qemu-block-extra nbdkit libnbd0 gcc libc6-dev)
+  vmfs-tools vmfs6-tools btrfs-progs tgt qemu-block-extra openssh-server nbdkit libnbd0 gcc libc6-dev)
 bench_packages=("${test_packages[@]}" restic borgbackup)
 azurite="azurite@3.35.0"
 case "$stage" in

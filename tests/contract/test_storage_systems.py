@@ -8,8 +8,16 @@ from pathlib import Path
 import pytest
 
 from tests.support.arrays import HOST, RunningArray, driver, running_array
+from tests.support.storage_host import StorageHost, storage_host
+from transports.storage_systems import snapshot_directories
 from transports.storage_systems.base import StorageSystem
 from transports.testing.storage_systems import Read, StorageSystemContract, Write
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StorageHost]:
+    with storage_host(tmp_path_factory.mktemp("storage")) as machine:
+        yield machine
 
 
 class TestFlashArray(StorageSystemContract):
@@ -35,3 +43,27 @@ class TestFlashArray(StorageSystemContract):
     @pytest.fixture
     def read(self, array: RunningArray) -> Read:
         return array.read
+
+
+@pytest.mark.lab
+class TestSnapshotDirectories(StorageSystemContract):
+    """With a real sshd and real btrfs."""
+
+    @pytest.fixture
+    def system(self, machine: StorageHost) -> Iterator[StorageSystem]:
+        system = snapshot_directories.DRIVER.connect(machine.access())
+        yield system
+        machine.clear()
+        system.close()
+
+    @pytest.fixture
+    def host(self) -> str:
+        return ""
+
+    @pytest.fixture
+    def write(self, machine: StorageHost) -> Write:
+        return machine.write
+
+    @pytest.fixture
+    def read(self, machine: StorageHost) -> Read:
+        return machine.read

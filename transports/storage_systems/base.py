@@ -186,3 +186,14 @@ def snapshot_of(exposure: str) -> str:
     if match is None:
         raise ValueError(f"{exposure!r} is not the name of an exposure of vmhaul")
     return match[1]
+
+
+def split_address(address: str, port: int) -> tuple[str, int]:
+    """Host and port of "HOST", "HOST:PORT" or "[IPV6]:PORT"; `port` where none is named. ValueError."""
+    if address.startswith("["):
+        host, _, rest = address[1:].partition("]")
+        return host, int(rest.removeprefix(":") or port)
+    if address.count(":") == 1:
+        host, _, rest = address.partition(":")
+        return host, int(rest)
+    return address, port

@@ -24,6 +24,7 @@ from transports.storage_systems.base import (
     is_exposure,
     is_snapshot,
     snapshot_of,
+    split_address,
 )
 from transports.storage_systems.flasharray_session import FlashArraySession, RefusedError
 from transports.tls import PeerCertificate
@@ -191,17 +192,6 @@ def _connect(access: StorageAccess) -> FlashArray:
 def _probe(address: str) -> str:
     host, port = split_address(address, HTTPS_PORT)
     return PeerCertificate.fetch(host, port).sha256
-
-
-def split_address(address: str, port: int) -> tuple[str, int]:
-    """Host and port of "HOST", "HOST:PORT" or "[IPV6]:PORT"."""
-    if address.startswith("["):
-        host, _, rest = address[1:].partition("]")
-        return host, int(rest.removeprefix(":") or port)
-    if address.count(":") == 1:
-        host, _, rest = address.partition(":")
-        return host, int(rest)
-    return address, port
 
 
 DRIVER: Final = StorageDriver(

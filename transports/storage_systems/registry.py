@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from transports.storage_systems import flasharray
+from transports.storage_systems import flasharray, snapshot_directories
 from transports.storage_systems.base import StorageDriver
 
-_DRIVERS: Final = (flasharray.DRIVER,)
+_DRIVERS: Final = (snapshot_directories.DRIVER, flasharray.DRIVER)
 
 
 def storage_drivers() -> dict[str, StorageDriver]:
