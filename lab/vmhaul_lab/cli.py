@@ -122,6 +122,14 @@ def _up(options: argparse.Namespace) -> int:
 def _addresses(options: argparse.Namespace, state: SiteState) -> str:
     if options.json:
         return json.dumps(asdict(state))
+    lines = [f"NFS server  {state.nfs_host}"] if state.nfs_host else []
+    for name, settings in state.proxies.items():
+        lines.append(f"proxy VM    {name}: a vmhaul proxy takes itself for it with this proxy.toml")
+        lines += [f'            {key} = "{value}"' for key, value in settings.items()]
+    return "\n".join([_basics(state), *lines])
+
+
+def _basics(state: SiteState) -> str:
     return (
         f"vCenter     https://{state.vcenter}\n"
         f"user        {state.user}\n"

@@ -173,6 +173,8 @@ class LabSite:
             thumbprint_sha256=self.thumbprint_sha256,
             process=ProcessMark.of(self.pid),
             hardware=self._hardware_mark(),
+            proxies={proxy.name: self.proxy(proxy.name).settings() for proxy in self.plan.proxies},
+            nfs_host=self.nfs_host,
         ).write()
         for store in self.plan.all_datastores():
             if store.luns:

@@ -4,7 +4,7 @@ import json
 import os
 import signal
 import threading
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from vmhaul_lab.errors import LabError
@@ -72,6 +72,9 @@ class SiteState:
     process: ProcessMark
     hardware: ProcessMark | None = None
     """The process that shows proxy VMs their disks."""
+    proxies: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Settings of vmhaul proxies that take themselves for the site's proxy VMs, by the VM's name."""
+    nfs_host: str = ""
 
     def write(self) -> None:
         """Write it into its directory."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from pyVmomi import vim
+from vmhaul_lab import cli
 from vmhaul_lab.errors import LabError
 from vmhaul_lab.guestview import Appearance, naa_of_uuid
 from vmhaul_lab.loops import loops_under
@@ -255,6 +256,15 @@ def test_the_guest_knows_which_vm_it_is(site: LabSite, vc: Session) -> None:
         site.proxy("proxy3")
 
 
+def test_status_says_how_a_proxy_becomes_the_one_in_the_vm(
+    site: LabSite, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["status", "--dir", str(site.directory)]) == 0
+    said = capsys.readouterr().out
+    for name in ("proxy1", "proxy2"):
+        assert f'sys_path = "{site.proxy(name).sys_path}"' in said
+
+
 def test_power_takes_all_disks_along(site: LabSite, vc: Session) -> None:
     proxy, machine = site.proxy("proxy1"), vc.vm("proxy1")
     vc.wait(machine.PowerOffVM_Task())
@@ -312,10 +322,61 @@ def test_killed_hardware_leaves_no_device(tmp_path: Path, labvc_binary: Path) ->
         _wait_without_loops(tmp_path)
 
 
+def test_what_the_hardware_cannot_do_does_not_happen(tmp_path: Path, labvc_binary: Path) -> None:
+    with (
+        LabSite.quick(tmp_path / "site", 1, binary=labvc_binary, proxies=["proxy1"]) as site,
+        lab_session(site) as vc,
+    ):
+        machine = vc.vm("proxy1")
+        path = vc.disk(vc.snapshot(vc.vm("vm01"))).backing.fileName
+        os.kill(site.pids[0], signal.SIGKILL)
+        assert isinstance(
+            vc.attempt(lambda: change(machine, adding(path))), vim.fault.GenericVmConfigFault
+        )
+        assert len(vc.disks(machine)) == 1
+
+
+def test_down_frees_what_a_killed_site_left(tmp_path: Path, labvc_binary: Path) -> None:
+    """labvc alone was killed: what it had beside it is found by the site's own record, and ended."""
+    directory = tmp_path / "site"
+    script = (
+        "import os, sys; from pathlib import Path; from vmhaul_lab.plan import SitePlan, quick_vms\n"
+        "from vmhaul_lab.proxies import ProxyPlan; from vmhaul_lab.site import LabSite\n"
+        "plan = SitePlan(vms=quick_vms(1), proxies=(ProxyPlan(name='proxy1'),))\n"
+        "site = LabSite(Path(sys.argv[1]), plan, detached=True); site.start()\n"
+        "print(*site.pids, flush=True); os._exit(0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, directory],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "VMHAUL_LABVC": str(labvc_binary)},
+        check=True,
+    )
+    hardware, labvc = (int(word) for word in done.stdout.split())
+    try:
+        os.kill(labvc, signal.SIGKILL)
+        assert len(loops_under(tmp_path)) == 1
+        assert cli.main(["down", "--dir", str(directory)]) == 0
+        assert loops_under(tmp_path) == []
+        wait_until(lambda: not _lives(hardware))
+    finally:
+        for pid in (hardware, labvc):
+            if _lives(pid):
+                os.kill(pid, signal.SIGKILL)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"
+
+
 def _wait_without_loops(directory: Path) -> None:
     wait_until(lambda: not loops_under(directory))
 
 
 def _ends(pid: int) -> bool:
-    wait_until(lambda: not Path(f"/proc/{pid}").exists())
+    wait_until(lambda: not _lives(pid))
     return True

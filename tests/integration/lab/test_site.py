@@ -187,11 +187,15 @@ def test_up_runs_in_the_foreground_until_it_is_told_to_end(tmp_path: Path, labvc
         said = json.loads(up.stdout.readline())
         state = SiteState.read(tmp_path / "site")
         assert said["vcenter"] == state.vcenter
+        assert Path(state.proxies["proxy-vm"]["sys_path"], "block", "sda").exists()
+        assert state.nfs_host
         disks = ControlClient(state.control).disks()
         assert {result.clean for disk in disks for result in verify.fsck(disk.live_file)} == {True}
         up.send_signal(signal.SIGTERM)
         assert up.wait(timeout=30) == 0
     assert not state.process.alive()
+    assert state.hardware is not None
+    assert not state.hardware.alive()
     assert not (tmp_path / "site").exists()
 
 
