@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import subprocess
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -232,6 +233,16 @@ def test_luns_have_the_partition_that_readers_look_for(
     VmfsVolume.create(images, version=version).store(files)
     with DissectReader(images) as reader, ExitStack() as devices:
         assert reader.sha256(files[0].path) == digest(files[0])
+        for image in images:
+            said = subprocess.run(
+                ["/usr/sbin/sgdisk", "--verify", "--print", image.image],
+                capture_output=True,
+                text=True,
+                check=True,
+                timeout=60,
+            ).stdout
+            assert "FB00" in said
+            assert part == "mbr" or "No problems found" in said
         parts = [devices.enter_context(loop_over_partition(image)) for image in images]
         assert ToolsReader(parts, version).sha256(files[0].path) == digest(files[0])
 
