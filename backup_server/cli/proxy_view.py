@@ -33,7 +33,10 @@ def print_proxy(proxy: dict[str, Any]) -> None:
             ("version", proxy.get("version")),
             ("last seen", formats.moment(proxy.get("last_seen_at"))),
             ("clock offset", None if offset is None else f"{offset:+.1f}s"),
-            ("last look around", formats.moment(proxy.get("looked_at")) or "never"),
+            (
+                "last look around",
+                formats.moment(proxy["looked_at"]) if proxy.get("looked_at") else "never",
+            ),
         ]
     )
     if proxy.get("discovery") and proxy.get("looked_at"):

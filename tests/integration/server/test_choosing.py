@@ -10,6 +10,7 @@ import pytest
 from backup_server.db.states import TaskState
 from backup_server.db.tables import OutboxRow, Proxy, Task, Vcenter
 from backup_server.errors import InvalidError, NotFoundError
+from backup_server.main import create_app
 from backup_server.services import (
     disk_facts,
     jobs,
@@ -25,6 +26,7 @@ from proxy_worker.contracts.ids import ProxyId
 from proxy_worker.contracts.messages import Connection, ConnectionsReport, MissingMode
 from tests.fakes.server import Rig
 from tests.fakes.vsphere import PASSWORD, THUMBPRINT
+from tests.support.asgi import asgi_client
 from transports.base import DatastoreRef, TransportMode
 from transports.rules import ProxyVm
 from transports.vsphere.model import Secret
@@ -356,3 +358,22 @@ def test_the_budget_of_a_host_is_told(rig: Rig) -> None:
         s.get_one(Proxy, proxy_id).slots = 64
     now = sessions.why(rig.ctx, row.id)["now"]
     assert "NFC service of host host-1 has all 6 tasks" in now["reason"]
+
+
+def test_the_console_shows_the_plan(rig: Rig) -> None:
+    rig.vcenter.add_vm("px", 1, bios_uuid=PROXY_UUID)
+    rig.vcenter.add_vm("db01", 1)
+    vcenters.inventory(rig.ctx, "vc1", refresh=True)
+    works(rig, "default", HOTADD, NBDSSL, vm_uuid=PROXY_UUID, found=(link(rig, NFS),))
+    rig.job()
+    token = "the-token"
+    with asgi_client(create_app(rig.ctx, Secret(token)), "http://127.0.0.1") as client:
+        assert client.post("/login", data={"token": token}).status_code == 303
+        page = client.get("/jobs/job1/plan").text
+        assert ">hotadd<" in page
+        assert ">nbdssl<" in page
+        assert "px is this proxy" in page
+        assert "/plan" in client.get("/jobs/job1").text
+        found = client.get("/proxies/default").text
+        assert "px (vm-" in found
+        assert "direct-nfs" in found

@@ -78,3 +78,60 @@ def test_sizes_stay_short(count: int) -> None:
 @given(st.floats(min_value=0, max_value=10**9))
 def test_durations_have_at_most_two_parts(seconds: float) -> None:
     assert 1 <= len(formats.duration(seconds).split()) <= 2
+
+
+DECISION = {
+    "proxy": "p1",
+    "mode": "hotadd",
+    "modes": [{"mode": "direct-nfs", "reason": "not NFS"}, {"mode": "warp", "reason": "newer"}],
+    "candidates": [
+        {
+            "proxy": "p1",
+            "name": "px",
+            "mode": "hotadd",
+            "accepted": True,
+            "reason": "",
+            "used": 1,
+            "slots": 2,
+        },
+        {
+            "proxy": "p2",
+            "name": "py",
+            "mode": "nbdssl",
+            "accepted": True,
+            "reason": "",
+            "used": 0,
+            "slots": 4,
+        },
+        {
+            "proxy": "p2",
+            "name": "py",
+            "mode": "hotadd",
+            "accepted": False,
+            "reason": "no VM",
+            "used": 0,
+            "slots": 4,
+        },
+    ],
+}
+
+
+def test_candidates_stand_best_mode_first() -> None:
+    rows = formats.candidate_rows(DECISION)
+    assert [(row["mode"], row["proxy"], row["verdict"]) for row in rows] == [
+        ("direct-nfs", "any", "refused"),
+        ("hotadd", "px", "chosen"),
+        ("hotadd", "py", "refused"),
+        ("nbdssl", "py", "accepted"),
+        ("warp", "any", "refused"),
+    ]
+    assert rows[1]["slots"] == "1 of 2"
+    assert formats.candidate_rows({}) == []
+
+
+def test_which_vm_a_proxy_is() -> None:
+    vm = {"name": "px", "moref": "vm-1", "vcenter": "a", "datacenter": "DC0", "host": "host-1"}
+    assert formats.proxy_vms({"vms": []}) == "none that a vCenter knows"
+    assert formats.proxy_vms({"vms": [vm]}) == "px (vm-1) of a, DC0, host-1"
+    assert "not certain" in formats.proxy_vms({"vms": [vm, {**vm, "moref": "vm-2"}]})
+    assert "not certain" not in formats.proxy_vms({"vms": [vm, {**vm, "vcenter": "b"}]})

@@ -217,6 +217,25 @@ def test_cancelling_is_asked_for(api: AsgiClient, seeded: Seeded) -> None:
     assert api.post(f"/sessions/{seeded.finished_id}/cancel").status_code == 409
 
 
+def test_what_a_proxy_looks_at(api: AsgiClient, seeded: Seeded) -> None:
+    changes = {"connected_datastores": ["ssd"], "failover_to_network": False, "max_nfs_hops": 2}
+    shown = read_changed(api, "/proxies/default", changes)
+    assert shown["connected_datastores"] == ["ssd"]
+    assert shown["discovery"]["datastores"] == []
+    assert api.patch("/proxies/default", json={"preferred_networks": ["x"]}).status_code == 422
+    asked = api.post("/proxies/default/rescan")
+    assert asked.status_code == 200
+    assert asked.json()["looked_at"] is None
+    assert api.post("/proxies/nobody/rescan").status_code == 404
+
+
+def read_changed(api: AsgiClient, path: str, changes: dict[str, object]) -> dict[str, Any]:
+    answered = api.patch(path, json=changes)
+    assert answered.status_code == 200
+    answers.ProxyWithDiscovery.model_validate(answered.json())
+    return dict(answered.json())
+
+
 def test_why_a_task_runs_where_it_runs(api: AsgiClient, seeded: Seeded) -> None:
     why = api.get(f"/tasks/{seeded.task_id}/why").json()
     assert why["decision"]["candidates"][0]["name"] == "default"

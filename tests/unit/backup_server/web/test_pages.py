@@ -4,7 +4,9 @@ import re
 from datetime import timedelta
 
 import pytest
+import sqlalchemy as sa
 
+from backup_server.db.tables import OutboxRow
 from backup_server.services import jobs, sessions
 from backup_server.services.context import Context
 from backup_server.web.logins import COOKIE, LINK_S, Logins
@@ -24,6 +26,8 @@ PAGES = [
     "/restore-points?vm=db01",
     f"/restore-points/{POINT}",
     "/proxies",
+    "/proxies/default",
+    "/tasks/task-run-1",
     "/repositories",
     "/storage",
     "/jobs/nightly/retention",
@@ -49,9 +53,7 @@ def test_every_page_shows_what_is_there(console: AsgiClient, seeded: Seeded, pat
     assert "None" not in re.sub(r"<[^>]+>", " ", response.text)
 
 
-@pytest.mark.parametrize(
-    "path", [path for path in PAGES if "nightly" not in path and "0000" not in path]
-)
+@pytest.mark.parametrize("path", [path for path in PAGES if not re.search("nightly|0000|task-", path)])
 def test_every_page_of_an_empty_installation(console: AsgiClient, path: str) -> None:
     assert console.get(path).status_code == 200
 
@@ -146,6 +148,25 @@ def test_cancelling_needs_the_form_of_this_login(
     assert (response.status_code, response.headers["location"]) == (303, f"/sessions/{RUNNING}")
     assert sessions.get(ctx, RUNNING)["cancel_requested"] is True
     assert "being cancelled" in console.get(f"/sessions/{RUNNING}").text
+
+
+def test_why_a_task_is_where_it_is(console: AsgiClient, seeded: Seeded) -> None:
+    page = console.get(f"/tasks/{seeded.task_id}").text
+    assert "<h2>Candidates</h2>" in page
+    assert '<span class="badge chosen">chosen</span>' in page
+    assert "sends data in clear" in page
+    assert f"/tasks/{seeded.task_id}" in console.get(f"/sessions/{RUNNING}").text
+    assert console.get("/tasks/nothing").status_code == 404
+
+
+def test_a_proxy_is_asked_to_look_around(console: AsgiClient, ctx: Context, seeded: Seeded) -> None:
+    page = console.get("/proxies/default").text
+    assert "It has not looked around yet." in page
+    response = console.post("/proxies/default/rescan", data={"form_token": form_token(page)})
+    assert response.status_code == 303
+    with ctx.db.read() as s:
+        [row] = s.scalars(sa.select(OutboxRow).where(OutboxRow.kind == "rescan"))
+    assert response.headers["location"] == f"/proxies/{row.proxy_id}"
 
 
 def ctx_logins(clock: Clock) -> Logins:
