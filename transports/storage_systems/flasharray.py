@@ -70,7 +70,6 @@ class FlashArray:
         made = {item["source"]["name"] for item in self._snapshots_named(name)}
         missing = [volume for volume in volume_ids if volume not in made]
         if missing:
-            # Those of one call are of one moment.
             self._session.call(
                 "POST", "volume-snapshots", {"source_names": ",".join(missing)}, {"suffix": name}
             )
