@@ -12,6 +12,7 @@ disks were just taken away.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -41,6 +42,7 @@ from transports.vsphere.model import AttachableVm, AttachedDisk, DiskInfo, DiskT
 LATE_FOR: Final = timedelta(hours=24)
 """So long after an intent was closed its disk is looked for once more: a change that vCenter was asked for, and
 that nobody waited for to the end, may have come afterwards."""
+_UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _NONPERSISTENT: Final = "independent_nonpersistent"
 _PERSISTENT: Final = "independent_persistent"
 
@@ -114,8 +116,9 @@ def _proxy_vm(ctx: Context, client: Vsphere, task: Task, disk: DiskRef) -> Attac
     """The VM of the task's vCenter in which its proxy runs."""
     with ctx.db.read() as s:
         proxy = s.get_one(Proxy, task.proxy_id)
+    # As the proxy told it: what is no UUID is none.
     uuid = str(proxy.connections.get("vm_uuid", ""))
-    if not uuid:
+    if not _UUID.fullmatch(uuid):
         raise ConflictError(
             f"proxy {proxy.name} shows no SMBIOS UUID, so its VM cannot be found; run its worker as root, or "
             "set vm_uuid in its proxy.toml"

@@ -67,7 +67,7 @@ def test_backup_killed_at_every_point(rig: Rig, proxy: FakeVm, dies: int, withdr
     own = [disk.path for vm in rig.vcenter.vms.values() for disk in vm.disks]
     rig.job(selection={"include": [{"type": "vm", "name": "db01"}]})
     rig.proxies = proxies = HotaddProxies(rig, dies=dies, withdraws=withdraws)
-    every = 1 if withdraws and not dies else 3
+    every = 1 if withdraws and not dies else 4
     where = points(rig, str(jobs.run(rig.ctx, "job1")["id"]), every)
     calls = rig.vcenter.calls
     assert {"attach_disks", "detach_disks"} <= set(calls)
@@ -96,7 +96,7 @@ def test_restore_killed_at_every_point(rig: Rig, proxy: FakeVm, good: bool) -> N
         request = {"restore_point": "db01@latest", "name": name, "power_on": True}
         return str(restores.restore_vm(rig.ctx, request)["id"])
 
-    for at in points(rig, order("copy0"), 2):
+    for at in points(rig, order("copy0"), 3):
         session_id = order(f"copy{at}")
         rig.plan.arm(at)
         session = finish(rig, session_id)

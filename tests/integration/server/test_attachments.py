@@ -94,6 +94,10 @@ def no_uuid(rig: Rig) -> None:
     add_proxy(rig, uuid="")
 
 
+def no_such_uuid(rig: Rig) -> None:
+    add_proxy(rig, uuid="../../proxy")
+
+
 def unknown(rig: Rig) -> None:
     add_proxy(rig).bios_uuid = "another"
 
@@ -113,6 +117,7 @@ def itself(rig: Rig) -> None:
     ("make", "reason"),
     [
         (no_uuid, "proxy proxy-1 shows no SMBIOS UUID"),
+        (no_such_uuid, "proxy proxy-1 shows no SMBIOS UUID"),
         (unknown, f"vCenter has no VM with the SMBIOS UUID {UUID} of proxy proxy-1"),
         (twins, f"2 VMs have the SMBIOS UUID {UUID} .*give the clone a UUID of its own"),
         (itself, "proxy proxy-1 runs in VM db01 itself"),

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import random
+import shutil
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +15,11 @@ import pytest
 from tests.support.hotadd import NAME, TreePresenter, disk_ref
 from tests.support.sysfs import SysTree
 from transports import block_devices, direct_file, hotadd
-from transports.base import TransportMode
+from transports.base import ReadRequest, TransportMode
 from transports.errors import TransientTransportError, TransportUnavailableError
 from transports.hotadd import arrival
 from transports.machine import Machine
+from transports.wrappers import ReconnectingReader
 
 MIB = 1 << 20
 MODE = TransportMode.HOTADD
@@ -224,6 +229,40 @@ def test_a_lost_device_may_come_back(presenter: TreePresenter, monkeypatch: pyte
         reader.read_into(0, memoryview(bytearray(512)))
     reader.close()
     assert presenter.asked[-1] == "withdraw hotadd delete=1"
+
+
+@pytest.mark.parametrize("cut_at", [0, 3, 7], ids=["start", "middle", "end"])
+def test_a_disk_that_is_cut_off_is_attached_anew_and_read_on(
+    presenter: TreePresenter, monkeypatch: pytest.MonkeyPatch, cut_at: int
+) -> None:
+    step = MIB // 8
+    content = random.Random(cut_at).randbytes(MIB)
+    presenter.content.write_bytes(content)
+    real, cuts = os.preadv, [cut_at * step]
+
+    def preadv(fd: int, buffers: list[memoryview], offset: int) -> int:
+        if offset in cuts:
+            cuts.remove(offset)
+            raise OSError(errno.EIO, "Input/output error")
+        return real(fd, buffers, offset)
+
+    def gone(_: TransportMode) -> None:
+        presenter.asked.append("withdraw")
+        presenter.tree.remove_disk("sdb")
+        shutil.rmtree(presenter.tree.sys / "devices")
+
+    monkeypatch.setattr(os, "preadv", preadv)
+    monkeypatch.setattr(presenter, "withdraw", gone)
+    reader = ReconnectingReader(
+        lambda: hotadd.open_reader(presenter, presenter.tree.machine, presenter.disk), 3, lambda _: None
+    )
+    got = bytearray(MIB)
+    requests = [ReadRequest(at, memoryview(got)[at : at + step]) for at in range(0, MIB, step)]
+    assert len(list(reader.read_many(requests))) == 8
+    reader.close()
+    assert bytes(got) == content
+    assert cuts == []
+    assert presenter.asked == ["present hotadd read", "withdraw"] * 2
 
 
 def test_a_kernel_that_does_not_let_go_does_not_keep_the_disk_attached(
