@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from pipeline import copy, mover, restore, verify
 from pipeline.errors import CancelledError, IntegrityError, PermanentPipelineError
@@ -41,6 +41,7 @@ from proxy_worker.progress import ProgressMeter, phase_report
 from proxy_worker.vsphere_session import Connect, RenewableSession, RenewAccess
 from transports import registry
 from transports.base import DiskReader, DiskRef, DiskWriter, Presenter, TransportMode
+from transports.errors import TransientTransportError
 from transports.failover import FailoverReader, FailoverWriter, Way
 from transports.registry import Access, ModeOptions, NothingPresented
 from transports.vsphere.api import Vsphere
@@ -50,7 +51,12 @@ RECONNECTS: Final = 6
 """Failures in a row before the task is handed back: half a minute with the pauses in between."""
 RECONNECTS_BEFORE_ANOTHER_MODE: Final = 3
 """The same where another mode can go on at once: three seconds."""
+OPENINGS_OF_PRESENTED: Final = 3
+OPENING_PAUSE_S: Final = 2.0
+PRESENTED: Final = frozenset({TransportMode.HOTADD, TransportMode.STORAGE_SNAPSHOT})
+"""Modes whose disks the backup server makes reachable."""
 REASON_CHARACTERS: Final = 1000
+T = TypeVar("T")
 
 OpenReader = Callable[[Access, DiskRef, TransportMode], DiskReader]
 OpenWriter = Callable[[Access, DiskRef, TransportMode], DiskWriter]
@@ -184,7 +190,12 @@ def _reader(
                 lambda v: tools.open_reader(tools.access(v, request.preferred_networks), disk, mode)
             )
 
-        return Way(mode, lambda: ReconnectingReader(open_once, attempts, tools.pause))
+        def open_way() -> DiskReader:
+            return _patiently(
+                mode, lambda: ReconnectingReader(open_once, attempts, tools.pause), tools.pause
+            )
+
+        return Way(mode, open_way)
 
     return FailoverReader([way(*each) for each in _modes(request)], tools.leave)
 
@@ -198,9 +209,28 @@ def _writer(
                 lambda v: tools.open_writer(tools.access(v, request.preferred_networks), disk, mode)
             )
 
-        return Way(mode, lambda: ReconnectingWriter(open_once, attempts, tools.pause))
+        def open_way() -> DiskWriter:
+            return _patiently(
+                mode, lambda: ReconnectingWriter(open_once, attempts, tools.pause), tools.pause
+            )
+
+        return Way(mode, open_way)
 
     return FailoverWriter([way(*each) for each in _modes(request)], tools.leave)
+
+
+def _patiently(mode: TransportMode, open_way: Callable[[], T], pause: Callable[[float], None]) -> T:
+    """Open in a mode that the server has to prepare: vSphere and storage systems are busy now and then, and
+    a moment's patience costs less than a whole disk in a lesser mode.
+    """
+    for attempt in range(1, OPENINGS_OF_PRESENTED):
+        if mode not in PRESENTED:
+            break
+        try:
+            return open_way()
+        except TransientTransportError:
+            pause(OPENING_PAUSE_S * attempt)
+    return open_way()
 
 
 def _modes(request: TaskRequest) -> list[tuple[TransportMode, int]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import queue
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import Final, Protocol
 
 from transports.base import (
@@ -162,6 +163,8 @@ class ExtentWriter:
         self._extents = extents
         self._on_close = on_close
         self._closed = False
+        self._is_cached = False
+        """Something was written through the page cache: of a device that is lost it never gets there."""
         self._capabilities = WriterCapabilities(
             mode=mode,
             max_request_bytes=MAX_REQUEST_BYTES,
@@ -175,7 +178,7 @@ class ExtentWriter:
 
     @property
     def capabilities(self) -> WriterCapabilities:
-        return self._capabilities
+        return replace(self._capabilities, answered_is_kept=not self._is_cached)
 
     def write_from(self, offset: int, buffer: memoryview) -> None:
         """PermanentTransportError where nothing is allocated; then nothing was written."""
@@ -190,7 +193,10 @@ class ExtentWriter:
         for run in runs:
             start = run.offset - offset
             assert run.device_offset is not None
-            self._files[run.device].write_from(run.device_offset, buffer[start : start + run.length])
+            file = self._files[run.device]
+            file.write_from(run.device_offset, buffer[start : start + run.length])
+            if isinstance(file, DirectFile) and not file.is_direct:
+                self._is_cached = True
 
     def flush(self) -> None:
         self._check_open()

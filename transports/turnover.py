@@ -36,6 +36,11 @@ class Turnover:
         self._is_replacing = False
         self._error: BaseException | None = None
 
+    @property
+    def writer(self) -> DiskWriter:
+        """The present one, or the last."""
+        return self._writer
+
     def run(self, act: Act) -> None:
         """Return when `act` came through on some writer. Raises what the pool raised when it gave up, in
         every thread and from then on.

@@ -223,7 +223,6 @@ class ReconnectingWriter:
         self._patience = _Patience(attempts, wait)
         writer = open()
         self._size_bytes = writer.size_bytes
-        self._capabilities = writer.capabilities
         self._turnover = Turnover(writer, self, _REPEATABLE)
         self.reconnects = 0
 
@@ -233,7 +232,7 @@ class ReconnectingWriter:
 
     @property
     def capabilities(self) -> WriterCapabilities:
-        return self._capabilities
+        return self._turnover.writer.capabilities
 
     def write_from(self, offset: int, buffer: memoryview) -> None:
         self._turnover.run(lambda writer: writer.write_from(offset, buffer))

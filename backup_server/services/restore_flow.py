@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from backup_server.db.states import IntentKind, IntentState, Result, TaskState, VmState, change_state
 from backup_server.db.tables import Intent, RestorePointRow, Session, SessionVm, Task, new_id
-from backup_server.services import attachments, disk_facts, steps, vm_snapshots
+from backup_server.services import attachments, disk_facts, events, steps, vm_snapshots
 from backup_server.services.context import Context
 from backup_server.services.marks import restored_vm_mark
 from backup_server.services.restores import TO_FILE, datastore_of
@@ -53,6 +53,9 @@ def _begin_running(ctx: Context, s: Any, work: Work) -> None:
         raise StepFailedError("the restore point was deleted before the restore began")
     change_state(s, SessionVm, work.vm.id, VmState.PREPARING, VmState.RUNNING)
     steps.note(s, ctx, work, "vm.running", f"restoring {len(work.details['disks'])} disks")
+    if point.doubt:
+        text = f"this restore point is in doubt: {point.doubt}"
+        steps.note(s, ctx, work, "restore-point.in-doubt", text, events.WARNING)
 
 
 def _prepare_file(ctx: Context, work: Work) -> None:

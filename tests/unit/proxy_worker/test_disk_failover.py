@@ -16,6 +16,7 @@ from pipeline.model import ReadMode
 from pipeline.repository.work import read_work
 from proxy_worker.contracts.ids import Attempt
 from proxy_worker.contracts.messages import BackupDiskOrder, CompressionLevel, TaskKind, TaskOutcome
+from proxy_worker.disk_work import Tools
 from tests.unit.proxy_worker.test_disk_work import MIB, Bench
 from transports.base import DiskReader, DiskWriter, Extent, TransportMode
 from transports.errors import (
@@ -29,6 +30,15 @@ from transports.testing.faults import FaultyReader, FaultyWriter, Script
 TASK = "33333333-2222-3333-4444-555555555555"
 BLOCKS = 64
 HOTADD, SAN, NETWORK = TransportMode.HOTADD, TransportMode.DIRECT_SAN, TransportMode.NBDSSL
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    def pause(tools: Tools, _: float) -> None:
+        if tools.cancel.is_set():
+            raise CancelledError("cancelled while the connection to the disk was lost")
+
+    monkeypatch.setattr(Tools, "pause", pause)
 
 
 @pytest.fixture
@@ -278,3 +288,14 @@ def test_cancelling_ends_waiting_for_a_lost_mode(bench: Bench) -> None:
     bench.read_modes[NETWORK] = failing(bench, 3, error=lose)
     with pytest.raises(CancelledError, match="cancelled"):
         bench.backup()
+
+
+def test_a_moment_in_which_the_server_cannot_present_a_disk_is_waited_for(bench: Bench) -> None:
+    bench.modes = (HOTADD, NETWORK)
+    bench.read_faults = [TransientTransportError("the proxy's VM is being changed")]
+    done = bench.backup()
+    assert (done.mode, done.failovers) == (HOTADD, ())
+    # but not for ever
+    bench.read_faults = [TransientTransportError("the proxy's VM is being changed")] * 3
+    done = bench.backup(TASK)
+    assert (done.mode, [one.mode for one in done.failovers]) == (NETWORK, [HOTADD])
