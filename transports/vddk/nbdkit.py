@@ -216,8 +216,10 @@ class NbdkitDisk:
 def arguments(
     server: ServerAddress, disk: DiskRef, mode: TransportMode, options: VddkOptions, *, write: bool
 ) -> list[str]:
-    """The command; nothing in it is secret."""
-    command = [options.nbdkit, "--single", "--exit-with-parent", "--foreground"]
+    """The command; nothing in it is secret. It ends with its connection, so with the mover, however that ends
+    (--exit-with-parent would end it with the thread that began it).
+    """
+    command = [options.nbdkit, "--single", "--foreground"]
     if not write:
         command.append("--readonly")
     command += [

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -167,6 +170,31 @@ def test_nothing_is_left_running(reader: DiskReader) -> None:
     cast("Any", answers).close()
     reader.close()
     assert not Path(f"/proc/{pid}").exists()
+
+
+def test_an_nbdkit_outlives_nobody(vddk: StandIn) -> None:
+    """The mover is killed; what it started sees its connection end."""
+    script = (
+        "import sys, os, signal; from tests.support.vddk import *; from transports.vddk import open_reader\n"
+        "from transports.base import TransportMode; from pathlib import Path\n"
+        "vddk = StandIn(libdir=Path(sys.argv[1]))\n"
+        "reader = open_reader(OneServer(), vddk.ref(int(sys.argv[2])), TransportMode.NBD, vddk.options())\n"
+        "print(reader._disk._process.pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    mover = subprocess.run(
+        [sys.executable, "-c", script, str(vddk.libdir), str(len(IMAGE))],
+        stdout=subprocess.PIPE,
+        check=False,
+    )
+    assert mover.returncode == -signal.SIGKILL
+    stat = Path(f"/proc/{int(mover.stdout)}/stat")
+    pause = threading.Event()
+    for _ in range(3000):
+        # A zombie, where nobody on this machine collects it, has ended as well.
+        if not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z":
+            return
+        pause.wait(0.01)
+    raise AssertionError("nbdkit goes on without its mover")
 
 
 # ---- by setting
