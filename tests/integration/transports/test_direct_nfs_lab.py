@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from vmhaul_lab.plan import DatastorePlan
+from vmhaul_lab.images import DiskPlan
+from vmhaul_lab.plan import DatastorePlan, VmPlan
 from vmhaul_lab.site import LabSite
 
 from tests.support.disks import disk_ref, open_reader, open_writer, read_all
@@ -43,7 +44,9 @@ def on_export(
 @pytest.mark.parametrize("kind", ["NFS", "NFS41"])
 def test_a_vm_there_and_back(tmp_path: Path, labvc_binary: Path, kind: str) -> None:
     store = DatastorePlan(name="nfs1", kind=kind, served=True)
-    with LabSite.quick(tmp_path / "site", 1, binary=labvc_binary, datastores=[store]) as site:
+    # libnfs 4.0 writes by version 4 in pieces of 3.5 KiB, each to stable storage.
+    vm = VmPlan(name="vm01", disks=(DiskPlan(label="disk", capacity_bytes=4 * MIB, layout="raw"),))
+    with LabSite.quick(tmp_path / "site", [vm], binary=labvc_binary, datastores=[store]) as site:
         endpoint = Endpoint(
             host=site.vcenter_host, port=site.vcenter_port, thumbprint_sha256=site.thumbprint_sha256
         )
