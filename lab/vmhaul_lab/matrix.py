@@ -33,7 +33,10 @@ from vmhaul_lab.site import LabSite
 from vmhaul_lab.state import write_private
 
 PROXY = "default"
+PROXY_VM = "proxy-vm"
+"""The VM in which it runs; the disk array knows it as a host by this name."""
 _KINDS = ("thin", "thick", "eager")
+_ONLY_STORAGE = ("--storage-snapshots", "--no-storage-failover")
 _WRITES = 12
 """How often each guest writes between two backups."""
 _WRITE_BYTES = 96 << 10
@@ -51,11 +54,13 @@ class ModePlan:
     """Kinds of disks that it writes to."""
 
 
+STORAGE_SNAPSHOT = "storage-snapshot"
 VMFS = DatastorePlan(name="vmfs-plain")
 NFS41 = DatastorePlan(name="nfs-41", kind="NFS41", served=True)
 SAN = DatastorePlan(name="vmfs-lun", luns=(LunPlan(size_bytes=4 << 30),))
 
 MODES = (
+    ModePlan(mode=STORAGE_SNAPSHOT, datastore=SAN, with_snapshots=True, writes=()),
     ModePlan(mode="direct-san", datastore=SAN, with_snapshots=True, writes=("eager",)),
     ModePlan(mode="direct-nfs", datastore=NFS41, with_snapshots=False, writes=_KINDS),
     ModePlan(mode="hotadd", datastore=VMFS, with_snapshots=True, writes=_KINDS),
@@ -104,7 +109,8 @@ def site_plan(modes: Sequence[ModePlan], disk_bytes: int) -> SitePlan:
     return SitePlan(
         vms=tuple(vms),
         datastores=tuple(stores.values()),
-        proxies=(ProxyPlan(name="proxy-vm", disks=(_proxy_disk(),)),),
+        proxies=(ProxyPlan(name=PROXY_VM, disks=(_proxy_disk(),)),),
+        array=any(plan.mode == STORAGE_SNAPSHOT for plan in modes),
     )
 
 
@@ -152,7 +158,7 @@ class Matrix:
 
     @contextmanager
     def _server(self) -> Iterator[None]:
-        self._site.proxy("proxy-vm").write_settings(_made(self._data / "proxies" / PROXY))
+        self._site.proxy(PROXY_VM).write_settings(_made(self._data / "proxies" / PROXY))
         log = self._directory / "up.log"
         process = self._shell.start("up", "--listen", "127.0.0.1:0", "--no-flower", log=log)
         try:
@@ -190,6 +196,17 @@ class Matrix:
         self._shell.run(
             "repository", "add", "main", "repository", "--password-stdin", stdin="repository.password"
         )
+        if self._site.plan.array:
+            self._register_array()
+
+    def _register_array(self) -> None:
+        array = self._site.array
+        write_private(self._directory / "array.token", array.api_token + "\n")
+        self._shell.run(
+            *("storage", "add", "array1", array.address, "--driver", "flasharray"),
+            *("--identity", array.thumbprint, "--secret-stdin", "--proxy", f"{PROXY}={PROXY_VM}"),
+            stdin="array.token",
+        )
 
     # ---- one mode
 
@@ -200,6 +217,7 @@ class Matrix:
             self._shell.run(
                 *("job", "create", vm, "--vcenter", "lab", "--repository", "main", "--vm", vm),
                 *("--mode", plan.mode, "--compression", "fast"),
+                *(_ONLY_STORAGE if plan.mode == STORAGE_SNAPSHOT else ()),
             )
             if snapshots:
                 # Change tracking is switched on before there is a snapshot, as it should be.
@@ -210,6 +228,8 @@ class Matrix:
             self._guest_works(vm)
             self._back_up(plan, vm, "increment", snapshots=snapshots)
             self._restore(plan, vm, snapshots=snapshots)
+        if plan.mode == STORAGE_SNAPSHOT and (left := self._site.array.snapshots()):
+            raise LabError(f"the array still holds {', '.join(map(str, left))} after all backups ended")
 
     def _guest_works(self, vm: str) -> None:
         for disk in self._site.disks(vm):
