@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from vmhaul_lab import cli
 from vmhaul_lab.lablun import LabLuns
 from vmhaul_lab.plan import LunPlan, VmPlan
 from vmhaul_lab.site import LabSite
@@ -234,3 +235,27 @@ def test_a_killed_site_leaves_no_mount(tmp_path: Path, labvc_binary: Path) -> No
             return
         pause.wait(0.1)
     raise AssertionError("the file system of the killed site is still mounted")
+
+
+_DETACHED = """
+import os, sys
+from pathlib import Path
+from vmhaul_lab.plan import DatastorePlan, LunPlan, SitePlan
+from vmhaul_lab.proxies import ProxyPlan
+from vmhaul_lab.site import LabSite
+from tests.support.lab_san import PROXY, vm_plan
+stores = (DatastorePlan(name="san", luns=(LunPlan(),)),)
+plan = SitePlan(vms=(vm_plan("vm01"),), datastores=stores, proxies=(ProxyPlan(name=PROXY),))
+site = LabSite(Path(sys.argv[1]), plan, binary=Path(sys.argv[2]), detached=True)
+site.start()
+site.leave()
+os._exit(0)
+"""
+
+
+def test_down_takes_a_site_away_that_went_on_alone(tmp_path: Path, labvc_binary: Path) -> None:
+    words = [sys.executable, "-c", _DETACHED, tmp_path / "site", labvc_binary]
+    subprocess.run(words, check=True, timeout=120, cwd=Path(__file__).parents[3])
+    assert str(tmp_path) in Path("/proc/self/mounts").read_text()
+    assert cli.main(["down", "--dir", str(tmp_path / "site")]) == 0
+    assert str(tmp_path) not in Path("/proc/self/mounts").read_text()
