@@ -205,8 +205,11 @@ def test_a_server_that_dies_anywhere_in_a_reset_leaves_nothing_and_believes_noth
     passed = rig.plan.passed
     first = passed.index("before disable_change_tracking")
     last = passed.index("after enable_change_tracking")
-    # From before the helper's intent is written to after it is closed.
-    for at in range(first - 1, last + 5):
+    # From when the helper's intent is written to when it is closed; what is before an effect is what was
+    # after the one before it.
+    points = [at for at in range(first - 1, last + 5) if passed[at - 1].startswith("after")]
+    assert len(points) >= 6
+    for at in points:
         _mismatch_day(rig)
         rig.plan.arm(at)
         session = next_day(rig)
