@@ -265,7 +265,7 @@ PROXY_RULES: Final = (
     ProxyRule(
         id="hotadd-slot",
         modes=HOTADD,
-        text="The proxy's VM has a free slot: at most four SCSI controllers of 15 disks each.",
+        text="The proxy's VM has a free slot: up to four SCSI controllers, each counted with 15 disks.",
         check=_no_slot,
     ),
     ProxyRule(
