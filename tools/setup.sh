@@ -12,9 +12,9 @@ stage="${1:-demo}"
 libnfs=libnfs13
 ! grep -qs '^VERSION_ID="13"' /etc/os-release || libnfs=libnfs14
 demo_packages=(golang-go golang-github-vmware-govmomi-dev e2fsprogs xfsprogs lvm2 gdisk mount util-linux
-  nfs-ganesha nfs-ganesha-vfs "$libnfs")
+  nfs-ganesha nfs-ganesha-vfs rpcbind iproute2 "$libnfs")
 test_packages=("${demo_packages[@]}" redis-server postgresql qemu-utils chromium fonts-dejavu-core zstd
-  ceph-mon ceph-osd ceph-mgr radosgw rpcbind iproute2 qemu-system-x86
+  ceph-mon ceph-osd ceph-mgr radosgw qemu-system-x86
   vmfs-tools vmfs6-tools btrfs-progs tgt qemu-block-extra openssh-server nbdkit libnbd0 gcc libc6-dev)
 bench_packages=("${test_packages[@]}" restic borgbackup)
 azurite="azurite@3.35.0"

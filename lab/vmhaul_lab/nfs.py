@@ -1,9 +1,8 @@
 """A real NFS server (nfs-ganesha, in user space) over the folders of a site's datastores.
 
-NFS 4.1 listens on an address of its own in 127.0.0.0/8. NFS 3 needs a port mapper at the server's address, so
-then server and port mapper live in a network namespace of their own at the far end of a veth pair. Both go away
-with the process that started them, `kill -9` included: they are tied to its life, and the namespace with its
-devices to theirs.
+It lives in a network namespace of its own at the far end of a veth pair: no port of this machine is taken, and the
+port mapper that NFS 3 needs is the server's own. Both go away with the process that started them, `kill -9` included:
+they are tied to its life, and the namespace with its devices to theirs.
 """
 
 import json
@@ -40,7 +39,8 @@ set -e
 until ip addr show dev far 2>/dev/null | grep -q 'inet '; do sleep 0.01; done
 mount -t tmpfs tmpfs /run
 mkdir -p /run/ganesha /run/rpcbind
-rpcbind -f -w &
+if [ "$1" = 3 ]; then rpcbind -f -w & fi
+shift
 exec ganesha.nfsd -F "$@"
 """
 
@@ -68,7 +68,7 @@ class NfsServer:
     def __init__(self, directory: Path, exports: Sequence[NfsExport]) -> None:
         self._directory = directory
         self._exports = exports
-        self._namespace = any(export.version == 3 for export in exports)
+        self._lowest = min(export.version for export in exports)
         # Not from the seed of the site: two sites with one seed must not meet.
         self._random = random.SystemRandom()
         self._process: subprocess.Popen[bytes] | None = None
@@ -98,15 +98,18 @@ class NfsServer:
         words = ["-f", config, "-L", log, "-p", self._directory / "ganesha.pid"]
         self._process = self._starter.submit(
             subprocess.Popen,
-            [*_TIED, *(_UNSHARED if self._namespace else ("ganesha.nfsd", "-F")), *map(str, words)],
+            [*_TIED, *_UNSHARED, str(self._lowest), *map(str, words)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         ).result()
-        if self._namespace:
+        try:
             self._join_namespace(self._process.pid)
-        self._wait_until_it_answers(self._process, log)
+            self._wait_until_it_answers(self._process, log)
+        except LabError as error:
+            self.stop()
+            raise LabError(f"{error}: {_end_of(log)}") from error
 
     def stop(self) -> None:
         """Kill it. May be called twice."""
@@ -116,32 +119,18 @@ class NfsServer:
             self._process = None
 
     def _choose_address(self) -> None:
-        Path("/var/run/ganesha").mkdir(parents=True, exist_ok=True)
-        if self._namespace:
-            net = f"10.{self._random.randrange(128, 255)}.{self._random.randrange(255)}"
-            at = self._random.randrange(1, 63) * 4
-            self._near, self.host = f"{net}.{at + 1}", f"{net}.{at + 2}"
-            return
-        for _ in range(100):
-            address = f"127.{self._random.randrange(1, 255)}.{self._random.randrange(255)}.{self._random.randrange(1, 255)}"
-            with socket.socket() as probe:
-                try:
-                    probe.bind((address, PORT))
-                except OSError:
-                    continue
-            self.host = address
-            return
-        raise LabError(
-            f"port {PORT} is taken at a hundred loopback addresses: is NFS served on all of them?"
-        )
+        """A network of four addresses from those that are set aside for trials (RFC 2544)."""
+        net = f"198.{self._random.choice((18, 19))}.{self._random.randrange(256)}"
+        at = self._random.randrange(64) * 4
+        self._near, self.host = f"{net}.{at + 1}", f"{net}.{at + 2}"
 
     def _config(self) -> str:
         recovery = self._directory / "recovery"
         recovery.mkdir(exist_ok=True)
         parts = [
             _CONFIG.format(
-                protocols="3,4" if self._namespace else "4",
-                udp="false" if self._namespace else "none",
+                protocols="3,4" if self._lowest == 3 else "4",
+                udp="false" if self._lowest == 3 else "none",
                 port=PORT,
                 address=self.host,
                 recovery=recovery,
@@ -180,19 +169,11 @@ class NfsServer:
     def _wait_until_it_answers(self, process: subprocess.Popen[bytes], log: Path) -> None:
         def answers() -> bool:
             if process.poll() is not None:
-                raise LabError(
-                    f"nfs-ganesha has ended with status {process.returncode}: {_end_of(log)}"
-                )
+                raise LabError(f"nfs-ganesha has ended with status {process.returncode}")
             # It takes calls, and hangs up on some of them, before it says that it is ready.
-            return _READY_WORDS in _end_of(log) and _answers(
-                self.host, min(export.version for export in self._exports)
-            )
+            return _READY_WORDS in _end_of(log) and _answers(self.host, self._lowest)
 
-        try:
-            _wait(answers, f"nfs-ganesha at {self.host}")
-        except LabError as error:
-            self.stop()
-            raise LabError(f"{error}: {_end_of(log)}") from error
+        _wait(answers, f"nfs-ganesha at {self.host}")
 
 
 _TIED = ("setpriv", "--pdeathsig", "KILL")

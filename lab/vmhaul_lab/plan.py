@@ -496,7 +496,7 @@ def sized(size: str, *, huge: bool = False) -> SitePlan:
         vms=(*vms, huge_vm()) if huge or size == "large" else vms,
         datastores=(
             DatastorePlan(name="vmfs-fast"),
-            DatastorePlan(name="nfs-bulk", kind="NFS41", served=True),
+            DatastorePlan(name="nfs-bulk", kind="NFS", served=True),
         ),
         proxies=(ProxyPlan(name=PROXY_VM, host="esx2.lab"),),
     )

@@ -47,7 +47,7 @@ def test_site_json_names_images_folders_and_datastores(tmp_path: Path) -> None:
     assert said["datacenters"][0]["folders"] == ["Prod", "Prod/DB", "Prod/Web", "Proxies"]
     web = said["vms"][0]
     assert [disk["image"] for disk in web["disks"]] == [str(image), ""]
-    assert {store["type"] for store in said["datacenters"][0]["datastores"]} == {"VMFS", "NFS41"}
+    assert {store["type"] for store in said["datacenters"][0]["datastores"]} == {"VMFS", "NFS"}
     assert "cbt_page_bytes" not in said
 
 
