@@ -41,7 +41,7 @@ fix:  ## let ruff repair what it can
 unit: setup-test  ## the quick tests only
 	$(PYTHON) -m pytest -q tests/unit tests/format tests/property
 
-bench: setup-bench  ## data mover beside its roofline and its peers; writes bench/results.json
+bench: setup-bench lab  ## data mover beside its roofline and its peers; writes bench/results.json
 	$(PYTHON) -m bench.bench_mover
 
 fuzz: setup-test  ## every parser for FUZZ_SECONDS (60) each, guided by what an input reaches

@@ -30,6 +30,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from bench import bench_modes
 from bench.aims import BORG, BORG_FIXED, aims_of, best_rows, key_of
 from bench.database import SCALE, build_database_images, programs
 from bench.images import Images, build_images, changed_extents
@@ -129,12 +130,13 @@ def main() -> int:
     try:
         facts["disks"] = measure_all(args, work, rows)
         index_rows, index_aims = measure_index(work, quick=args.quick)
+        mode_rows = measure_modes(work, quick=args.quick)
     finally:
         shutil.rmtree(work)
     facts["load_after"] = [round(load, 1) for load in os.getloadavg()]
     facts["took_s"] = round(time.monotonic() - began_s)
-    aims = [asdict(aim) for aim in aims_of(rows)] + index_aims
-    report(rows, index_rows, facts, aims, args.results)
+    aims = [asdict(aim) for aim in aims_of(rows)] + index_aims + bench_modes.aims(mode_rows)
+    report(rows, {"index": index_rows, "modes": mode_rows}, facts, aims, args.results)
     return 0
 
 
@@ -196,9 +198,18 @@ def measure_index(work: Path, *, quick: bool) -> tuple[list[dict[str, Any]], lis
     return rows, aims
 
 
+def measure_modes(work: Path, *, quick: bool) -> list[dict[str, Any]]:
+    """Rows of the transport modes; none where they cannot be measured."""
+    if os.geteuid() or shutil.which("ganesha.nfsd") is None:
+        print("no transport modes: they need root and nfs-ganesha")
+        return []
+    print("bench.bench_modes", flush=True)
+    return bench_modes.rows(256 if quick else 768, 1 if quick else 5, work)
+
+
 def report(
     rows: list[Row],
-    index_rows: list[dict[str, Any]],
+    others: dict[str, list[dict[str, Any]]],
     facts: dict[str, Any],
     aims: list[dict[str, Any]],
     path: Path,
@@ -216,7 +227,7 @@ def report(
         }
         for key, row in best.items()
     ]
-    content = {"machine": facts, "rows": rounded, "index": index_rows, "aims": aims}
+    content = {"machine": facts, "rows": rounded, **others, "aims": aims}
     path.write_text(json.dumps(content, indent=1) + "\n")
 
 
