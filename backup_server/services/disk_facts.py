@@ -70,6 +70,7 @@ def to_write(
         controller=controller_kind(disk),
         write=True,
         host_moref=vm.host_moref,
+        host_version=vm.host_version,
         thin=disk.thin,
         eager=disk.eager,
         is_delta=disk.path != disk.base_path,

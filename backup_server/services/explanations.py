@@ -28,6 +28,7 @@ from backup_server.services.proxy_facts import (
 )
 from backup_server.services.wishes import refused_modes, wish_of
 from proxy_worker.contracts.messages import TaskKind
+from transports.base import TransportMode
 from transports.rules import NETWORK_MODES, DiskFacts, judge_disk
 
 _SHOWN_FACTS = (
@@ -145,11 +146,16 @@ class Foresight:
     def of(self, disk: DiskFacts) -> dict[str, Any]:
         """proxy, mode, reason, fallbacks, better (modes that were not taken, and why), remarks."""
         kind = TaskKind.BACKUP_DISK.value
+        modes = self.allowed_modes
+        held = disk.storage_snapshot
+        if held is not None and held.vm_snapshot_gone:
+            # As a run allows it, also where the job names only the mode by which the clone is read.
+            modes = (TransportMode.STORAGE_SNAPSHOT.value,)
         wish = wish_of(
             kind,
             disk,
             self.allowed_proxies,
-            self.allowed_modes,
+            modes,
             failover=self.failover,
             proxy_vms=proxy_vms_of(self.proxies),
         )
@@ -157,7 +163,7 @@ class Foresight:
             seen = placement.survey(wish, self.proxies)
             self._decided[wish.key] = seen, placement.decide(wish, self.proxies, [], known=seen)
         seen, decided = self._decided[wish.key]
-        refused = refused_modes(kind, disk, self.allowed_modes)
+        refused = refused_modes(kind, disk, modes)
         # What speaks against the disk alone is its own; the rest is shared.
         not_offered = [one for one in decided.refused if one.mode in wish.modes]
         decision = replace(decided, refused=(*refused, *not_offered))

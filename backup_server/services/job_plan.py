@@ -59,8 +59,8 @@ def _placements(
     """By disk key: proxy, mode and why no better one."""
     vm = one.vm
     stores = {store.name: store for store in inventory.datastores if store.datacenter == vm.datacenter}
-    held = _storage_snapshots(s, job, one, stores)
     quiesced = job.options["quiesce"] != "off" and vm.tools_running
+    held = _storage_snapshots(s, job, one, stores, quiesced=quiesced)
     return {
         disk.key: seer.of(
             disk_facts.to_read(
@@ -77,24 +77,27 @@ def _placements(
 
 
 def _storage_snapshots(
-    s: DbSession, job: Job, one: ChosenVm, stores: Mapping[str, DatastoreInfo]
+    s: DbSession,
+    job: Job,
+    one: ChosenVm,
+    stores: Mapping[str, DatastoreInfo],
+    *,
+    quiesced: bool,
 ) -> dict[int, StorageSnapshotFacts]:
     """Where the job asks for them: what each disk's storage offers. One unfit disk excludes the whole VM."""
     if not job.options.get("storage_snapshots"):
         return {}
-    places = {
-        disk.key: storage_snapshots.place_of(s, stores.get(disk.datastore), {"options": job.options})
-        for disk in one.disks
-    }
-    unfit = [disk.label for disk in one.disks if places[disk.key] is None]
+    places, obstacle = storage_snapshots.places_of(
+        s, job.vcenter_id or "", one.vm, one.disks, stores, job.options, quiesced=quiesced
+    )
     return {
         key: StorageSnapshotFacts(
             system=place.system_name if place else "",
-            obstacle=f"{', '.join(unfit)} is on no registered storage system"
-            if unfit and place
-            else "",
+            # A disk that is on no system has that as its own reason.
+            obstacle=obstacle if place else "",
             proxies=place.proxies if place else (),
             read_by=place.read_by if place else None,
+            vm_snapshot_gone=not obstacle,
         )
         for key, place in places.items()
     }

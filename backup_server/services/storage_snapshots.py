@@ -32,7 +32,7 @@ from proxy_worker.contracts.extents import pack_extents
 from proxy_worker.contracts.messages import BackupDiskOrder
 from transports.base import TransportMode
 from transports.errors import ChangeTrackingUnusableError, PermanentTransportError, TransportError
-from transports.rules import StorageSnapshotFacts, judge_disk
+from transports.rules import DiskFacts, StorageSnapshotFacts, judge_disk
 from transports.storage_systems.base import (
     StorageSystem,
     Volume,
@@ -46,6 +46,7 @@ from transports.storage_systems.matching import READ_BY, volumes_below
 from transports.vsphere.api import Vsphere
 from transports.vsphere.model import DatastoreInfo, DiskInfo, SnapshotInfo, VmInfo
 
+_MODE: Final = TransportMode.STORAGE_SNAPSHOT
 HELD: Final = "storage"
 """Entry of a task's facts: what `present` needs of the storage snapshot."""
 RETRIED: Final = "a retry reads from the VM snapshot"
@@ -148,10 +149,14 @@ def hold(
     if work.session.attempt > 1 and failover:
         _say_standard(ctx, work, RETRIED)
         return None
-    places, obstacle = _places(ctx, work, info, snapshot, disks, stores)
+    with ctx.db.read() as s:
+        found, obstacle = places_of(
+            s, work.vcenter_id, info, disks, stores, options, quiesced=snapshot.quiesced
+        )
     if obstacle:
         _say_standard(ctx, work, obstacle)
         return None
+    places = {key: place for key, place in found.items() if place is not None}
     held_disks = {
         disk.key: _held(client, work, snapshot, disk, plans[disk.key], places) for disk in disks
     }
@@ -181,49 +186,61 @@ def _say_standard(ctx: Context, work: Work, reason: str) -> None:
 # ---- which storage --------------------------------------------------------------------------------
 
 
-def _places(
-    ctx: Context,
-    work: Work,
-    info: VmInfo,
-    snapshot: SnapshotInfo,
+def places_of(
+    s: DbSession,
+    vcenter_id: str,
+    vm: VmInfo,
     disks: Sequence[DiskInfo],
     stores: Mapping[str, DatastoreInfo],
-) -> tuple[dict[int, Place], str]:
-    """Where each disk lies, or why the whole VM is read in the standard way."""
-    with ctx.db.read() as s:
-        places = {disk.key: place_of(s, stores.get(disk.datastore), work.job) for disk in disks}
-        usable = _usable_proxies(s)
+    options: Mapping[str, Any],
+    *,
+    quiesced: bool,
+) -> tuple[dict[int, Place | None], str]:
+    """Where each disk lies by its key, and why the whole VM is read in the standard way; empty: it is not.
+    `options`: the job's. Runs and plans ask the same.
+    """
+    places = {disk.key: place_of(s, stores.get(disk.datastore), options) for disk in disks}
+    usable = _usable_proxies(s)
     for disk in disks:
         place = places[disk.key]
+        system = StorageSnapshotFacts(system=place.system_name if place else "")
         facts = disk_facts.to_read(
-            work.vcenter_id,
-            info,
-            disk,
-            stores,
-            quiesced=snapshot.quiesced,
-            storage_snapshot=StorageSnapshotFacts(system=place.system_name if place else ""),
+            vcenter_id, vm, disk, stores, quiesced=quiesced, storage_snapshot=system
         )
-        verdict = judge_disk(TransportMode.STORAGE_SNAPSHOT, facts)
-        if place is None or not verdict.usable:
-            return {}, f"{disk.label}: {verdict.text}"
-        verdict = judge_disk(place.read_by, facts)
-        if not verdict.usable:
-            return {}, f"{disk.label} cannot be read by {place.read_by.value}: {verdict.text}"
-        if not _modes_allow(work.job, place.read_by):
-            return {}, f"the job allows neither storage-snapshot nor {place.read_by.value}"
-        if not usable.intersection(place.proxies):
-            return {}, (
-                f"no proxy that is on and that the job allows may read from {place.system_name}; name it with "
-                f"`vmhaul storage edit {place.system_name} --proxy PROXY`"
-            )
-    return {key: place for key, place in places.items() if place is not None}, ""
+        obstacle = _obstacle(disk.label, place, facts, options, usable)
+        if obstacle:
+            return places, obstacle
+    return places, ""
 
 
-def place_of(s: DbSession, store: DatastoreInfo | None, job: Mapping[str, Any]) -> Place | None:
+def _obstacle(
+    label: str,
+    place: Place | None,
+    facts: DiskFacts,
+    options: Mapping[str, Any],
+    usable: Sequence[Proxy],
+) -> str:
+    verdict = judge_disk(TransportMode.STORAGE_SNAPSHOT, facts)
+    if place is None or not verdict.usable:
+        return f"{label}: {verdict.text}"
+    verdict = judge_disk(place.read_by, facts)
+    if not verdict.usable:
+        return f"{label} cannot be read by {place.read_by.value}: {verdict.text}"
+    if not _modes_allow(options, place.read_by):
+        return f"the job allows neither storage-snapshot nor {place.read_by.value}"
+    if not any(one.id in place.proxies and _reads(one, place.read_by) for one in usable):
+        return (
+            f"no proxy that is on, that the job allows and that offers storage-snapshot and {place.read_by.value} may "
+            f"read from {place.system_name}; name one with `vmhaul storage edit {place.system_name} --proxy PROXY`"
+        )
+    return ""
+
+
+def place_of(s: DbSession, store: DatastoreInfo | None, options: Mapping[str, Any]) -> Place | None:
     """The registered system that has all volumes below a datastore, and who may read from it."""
     if store is None:
         return None
-    allowed = set(job.get("options", {}).get("proxies") or ())
+    allowed = set(options.get("proxies") or ())
     rows = s.scalars(
         sa.select(StorageRow).where(StorageRow.enabled.is_(True)).order_by(StorageRow.name)
     )
@@ -240,13 +257,22 @@ def place_of(s: DbSession, store: DatastoreInfo | None, job: Mapping[str, Any]) 
     return None
 
 
-def _usable_proxies(s: DbSession) -> set[str]:
-    rows = s.scalars(sa.select(Proxy.id).where(Proxy.enabled.is_(True), Proxy.signing_key.is_not(None)))
-    return set(rows)
+def _usable_proxies(s: DbSession) -> list[Proxy]:
+    return list(
+        s.scalars(sa.select(Proxy).where(Proxy.enabled.is_(True), Proxy.signing_key.is_not(None)))
+    )
 
 
-def _modes_allow(job: Mapping[str, Any], read_by: TransportMode) -> bool:
-    modes = job["options"].get("modes") or ()
+def _reads(proxy: Proxy, read_by: TransportMode) -> bool:
+    """Whether the proxy offers what it takes. When the VM snapshot is gone, nobody else could stand in for it."""
+    offered = proxy.facts.get("modes")
+    if proxy.modes and _MODE.value not in proxy.modes:
+        return False
+    return offered is None or {_MODE.value, read_by.value} <= set(offered)
+
+
+def _modes_allow(options: Mapping[str, Any], read_by: TransportMode) -> bool:
+    modes = options.get("modes") or ()
     return not modes or TransportMode.STORAGE_SNAPSHOT.value in modes or read_by.value in modes
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from backup_server.db.states import Result
-from backup_server.db.tables import Event, Intent, Task
+from backup_server.db.tables import Event, Intent, Proxy, Task
 from backup_server.errors import ConflictError, ForbiddenError, UnavailableError
 from backup_server.services import jobs, storage_snapshots, storage_systems
 from proxy_worker.contracts.extents import unpack_extents
@@ -244,6 +245,17 @@ def no_proxy(rig: Rig) -> dict[str, Any]:
     return {}
 
 
+def no_reader(rig: Rig) -> dict[str, Any]:
+    """Its only proxy does not read LUNs: without the VM snapshot its disks would wait for ever."""
+    offer(rig, "storage-snapshot", "direct-nfs", "nbdssl")
+    return {}
+
+
+def offer(rig: Rig, *modes: str) -> None:
+    with rig.ctx.db() as s:
+        s.execute(sa.update(Proxy).values(facts={"modes": modes}, last_seen_at=rig.clock.now))
+
+
 def switched_off(rig: Rig) -> dict[str, Any]:
     storage_systems.edit(rig.ctx, "array1", {"enabled": False})
     return {}
@@ -264,6 +276,7 @@ def windows_on_nfs(rig: Rig) -> dict[str, Any]:
         (mixed, "no registered storage system has datastore local"),
         (another_mode, "the job allows neither"),
         (no_proxy, "vmhaul storage edit array1 --proxy"),
+        (no_reader, "offers storage-snapshot and direct-san"),
         (switched_off, "no registered storage system has datastore ds1"),
         (windows_on_nfs, "cannot be read by direct-nfs"),
     ],
@@ -278,8 +291,27 @@ def test_a_vm_that_is_not_fit_is_read_in_the_standard_way(
     assert len(storage.vcenter.all_snapshots()) == 1
     assert all(task.order["disk"]["snapshot_moref"] for task in tasks)
     assert reason in standard_reason(storage)
+    for placed in planned(storage):
+        assert placed["mode"] != "storage-snapshot"
+        assert reason in placed["better"][0]["reason"] or "allow" in placed["better"][0]["reason"]
     assert storage.drive(session_id)["result"] == "success"
     nothing_left(storage)
+
+
+def planned(rig: Rig) -> list[dict[str, Any]]:
+    """Where the plan of job1 puts its disks."""
+    return [disk["placement"] for vm in jobs.plan(rig.ctx, "job1")["vms"] for disk in vm["disks"]]
+
+
+@pytest.mark.parametrize("modes", [[], ["direct-san"]], ids=["any mode", "how the clone is read"])
+def test_a_plan_says_what_the_run_does(storage: Rig, modes: list[str]) -> None:
+    storage.vcenter.add_vm("db01")
+    offer(storage, "storage-snapshot", "direct-san", "nbdssl")
+    storage.job(storage_snapshots=True, modes=modes)
+    _, [task] = begin(storage)
+    assert task.allowed_modes == ["storage-snapshot"]
+    [placed] = planned(storage)
+    assert (placed["mode"], placed["fallbacks"]) == ("storage-snapshot", [])
 
 
 def test_an_array_that_refuses_is_a_warning_and_the_standard_way(storage: Rig) -> None:

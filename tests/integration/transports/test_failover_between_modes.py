@@ -53,10 +53,9 @@ ORDERS = [
 NAMES = itertools.count()
 MIDDLE = BLOCKS // 2
 WRITES = [
-    *((HOTADD, NETWORK, at) for at in (1, MIDDLE, BLOCKS)),
-    (NFS, NETWORK, MIDDLE),
-    (SAN, HOTADD, MIDDLE),
-    (NETWORK, NFS, MIDDLE),
+    (before, after, at)
+    for before, after in ((HOTADD, NETWORK), (NFS, NETWORK), (SAN, HOTADD), (NETWORK, NFS))
+    for at in (1, MIDDLE, BLOCKS)
 ]
 Opened = DiskReader | DiskWriter
 

@@ -33,6 +33,7 @@ VM = VmInfo(
     tools_running=True,
     guest_os="Microsoft Windows Server 2022 (64-bit)",
     host_moref="host-3",
+    host_version="8.0.2",
     path=("DC0", "vm"),
     datacenter="DC0",
     cluster="C0",
@@ -80,6 +81,7 @@ def test_facts_of_a_disk_to_write() -> None:
     assert facts.write
     assert facts.eager
     assert not facts.is_delta
+    assert facts.host_version == VM.host_version != ""
 
 
 def test_facts_are_kept_with_the_task_beside_what_else_stands_there() -> None:
