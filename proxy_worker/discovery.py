@@ -24,6 +24,7 @@ from proxy_worker.contracts.messages import (
 )
 from transports import registry
 from transports.machine import own_vm_uuid
+from transports.reached import Reached
 from transports.registry import ModeOptions
 
 EVERY_S: Final = 4 * 3600.0
@@ -95,7 +96,11 @@ class Discovery:
     def _probe(self, probe: DatastoreProbe) -> list[Connection]:
         found = []
         for mode, reach in registry.probes().items():
-            reached = reach(self._options, probe.storage)
+            try:
+                reached = reach(self._options, probe.storage)
+            except Exception as error:  # noqa: BLE001 - one odd datastore hides no other
+                self._log.warning("discovery.probe-failed", datastore=probe.datastore, text=str(error))
+                reached = Reached(readable=False, writable=False, reason=f"looking failed: {error}")
             if reached is not None:
                 found.append(
                     Connection(

@@ -43,20 +43,24 @@ def print_plan(plan: dict[str, Any]) -> None:
 
 
 def why_not_better(plan: dict[str, Any]) -> list[str]:
-    """One line for each mode that was not taken and its reason, with the disks for which it holds; then one for
-    each disk that no proxy could take now.
+    """One line for each mode that was not taken and its reason, with the disks for which it holds; then remarks,
+    and one for each disk that no proxy could take now.
     """
     held: dict[tuple[str, str], list[str]] = {}
+    remarked: dict[str, list[str]] = {}
     nowhere: list[str] = []
     for vm in plan["vms"]:
         for disk in vm["disks"]:
             name, placed = f"{vm['name']} / {disk['label']}", disk["placement"]
             for one in placed["better"]:
                 held.setdefault((one["mode"], one["reason"]), []).append(name)
+            for text in placed["remarks"]:
+                remarked.setdefault(text, []).append(name)
             if placed["mode"] is None:
                 nowhere.append(f"no proxy could take {name} now: {placed['reason']}")
     return [
         *(f"not by {mode}, {_named(names)}: {reason}" for (mode, reason), names in held.items()),
+        *(f"{_named(names)}: {text}" for text, names in remarked.items()),
         *nowhere,
     ]
 

@@ -59,6 +59,13 @@ def test_why_not_better_is_told_once_for_all_disks() -> None:
     ]
 
 
+def test_what_is_remarked_of_a_disk_is_told() -> None:
+    odd = disk(1, placed("nbdssl", better=[], remarks=["its name holds an '@'"]))
+    assert plan.why_not_better({"vms": [{"name": "db01", "disks": [odd]}]}) == [
+        "db01 / Hard disk 1: its name holds an '@'"
+    ]
+
+
 def test_a_plan(capsys: pytest.CaptureFixture[str]) -> None:
     plan.print_plan(PLAN)
     shown = capsys.readouterr().out
