@@ -103,10 +103,13 @@ def test_a_mode_without_fallback_fails_and_says_so(bench: Bench) -> None:
     assert [one.mode for one in bench.left] == [HOTADD]
 
 
-def test_what_was_read_from_a_storage_snapshot_is_not_read_on_from_the_disk(bench: Bench) -> None:
+@pytest.mark.parametrize("at", [1, BLOCKS // 2, BLOCKS])
+def test_what_was_read_from_a_storage_snapshot_is_not_read_on_from_the_disk(
+    bench: Bench, at: int
+) -> None:
     bench.modes = (TransportMode.STORAGE_SNAPSHOT, NETWORK)
     bench.read_modes[TransportMode.STORAGE_SNAPSHOT] = failing(
-        bench, 3, error=lambda: PermanentTransportError("clone gone")
+        bench, at, error=lambda: PermanentTransportError("clone gone")
     )
     with pytest.raises(TransportUnavailableError, match="clone gone"):
         bench.backup()
