@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from backup_server.db.states import Result
 from backup_server.db.tables import Intent, Task
 from backup_server.errors import ConflictError, IntegrityError
-from backup_server.services import disk_plan, job_plan, steps
+from backup_server.services import disk_plan, job_plan, steps, storage_snapshots
 from backup_server.services.context import Context
 from backup_server.services.steps import Work
 from pipeline.model import RestorePoint
@@ -90,6 +90,9 @@ def confirm_snapshot(ctx: Context, work: Work) -> None:
         intent = steps.open_intent(s, work.vm.id)
         tasks = steps.tasks_of(s, work.vm.id)
     settled = any(name in work.details for name in ("failure", "snapshot_held", "snapshot_left"))
+    # What a storage snapshot holds was seen to be whole when it was made; a VM snapshot that could not be removed
+    # then may go at any time.
+    settled = settled or any(storage_snapshots.held_of(task) for task in tasks)
     if settled or intent is None or not all(is_good(task) for task in tasks):
         return
     try:

@@ -46,6 +46,7 @@ from transports.errors import ObjectGoneError, TransportError
 from transports.vsphere.api import Vsphere
 
 HELPER_AFTER_TRIES: Final = 3
+_MOST_DOUBLINGS: Final = 30
 _FOLLOWER_WAIT_S: Final = 1.0
 _SWEEP_EVERY: Final = 20
 """Visits between two looks at all VMs' snapshots: that is a call for each VM that has any."""
@@ -137,6 +138,10 @@ class Janitor:
             problem = _KINDS[intent.kind].clean(self, intent)
         except (TransportError, VmhaulError) as error:
             problem = str(error)
+        except Exception as error:
+            # One that nobody foresaw must not keep the janitor from all the others.
+            self._ctx.log.exception("janitor.unexpected", intent_id=intent_id, vm=intent.vm_name)
+            problem = f"unexpected {type(error).__name__}: {error}"
         with self._ctx.db() as s:
             if problem:
                 self._try_later(s, intent, problem)
@@ -187,7 +192,9 @@ class Janitor:
 
     def _try_later(self, s: DbSession, intent: Intent, problem: str) -> None:
         settings = self._ctx.settings
-        wait_s = min(settings.janitor_wait_s * 2**intent.tries, settings.janitor_wait_max_s)
+        # Bounded: an intent on a vCenter that is away for months is tried a thousand times.
+        doublings = min(intent.tries, _MOST_DOUBLINGS)
+        wait_s = min(settings.janitor_wait_s * 2**doublings, settings.janitor_wait_max_s)
         stored = s.get_one(Intent, intent.id)
         stored.tries = intent.tries + 1
         stored.problem = problem

@@ -45,6 +45,11 @@ def present(ctx: Context, proxy_id: str, question: PresentRequest) -> PresentAns
     mode = _MODES.get(question.mode)
     if mode is None:
         raise ConflictError(f"disks are not presented in mode {question.mode}")
+    # As a proxy asks, vSphere is changed: only in a way in which the task was given to it.
+    if question.mode.value not in {task.mode, *(task.decision or {}).get("fallbacks", ())}:
+        raise ConflictError(
+            f"task {task.id} was not given to the proxy by {question.mode.value}; placement chose {task.mode}"
+        )
     presented = mode.present(ctx, task, question)
     return PresentAnswer(task_id=question.task_id, attempt=question.attempt, presented=presented)
 

@@ -34,6 +34,7 @@ VERSION: Final = "version"
 DATASTORES: Final = "datastores"
 INVENTORY_AGE_S: Final = 3600.0
 """Of an inventory that tells well enough which datastores there are."""
+_LOGIN: Final = frozenset({"address", "identity", "secrets", "options"})
 _CHANGEABLE: Final = (
     "name",
     "address",
@@ -113,7 +114,9 @@ def add(ctx: Context, data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def edit(ctx: Context, ref: str, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Change what is named; secrets that are not named stay. Logs in to check."""
+    """Change what is named; secrets that are not named stay. Logs in to check what the login rests on: one that is
+    away can be switched off all the same.
+    """
     with ctx.db.read() as s:
         row = by_ref(s, StorageRow, ref)
         old = _as_data(s, row)
@@ -124,10 +127,13 @@ def edit(ctx: Context, ref: str, changes: Mapping[str, Any]) -> dict[str, Any]:
         if "secrets" not in changes:
             merged["secrets"] = known
         values, secrets = _values(ctx, s, merged)
-    info = _try(ctx, values, secrets)
+    info = SystemInfo(model=row.options.get(MODEL, ""), version=row.options.get(VERSION, ""))
+    if _LOGIN & set(changes):
+        info = _try(ctx, values, secrets)
     try:
         with ctx.db() as s:
             stored = s.get_one(StorageRow, row.id)
+            _refuse_another(s, stored, values)
             for name, value in _with_info(values, info).items():
                 setattr(stored, name, value)
             if stored.credential_id:
@@ -136,6 +142,18 @@ def edit(ctx: Context, ref: str, changes: Mapping[str, Any]) -> dict[str, Any]:
         raise _taken(values["name"]) from None
     ctx.storage.forget(row.id)
     return rescan(ctx, row.id)
+
+
+def _refuse_another(s: DbSession, row: StorageRow, values: Mapping[str, Any]) -> None:
+    """What was made on one system would be looked for on the other, not found, and taken for removed."""
+    moved = values["address"] != row.address
+    if not moved or values["options"][IDENTITY] == row.options.get(IDENTITY):
+        return
+    if left := open_names(s, row.id):
+        raise ConflictError(
+            f"storage system {row.name!r} still has snapshots of vmhaul ({', '.join(left)}): with another address and "
+            "another identity it would be another system; add that one under a name of its own"
+        )
 
 
 def remove(ctx: Context, ref: str) -> None:

@@ -93,6 +93,9 @@ REPORTS: Final = frozenset({HeartbeatReport, ProgressReport, ResultReport, Conne
 
 KNOWN_VERSIONS: Final = frozenset({SCHEMA_VERSION})
 
+_INT_END: Final = 1 << 63
+"""What a database can be asked with."""
+
 T = TypeVar("T")
 
 
@@ -197,7 +200,12 @@ def _value(kind: Any, value: Any, where: str, ignore_unknown: bool) -> Any:
         return _enum(kind, value, where)
     if is_dataclass(kind):
         return _dataclass(cast("type[Any]", kind), value, where, ignore_unknown)
-    return _scalar(kind, value, where)
+    found = _scalar(kind, value, where)
+    if ignore_unknown and type(found) is str:
+        # Texts of reports come from anywhere, damaged disks too, and PostgreSQL keeps no NUL in a text: one
+        # such report would hold up those of every proxy.
+        return found.replace("\0", "\N{REPLACEMENT CHARACTER}")
+    return found
 
 
 def _enum(kind: type[Enum], value: Any, where: str) -> Enum:
@@ -217,6 +225,8 @@ def _scalar(kind: Any, value: Any, where: str) -> Any:
         if not math.isfinite(number):
             raise MessageError(f"{where}: not a finite number")
         return number
+    if kind is int and type(value) is int and not -_INT_END <= value < _INT_END:
+        raise MessageError(f"{where}: a number of 64 bits was expected")
     if kind in (str, int, bool) and type(value) is kind:
         return value
     raise MessageError(f"{where}: {getattr(kind, '__name__', kind)} was expected")

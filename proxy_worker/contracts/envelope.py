@@ -40,6 +40,8 @@ MAX_AGE_S: Final = 300.0
 MAX_TEXT_BYTES: Final = 1 << 20
 """Longer texts are refused unread; the largest message, an order, has a few kilobytes."""
 NONCE_BYTES: Final = 16
+_LATEST_S: Final = 1 << 53
+"""A time beyond is none; JSON has integers that no float can hold."""
 AGELESS: Final = frozenset({ResultReport})
 """Sent again until acknowledged and guarded by attempt and state, so neither age nor repeat matters."""
 
@@ -210,6 +212,7 @@ def _outer(data: bytes) -> dict[str, Any]:
         or outer.keys() != {*kinds, "at"}
         or any(type(outer[name]) is not kind for name, kind in kinds.items())
         or type(outer["at"]) not in (int, float)
+        or abs(outer["at"]) > _LATEST_S
     ):
         raise MessageError("not a signed message: the envelope has another shape")
     return outer

@@ -58,6 +58,7 @@ def hand_out(rig: Rig, task: Task, proxy: str = PROXY) -> int:
             TaskState.RUNNING,
             attempt=task.attempt,
             proxy_id=proxy,
+            mode=TransportMode.HOTADD.value,
         )
         s.execute(sa.update(Task).where(Task.id == task.id).values(attempt=task.attempt + 1))
     return task.attempt + 1

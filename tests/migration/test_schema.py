@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -12,7 +14,7 @@ from alembic.migration import MigrationContext
 
 from backup_server.db.engine import create_engine, open_database
 from backup_server.db.migrate import current_revision, head_revision, upgrade
-from backup_server.db.tables import Base, Setting
+from backup_server.db.tables import Base, Intent, Proxy, Setting, Vcenter
 from backup_server.errors import SettingsError, UnavailableError
 
 
@@ -48,6 +50,55 @@ def test_upgrade_may_be_repeated_and_keeps_data(database_url: str) -> None:
     with database.read() as s:
         assert s.get_one(Setting, "a").value == "b"
     database.close()
+
+
+def test_rows_of_0_2_0_are_kept_and_have_what_0_3_0_adds(database_url: str) -> None:
+    engine = create_engine(database_url)
+    upgrade(engine, "0002")
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    old: list[tuple[type[Base], dict[str, Any]]] = [
+        (Vcenter, {"id": "v1", "credential_id": "c1"}),
+        (Proxy, {"id": "p1", "name": "px1", "modes": []}),
+        (Intent, {"id": "i1", "vcenter_id": "v1", "mark": "ours"}),
+    ]
+    with engine.begin() as connection:
+        connection.execute(
+            sa.insert(Base.metadata.tables["credentials"]),
+            [_row(Base.metadata.tables["credentials"], {"id": "c1"}, set(), now)],
+        )
+        for cls, values in old:
+            table = Base.metadata.tables[cls.__tablename__]
+            missing = {"settings", "connections", "details"}
+            row = _row(table, values, missing, now)
+            names = ", ".join(row)
+            slots = ", ".join(f":{name}" for name in row)
+            typed = [sa.bindparam(name, type_=table.c[name].type) for name in row]
+            connection.execute(
+                sa.text(f"INSERT INTO {table.name} ({names}) VALUES ({slots})").bindparams(*typed), row
+            )
+    engine.dispose()
+    database = open_database(database_url)
+    with database.read() as s:
+        proxy, intent = s.get_one(Proxy, "p1"), s.get_one(Intent, "i1")
+        assert (proxy.name, proxy.settings, proxy.connections, proxy.connections_at) == (
+            "px1",
+            {},
+            {},
+            None,
+        )
+        assert (intent.mark, intent.details, intent.task_id) == ("ours", {}, None)
+    database.close()
+
+
+def _row(table: sa.Table, values: dict[str, Any], without: set[str], now: datetime) -> dict[str, Any]:
+    """A row with something in each column that must have it."""
+    empty = {bool: True, int: 1, float: 1.0, str: "x", bytes: b"x"}
+    row = {
+        column.name: {} if isinstance(column.type, sa.JSON) else empty.get(column.type.python_type, now)
+        for column in table.columns
+        if not column.nullable and column.name not in without
+    }
+    return {**row, **values}
 
 
 def test_newer_schema_is_refused(database_url: str) -> None:

@@ -84,6 +84,7 @@ def hand_out(rig: Rig, task: Task, attempt: int = 1) -> Task:
                 TaskState.PENDING,
                 TaskState.RUNNING,
                 proxy_id=rig.default_proxy().id,
+                mode=MODE.value,
                 leased_until=rig.clock.now + timedelta(hours=1),
             )
         s.execute(sa.update(Task).where(Task.id == task.id).values(attempt=attempt))

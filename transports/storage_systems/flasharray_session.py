@@ -132,6 +132,11 @@ class FlashArraySession:
             raise TransientTransportError(
                 f"the array at {self._address} did not answer {method} {path} in time"
             ) from error
+        except RuntimeError as error:
+            # So httpx says that the client was closed: its system was edited or removed by somebody meanwhile.
+            raise TransientTransportError(
+                f"the connection to the array at {self._address} was ended here; try again"
+            ) from error
         except httpx.HTTPError as error:
             raise TransientTransportError(
                 f"the array at {self._address} cannot be reached ({error}); check address and network"

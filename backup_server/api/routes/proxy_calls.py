@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Final
 
+from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
-from starlette.concurrency import run_in_threadpool
 
 from backup_server.api import answers
 from backup_server.api.deps import Ctx, Doorstep, Step
@@ -25,6 +26,10 @@ router = APIRouter(tags=["proxies' calls"])
 
 MAX_ENVELOPE_BYTES: Final = 16 * 1024
 """A signed question is far below; more than this is not read."""
+PATIENT_CALLS: Final = 40
+"""Changes of VMs and storage that are waited for at a time, each for minutes at the worst: they have threads of their
+own, so that administrators, secrets and everything else never wait for them.
+"""
 
 
 @router.post("/enrol", responses=answers.ok(answers.Enrolment, 422))
@@ -56,13 +61,13 @@ async def secrets(request: Request, step: Step) -> Response:
 @router.post("/proxy/present", **_CALL)
 async def present(request: Request, step: Step) -> Response:
     """Signed envelope of a PresentRequest in, of a PresentAnswer out: the task's disk can be reached then."""
-    return await _answered(request, step, PresentRequest)
+    return await _answered(request, step, PresentRequest, _patient(request))
 
 
 @router.post("/proxy/withdraw", **_CALL)
 async def withdraw(request: Request, step: Step) -> Response:
     """Signed envelope of a WithdrawRequest in, of a WithdrawAnswer out: the presentation is undone then."""
-    return await _answered(request, step, WithdrawRequest)
+    return await _answered(request, step, WithdrawRequest, _patient(request))
 
 
 @router.post("/proxy/datastores", **_CALL)
@@ -71,7 +76,18 @@ async def datastores(request: Request, step: Step) -> Response:
     return await _answered(request, step, DatastoresRequest)
 
 
-async def _answered(request: Request, step: Doorstep, expect: type[Any]) -> Response:
+def _patient(request: Request) -> CapacityLimiter:
+    state = request.app.state
+    if not hasattr(state, "patient_calls"):
+        state.patient_calls = CapacityLimiter(PATIENT_CALLS)
+    limiter: CapacityLimiter = state.patient_calls
+    return limiter
+
+
+async def _answered(
+    request: Request, step: Doorstep, expect: type[Any], limiter: CapacityLimiter | None = None
+) -> Response:
+    """`limiter`: whose threads it takes; None: those of all routes."""
     text = bytearray()
     async for chunk in request.stream():
         text += chunk
@@ -81,5 +97,5 @@ async def _answered(request: Request, step: Doorstep, expect: type[Any]) -> Resp
         envelope = text.decode("ascii")
     except UnicodeDecodeError:
         raise BadRequestError("the body is not an envelope") from None
-    answer = await run_in_threadpool(step.answer_proxy, envelope, expect)
+    answer = await to_thread.run_sync(partial(step.answer_proxy, envelope, expect), limiter=limiter)
     return Response(answer, media_type="text/plain")

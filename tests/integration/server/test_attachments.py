@@ -203,6 +203,22 @@ def test_a_wrong_kind_of_access_is_refused(rig: Rig, proxy: FakeVm) -> None:
         presentations.present(rig.ctx, PROXY, question)
 
 
+def test_a_mode_that_placement_did_not_choose_is_refused(rig: Rig, proxy: FakeVm) -> None:
+    [task] = tasks(rig)
+    attempt = hand_out(rig, task)
+    with rig.ctx.db() as s:
+        s.get_one(Task, task.id).mode = TransportMode.NBDSSL.value
+    with pytest.raises(ConflictError, match="not given to the proxy by hotadd; placement chose nbdssl"):
+        present(rig, task, attempt)
+    assert foreign(proxy) == {}
+    assert rig.rows(Intent, kind="hot-added-disk") == []
+    with rig.ctx.db() as s:
+        row = s.get_one(Task, task.id)
+        row.mode, row.decision = TransportMode.DIRECT_SAN.value, {"fallbacks": ["hotadd", "nbdssl"]}
+    present(rig, task, attempt)
+    assert len(foreign(proxy)) == 1
+
+
 def test_what_may_pass_is_tried_again_under_the_same_intent(rig: Rig, proxy: FakeVm) -> None:
     [task] = tasks(rig)
     attempt = hand_out(rig, task)

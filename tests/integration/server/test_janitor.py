@@ -100,6 +100,34 @@ def test_waits_double_and_the_reason_is_kept(rig: Rig) -> None:
     assert max(waits) == rig.settings.janitor_wait_max_s
 
 
+def test_waits_have_an_end_after_a_year_of_trying(rig: Rig) -> None:
+    left_behind(rig)
+    [intent] = rig.open_intents()
+    with rig.ctx.db() as s:
+        s.get_one(Intent, intent.id).tries = 2000
+    rig.vcenter.fail("snapshots", TransientTransportError("still locked"))
+    rig.janitor.clean_due()
+    [intent] = rig.open_intents()
+    assert (intent.tries, intent.problem) == (2001, "still locked")
+    assert intent.next_try_at is not None
+    assert (intent.next_try_at - rig.clock.now).total_seconds() == rig.settings.janitor_wait_max_s
+
+
+def test_one_that_nobody_foresaw_keeps_nobody_waiting(rig: Rig) -> None:
+    first = left_behind(rig)
+    later = rig.vcenter.add_vm("db02", disks=1)
+    rig.vcenter.fail("remove_snapshot", *[TransientTransportError("locked")] * 3)
+    rig.job("job2", selection={"include": [{"type": "vm", "name": "db02"}]})
+    rig.run("job2")
+    assert len(first.snapshots) == len(later.snapshots) == 1
+    rig.vcenter.fail("remove_snapshot", RuntimeError("what is this"))
+    rig.janitor.clean_due()
+    [intent] = rig.open_intents()
+    assert intent.vm_name == "db01"
+    assert intent.problem == "unexpected RuntimeError: what is this"
+    assert later.snapshots == []
+
+
 def test_ladder_ends_with_a_helper_snapshot_that_goes_too(rig: Rig) -> None:
     vm = left_behind(rig)
     rig.vcenter.fail("remove_snapshot", *[TransientTransportError("locked")] * HELPER_AFTER_TRIES)

@@ -388,6 +388,21 @@ def test_a_vm_snapshot_that_stays_is_removed_when_the_disks_are_read(storage: Ri
 # ---- leftovers -------------------------------------------------------------------------------------
 
 
+def test_a_vm_snapshot_that_vsphere_removes_late_is_no_harm_to_what_the_storage_holds(
+    storage: Rig,
+) -> None:
+    vm = storage.vcenter.add_vm("db01", disks=1)
+    storage.job(storage_snapshots=True)
+    storage.vcenter.fail("remove_snapshot", TransientTransportError("no answer in time"))
+    session_id, _ = begin(storage)
+    assert len(vm.snapshots) == 1
+    vm.snapshots.clear()  # the removal that nobody waited for any more
+    session = storage.drive(session_id)
+    assert session["result"] == "warning", session["reason"]
+    assert len(storage.points()) == 1
+    nothing_left(storage)
+
+
 def test_a_storage_snapshot_that_stays_is_a_warning_and_the_janitors(storage: Rig) -> None:
     storage.vcenter.add_vm("db01", disks=1)
     storage.job(storage_snapshots=True)

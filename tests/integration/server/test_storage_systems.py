@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from backup_server.db.tables import Credential
-from backup_server.errors import ConflictError
+from backup_server.errors import ConflictError, UnavailableError
 from backup_server.services import jobs, storage_systems, vcenters
 from tests.fakes.server import Rig
 from tests.fakes.storage import TOKEN
-from tests.support.storage_rig import LUN1, LUN2, nfs, vmfs, with_array
+from tests.support.storage_rig import LUN1, LUN2, begin, nfs, vmfs, with_array
 from transports.errors import TransientTransportError
 
 
@@ -71,3 +71,26 @@ def test_an_edit_keeps_what_it_does_not_name(storage: Rig) -> None:
     changed = {name for name in before if before[name] != after[name]}
     assert changed <= {"enabled", "rescanned_at"}
     assert not after["enabled"]
+
+
+def test_one_that_is_away_can_be_switched_off(storage: Rig) -> None:
+    storage.array.fail("describe", TransientTransportError("away"))
+    storage.array.fail("volumes", TransientTransportError("away"))
+    after = storage_systems.edit(storage.ctx, "array1", {"enabled": False})
+    assert (after["enabled"], after["problem"]) == (False, "away")
+    with pytest.raises(UnavailableError, match="away"):
+        storage_systems.edit(storage.ctx, "array1", {"address": "array1.elsewhere.test"})
+
+
+def test_a_system_with_snapshots_becomes_no_other_one(storage: Rig) -> None:
+    storage.vcenter.add_vm("db01", disks=1)
+    storage.job(storage_snapshots=True)
+    begin(storage)
+    [name] = storage.array.frozen
+    storage.array.identity = "another"
+    with pytest.raises(ConflictError, match=f"still has snapshots of vmhaul .{name}.*another system"):
+        storage_systems.edit(storage.ctx, "array1", {"address": "array2.test", "identity": "another"})
+    # The same system with a new certificate, or reached in another way, is still that one.
+    storage_systems.edit(storage.ctx, "array1", {"identity": "another"})
+    after = storage_systems.edit(storage.ctx, "array1", {"address": "array1.elsewhere.test"})
+    assert (after["address"], after["identity"]) == ("array1.elsewhere.test", "another")

@@ -24,15 +24,19 @@ from proxy_worker.contracts.codec import (
 )
 from proxy_worker.contracts.ids import Attempt, TaskId
 from proxy_worker.contracts.messages import (
+    Failover,
     HeartbeatReport,
     ProgressReport,
     ResultAck,
+    ResultReport,
     SealedSecrets,
+    TaskOutcome,
     TaskRequest,
     TaskSecrets,
     VsphereAccess,
 )
 from tests.unit.proxy_worker.contracts.strategies import messages
+from transports.base import TransportMode
 
 ACK = ResultAck(task_id=TaskId("t1"), attempt=Attempt(2))
 SECRETS = TaskSecrets(
@@ -134,6 +138,22 @@ def test_missing_fields_unknown_enums_and_endless_numbers_are_refused() -> None:
         decode_order("make-coffee", {})
     with pytest.raises(ValueError, match="not JSON compliant"):
         canonical_json({"x": float("nan")})
+
+
+def test_reports_hold_nothing_that_a_database_refuses() -> None:
+    result = ResultReport(
+        task_id=TaskId("t"),
+        attempt=Attempt(1),
+        outcome=TaskOutcome.RETRY,
+        reason="descriptor begins with \0\0KDM",
+        failovers=(Failover(mode=TransportMode.DIRECT_SAN, reason="magic \0"),),
+    )
+    read = from_json(ResultReport, to_json(result))
+    assert read.reason == "descriptor begins with \ufffd\ufffdKDM"
+    assert read.failovers[0].reason == "magic \ufffd"
+    for number in (2**63, -(2**63) - 1, 10**300):
+        with pytest.raises(MessageError, match="attempt"):
+            from_json(ResultReport, {**to_json(result), "attempt": number})
 
 
 def test_canonical_form() -> None:

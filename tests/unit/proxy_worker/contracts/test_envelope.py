@@ -138,6 +138,13 @@ def test_other_shapes_are_refused_even_when_signed(wrong: Any) -> None:
         opener.open(signed(wrong), expect={ResultAck})
 
 
+@pytest.mark.parametrize("at", [10**400, -(10**400), 1e300])
+def test_a_time_that_no_clock_shows_is_refused(at: float) -> None:
+    _, opener, _ = pair()
+    with pytest.raises(MessageError, match="another shape"):
+        opener.open(signed(outer(at=at)), expect={ResultAck})
+
+
 def test_versions_types_and_forms() -> None:
     _, opener, _ = pair()
     with pytest.raises(UnknownVersionError):
