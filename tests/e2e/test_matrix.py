@@ -14,12 +14,12 @@ from .test_demo import running_in
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(600)]
 
 
-@pytest.mark.parametrize("plan", MODES, ids=lambda plan: plan.mode)
+@pytest.mark.parametrize("plan", MODES, ids=lambda plan: plan.name)
 def test_what_comes_back_is_what_was_there(tmp_path: Path, plan: ModePlan) -> None:
     directory = tmp_path / "matrix"
     program = Path(sys.executable).with_name("vmhaul-lab")
     done = subprocess.run(
-        [program, "matrix", "--mode", plan.mode, "--disk-mib", "8", "--json", "--dir", directory],
+        [program, "matrix", "--mode", plan.name, "--disk-mib", "8", "--json", "--dir", directory],
         capture_output=True,
         text=True,
         check=False,

@@ -14,6 +14,7 @@ from transports.direct_nfs.clients import by_client
 from transports.direct_nfs.connection import NFS_PORT, connect
 from transports.direct_nfs.disks import KINDS
 from transports.direct_nfs.hops import hops
+from transports.direct_nfs.library import writes_version_4_in_pieces
 from transports.direct_nfs.mounts import NfsMount
 from transports.direct_nfs.options import NfsOptions
 from transports.errors import TransportUnavailableError
@@ -56,9 +57,21 @@ def probe(options: NfsOptions, machine: Machine, storage: DatastoreRef) -> Reach
 def _through_library(options: NfsOptions, storage: DatastoreRef) -> Reached:
     connection = connect(storage, options)
     try:
-        return _judge(connection, connection.address, hops(connection.host, NFS_PORT))
+        found = _judge(connection, connection.address, hops(connection.host, NFS_PORT))
     finally:
         connection.close()
+    if not found.writable or not writes_version_4_in_pieces():
+        return found
+    writing = connect(storage, options, write=True)
+    writing.close()
+    if writing.version == 3:  # noqa: PLR2004 - NFS 3
+        return found
+    return replace(
+        found,
+        writable=False,
+        reason=f"{writing.address} speaks NFS 4 only, which this machine's libnfs writes in pieces of 4 KiB: any other "
+        "mode is faster; use libnfs 5 (Debian 13), or let the server speak NFS 3 as well",
+    )
 
 
 def _through_mount(mount: NfsMount, root: Path) -> Reached:

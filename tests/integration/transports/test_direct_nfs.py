@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import socket
 from collections.abc import Iterator
 from dataclasses import replace
@@ -158,6 +159,9 @@ def test_the_next_address_is_taken_when_the_first_is_silent(server: NfsServer) -
 
 # ---- probes
 
+# The package's name `probe` is the function.
+probing = importlib.import_module("transports.direct_nfs.probe")
+
 
 @pytest.mark.parametrize(
     ("export", "readable", "writable", "reason"),
@@ -170,8 +174,14 @@ def test_the_next_address_is_taken_when_the_first_is_silent(server: NfsServer) -
     ],
 )
 def test_a_probe_tells_what_may_be_done(
-    server: NfsServer, export: str, readable: bool, writable: bool, reason: str
+    server: NfsServer,
+    monkeypatch: pytest.MonkeyPatch,
+    export: str,
+    readable: bool,
+    writable: bool,
+    reason: str,
 ) -> None:
+    monkeypatch.setattr(probing, "writes_version_4_in_pieces", lambda: False)
     storage = DatastoreRef(name="x", kind="NFS41", nfs_hosts=(server.host,), nfs_path=f"/vol/{export}")
     found = probe(OPTIONS, HERE, storage)
     assert found is not None
@@ -179,6 +189,17 @@ def test_a_probe_tells_what_may_be_done(
     assert reason in found.reason
     assert bool(reason) == bool(found.reason)
     assert found.hops == (-1 if export == "none" else 0)
+
+
+def test_a_probe_refuses_writes_that_would_crawl(
+    server: NfsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probing, "writes_version_4_in_pieces", lambda: True)
+    storage = DatastoreRef(name="x", kind="NFS41", nfs_hosts=(server.host,), nfs_path="/vol/open")
+    found = probe(OPTIONS, HERE, storage)
+    assert found is not None
+    assert (found.readable, found.writable) == (True, False)
+    assert "in pieces of 4 KiB" in found.reason
 
 
 def test_a_probe_creates_nothing(server: NfsServer, exported: Path) -> None:
