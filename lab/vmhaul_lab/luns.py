@@ -173,11 +173,14 @@ class LunStore:
         for number, lun in enumerate(self.volume.luns):
             if lun.image.stat().st_mtime_ns == _RENDERED_NS:
                 continue
-            with lun.image.open("rb") as image:
-                for offset, length in reflink.changed_ranges(lun.image, _kept(lun)):
-                    taken += self._take(number, image.fileno(), offset, length)
-            reflink.clone_file(lun.image, _kept(lun))
+            # Of one moment: what is written from here on gives the image a newer time, and is for the next one.
             os.utime(lun.image, ns=(_RENDERED_NS, _RENDERED_NS))
+            moment = lun.image.with_name(lun.image.name + ".moment")
+            reflink.clone_file(lun.image, moment)
+            with moment.open("rb") as image:
+                for offset, length in reflink.changed_ranges(moment, _kept(lun)):
+                    taken += self._take(number, image.fileno(), offset, length)
+            moment.replace(_kept(lun))
         return taken
 
     def _take(self, number: int, image: int, offset: int, length: int) -> int:
