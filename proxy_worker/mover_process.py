@@ -55,6 +55,8 @@ class Parent:
         self._lock = threading.Lock()
         self._asking = threading.Lock()
         self._answers: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self._late = 0
+        """Answers that nobody waits for any more. The worker answers every question, in their order."""
 
     def read_order(self) -> tuple[TaskRequest, TaskSecrets, ModeOptions]:
         """KeyError, ValueError or MessageError when the first line is no order."""
@@ -95,8 +97,8 @@ class Parent:
         return access
 
     def ask(self, **question: Any) -> dict[str, Any]:
-        """The worker's answer to one question, also when the task is being cancelled: an answer that comes
-        later would be taken for that to the next question.
+        """The worker's answer to one question, also when the task is being cancelled: what was presented is to be
+        withdrawn.
         """
         with self._asking:
             self.say(**question)
@@ -105,10 +107,16 @@ class Parent:
     def _wait(self, *, cancellable: bool = True) -> dict[str, Any]:
         for _ in range(int(_SECRETS_WAIT_S / _POLL_S)):
             try:
-                return self._answers.get(timeout=_POLL_S)
+                answer = self._answers.get(timeout=_POLL_S)
             except queue.Empty:
                 if cancellable and self._cancel.is_set():
+                    self._late += 1
                     raise CancelledError("cancelled while waiting for a new session") from None
+                continue
+            if not self._late:
+                return answer
+            self._late -= 1
+        self._late += 1
         raise TransientTransportError("the worker did not answer a question; another attempt may do")
 
 

@@ -127,6 +127,12 @@ def delete(machine: Machine, device: BlockDevice) -> None:
         ) from error
 
 
+def is_still(machine: Machine, device: BlockDevice) -> bool:
+    """Whether the name stands for the same device as when it was listed."""
+    now = _device(machine, Path(machine.sys_path) / "block" / device.name)
+    return now is not None and identity(now) == identity(device)
+
+
 def holders(machine: Machine, device: BlockDevice) -> tuple[str, ...]:
     """Devices that stand on this one or on a partition of it: "dm-0", "md127"."""
     root = Path(machine.sys_path) / "block" / device.name

@@ -91,6 +91,10 @@ class DirectFile:
                 f"{path} cannot be opened for {'writing' if write else 'reading'}: {error.strerror}; {what}"
             ) from error
         self._direct_fd = -1
+        self._sync_error: OSError | None = None
+        self.wrote_through_cache = False
+        """Something was written through the page cache, all or the unaligned end of a write: of a device that is lost
+        it never gets there."""
         try:
             with translated("asking the size of", path):
                 self.size_bytes = os.lseek(self._fd, 0, os.SEEK_END)
@@ -151,11 +155,19 @@ class DirectFile:
                     break
                 done += count
             while done < len(buffer):
+                self.wrote_through_cache = True
                 done += os.pwrite(self._open_fd(), buffer[done:], offset + done)
 
     def flush(self) -> None:
+        """Once it has failed it fails for good: the kernel tells of lost pages once, and then calls them clean."""
         with translated("syncing", self.path):
-            os.fsync(self._open_fd())
+            if self._sync_error is not None:
+                raise self._sync_error
+            try:
+                os.fsync(self._open_fd())
+            except OSError as error:
+                self._sync_error = error
+                raise
 
     def close(self) -> None:
         """May be called twice; raises nothing. No thread may be reading or writing."""

@@ -163,8 +163,6 @@ class ExtentWriter:
         self._extents = extents
         self._on_close = on_close
         self._closed = False
-        self._is_cached = False
-        """Something was written through the page cache: of a device that is lost it never gets there."""
         self._capabilities = WriterCapabilities(
             mode=mode,
             max_request_bytes=MAX_REQUEST_BYTES,
@@ -178,7 +176,10 @@ class ExtentWriter:
 
     @property
     def capabilities(self) -> WriterCapabilities:
-        return replace(self._capabilities, answered_is_kept=not self._is_cached)
+        is_cached = any(
+            isinstance(file, DirectFile) and file.wrote_through_cache for file in self._files
+        )
+        return replace(self._capabilities, answered_is_kept=not is_cached)
 
     def write_from(self, offset: int, buffer: memoryview) -> None:
         """PermanentTransportError where nothing is allocated; then nothing was written."""
@@ -193,10 +194,7 @@ class ExtentWriter:
         for run in runs:
             start = run.offset - offset
             assert run.device_offset is not None
-            file = self._files[run.device]
-            file.write_from(run.device_offset, buffer[start : start + run.length])
-            if isinstance(file, DirectFile) and not file.is_direct:
-                self._is_cached = True
+            self._files[run.device].write_from(run.device_offset, buffer[start : start + run.length])
 
     def flush(self) -> None:
         self._check_open()

@@ -121,8 +121,8 @@ def _other_size(expected_bytes: int, found_bytes: int, mode: TransportMode) -> s
 class FailoverReader:
     """A DiskReader over several ways. Each request that was answered stays answered.
 
-    Capabilities are those of the first way that opened, but for the mode, which is the present one.
-    Raises what the last way raised.
+    Capabilities are those of the first way that opened, but for the mode, which is the present one, and for
+    `whole_chain`, which a later way may take back. Raises what the last way raised.
     """
 
     def __init__(
@@ -148,7 +148,8 @@ class FailoverReader:
 
     @property
     def capabilities(self) -> ReaderCapabilities:
-        return replace(self._offered, mode=self.mode)
+        whole_chain = self._offered.whole_chain and self._reader.capabilities.whole_chain
+        return replace(self._offered, mode=self.mode, whole_chain=whole_chain)
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         self._check_open()
@@ -192,6 +193,9 @@ class FailoverReader:
 
     def _allocated(self, offset: int, length: int) -> list[Extent]:
         while True:
+            if self._offered.whole_chain and not self._reader.capabilities.whole_chain:
+                # The caller may count on the whole chain, and this way may know of a delta alone.
+                return [Extent(offset=offset, length=length)]
             try:
                 return list(self._reader.allocated_extents(offset, length))
             except _FAILURES as error:

@@ -21,6 +21,7 @@ from transports.base import (
 from transports.errors import (
     PermanentTransportError,
     TransientTransportError,
+    TransportError,
     TransportUnavailableError,
 )
 from transports.turnover import Turnover
@@ -246,8 +247,13 @@ class ReconnectingWriter:
         self._turnover.close()
 
     def replace(self, old: DiskWriter, error: Exception) -> DiskWriter:
-        """A new writer after `error`; the last error when there were too many in a row."""
-        old.close()
+        """A new writer after `error`; the last error when there were too many in a row, and at once when what
+        was written so far may not be on the disk.
+        """
+        try:
+            _make_sure(old, error)
+        finally:
+            old.close()
         writer = self._open_again(error)
         if writer.size_bytes != self._size_bytes:
             writer.close()
@@ -265,6 +271,19 @@ class ReconnectingWriter:
                 return self._open()
             except _REPEATABLE as again:
                 failure = again
+
+
+def _make_sure(old: DiskWriter, error: Exception) -> None:
+    """A flush of the next writer says nothing of what this one kept in the page cache."""
+    if old.capabilities.answered_is_kept:
+        return
+    try:
+        old.flush()
+    except (TransportError, OSError):
+        raise TransientTransportError(
+            f"the connection failed before what had been written was safe, so the disk has to be written again from "
+            f"its beginning: {error}"
+        ) from error
 
 
 @dataclass(slots=True)

@@ -16,6 +16,7 @@ from backup_server.services import disk_plan, job_plan, steps, storage_snapshots
 from backup_server.services.context import Context
 from backup_server.services.steps import Work
 from pipeline.model import RestorePoint
+from transports.base import TransportMode
 from transports.errors import ObjectGoneError, TransportError
 from transports.vsphere.model import SnapshotInfo
 
@@ -28,6 +29,8 @@ BASE_DIFFERS = (
     "the catalogue and the repository disagree about the previous restore point; rescan the repository"
 )
 BASE_ELSEWHERE = "the previous restore point was made of a VM that was registered otherwise: {was}"
+_SETTLED = ("failure", "snapshot_held", "snapshot_gone", "snapshot_left")
+"""Details of a VM whose snapshot need not be looked at any more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +92,7 @@ def confirm_snapshot(ctx: Context, work: Work) -> None:
     with ctx.db.read() as s:
         intent = steps.open_intent(s, work.vm.id)
         tasks = steps.tasks_of(s, work.vm.id)
-    settled = any(name in work.details for name in ("failure", "snapshot_held", "snapshot_left"))
+    settled = any(name in work.details for name in _SETTLED)
     # What a storage snapshot holds was seen to be whole when it was made; a VM snapshot that could not be removed
     # then may go at any time.
     settled = settled or any(storage_snapshots.held_of(task) for task in tasks)
@@ -98,7 +101,8 @@ def confirm_snapshot(ctx: Context, work: Work) -> None:
     try:
         snapshots = ctx.vcenters.get(work.vcenter_id).snapshots(work.vm.moref)
     except ObjectGoneError:
-        return  # the VM went with its files: what was read to the end, was read in time
+        _doubt_what_san_read(ctx, work, tasks)
+        return
     except TransportError as error:
         tries = int(work.details.get("confirm_tries", 0)) + 1
         if tries < ctx.settings.snapshot_remove_tries:
@@ -114,6 +118,24 @@ def confirm_snapshot(ctx: Context, work: Work) -> None:
             steps.remember(s, work.vm.id, failure=failure, tries=None, not_before=None)
         else:
             steps.remember(s, work.vm.id, snapshot_held=True)
+
+
+def _doubt_what_san_read(ctx: Context, work: Work, tasks: Sequence[Task]) -> None:
+    """The VM went with its files. A host or a file server tells who still reads them, so what was read to the end
+    was read in time. Over SAN nothing tells that blocks were freed, and became another's. It may be all that is
+    left of the VM, so it is kept.
+    """
+    read = [task.disk_label for task in tasks if task.mode == TransportMode.DIRECT_SAN.value]
+    if not read:
+        return
+    steps.warn(
+        ctx,
+        work,
+        f"the VM was deleted or unregistered before its backup ended, and {', '.join(read)} was read over SAN: "
+        "when its files were deleted meanwhile, blocks may be zeros or another's; check it before you rely on it",
+    )
+    with ctx.db() as s:
+        steps.remember(s, work.vm.id, snapshot_gone=True)
 
 
 def is_good(task: Task) -> bool:

@@ -10,7 +10,7 @@ from typing import Final
 from transports import block_devices
 from transports.base import DiskRef, Presented
 from transports.block_devices import BlockDevice, identity, list_devices, with_wwid
-from transports.errors import TransportUnavailableError
+from transports.errors import TransientTransportError, TransportUnavailableError
 from transports.extent_reader import DirectFile
 from transports.machine import Machine
 from transports.scsi_names import naa_of_uuid
@@ -22,6 +22,8 @@ _SETTLE_S: Final = 3.0
 """A device with the disk's name that was there before: the disk was presented earlier already, or the kernel has
 not forgotten a device that is gone, and the true one is about to come."""
 _VMWARE_DRIVERS: Final = ("vmw_pvscsi", "mptspi", "mptsas", "BusLogic")
+_UNIT_IS_TARGET: Final = ("vmw_pvscsi", "mptspi", "BusLogic")
+"""Of these the guest's target is vSphere's unit number. SAS numbers its targets by itself."""
 
 
 def await_device(
@@ -60,8 +62,19 @@ def find(machine: Machine, presented: Presented, before: Sequence[BlockDevice]) 
     if presented.disk_uuid:
         named = with_wwid(devices, naa_of_uuid(presented.disk_uuid))
         if named:
-            return _the_one(named, presented, known)
+            here = [device for device in named if not _is_elsewhere(machine, device, presented)]
+            return _the_one(here, presented, known) if here else None
     return _at_its_place(machine, devices, presented, known)
+
+
+def _is_elsewhere(machine: Machine, device: BlockDevice, presented: Presented) -> bool:
+    """A disk with that name at another unit: a copy of it that bears the same name, or what the kernel did not
+    forget.
+    """
+    if device.address is None or presented.unit < 0:
+        return False
+    driver = block_devices.scsi_hosts(machine).get(device.address.host, "")
+    return driver in _UNIT_IS_TARGET and device.address.target != presented.unit
 
 
 def _the_one(
@@ -113,7 +126,9 @@ def _host_of(machine: Machine, bus: int) -> int | None:
 
 
 def open_device(machine: Machine, device: BlockDevice, disk: DiskRef, *, write: bool) -> DirectFile:
-    """TransportUnavailableError for a device that is not the disk, or that something else uses."""
+    """TransportUnavailableError for a device that is not the disk, or that something else uses,
+    TransientTransportError when its name passed to another just now.
+    """
     if device.size_bytes != disk.capacity_bytes:
         raise _wrong_size(device, disk, device.size_bytes)
     if write and (users := block_devices.holders(machine, device)):
@@ -130,6 +145,10 @@ def open_device(machine: Machine, device: BlockDevice, disk: DiskRef, *, write: 
             )
         if file.size_bytes != disk.capacity_bytes:
             raise _wrong_size(device, disk, file.size_bytes)
+        if not block_devices.is_still(machine, device):
+            raise TransientTransportError(
+                f"{device.node} went, or became another device, while it was opened for {disk.path}"
+            )
     except BaseException:
         file.close()
         raise

@@ -86,6 +86,22 @@ def test_vcenter_away_while_finishing_costs_no_backup(rig: Rig) -> None:
     assert rig.open_intents() == []
 
 
+@pytest.mark.parametrize(("mode", "result"), [("direct-san", "warning"), ("nbdssl", "success")])
+def test_a_vm_that_was_deleted_while_it_was_read_over_san_is_in_doubt(
+    rig: Rig, mode: str, result: str
+) -> None:
+    vm = rig.vcenter.add_vm("db01", disks=1)
+    rig.job()
+    session_id = begin(rig)
+    with rig.ctx.db() as s:
+        s.execute(sa.update(Task).values(mode=mode))
+    del rig.vcenter.vms[vm.moref]
+    session = rig.drive(session_id)
+    assert session["result"] == result
+    assert ("read over SAN" in (session["reason"] or "")) is (mode == "direct-san")
+    assert len(rig.repository.points) == 1
+
+
 def test_failed_disks_do_not_ask_for_the_snapshot(rig: Rig) -> None:
     vm = rig.vcenter.add_vm("db01", disks=1)
     rig.job()

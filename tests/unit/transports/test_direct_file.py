@@ -214,3 +214,33 @@ def test_a_writer_never_allocates(disk: Path) -> None:
         writer.write_from(MIB - 512, memoryview(b"x" * 1024))
     writer.close()
     assert disk.read_bytes() == before
+
+
+def test_a_flush_that_failed_does_not_succeed_later(
+    disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Linux tells of a lost page once."""
+    said = iter([OSError(errno.EIO, "Input/output error")])
+
+    def fsync(_: int) -> None:
+        for error in said:
+            raise error
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    file = DirectFile(str(disk), write=True)
+    for _ in range(2):
+        with pytest.raises(TransientTransportError, match="syncing"):
+            file.flush()
+    file.close()
+
+
+@pytest.mark.parametrize(("length", "is_kept"), [(8192, True), (8192 + 100, False)])
+def test_the_unaligned_end_of_a_write_goes_through_the_page_cache(
+    disk: Path, length: int, is_kept: bool
+) -> None:
+    file = DirectFile(str(disk), write=True)
+    assert file.is_direct
+    writer = ExtentWriter([file], ExtentMap.whole(2 * MIB), mode=MODE)
+    writer.write_from(0, memoryview(mmap.mmap(-1, 12288))[:length])
+    assert writer.capabilities.answered_is_kept is is_kept
+    writer.close()

@@ -269,6 +269,37 @@ def test_allocation_that_one_mode_answered_is_kept(monkeypatch: pytest.MonkeyPat
     assert left.modes == [MODES[0]]
 
 
+class OfChain(MemoryReader):
+    """Knows what the disk and its parents hold."""
+
+    @property
+    def capabilities(self) -> ReaderCapabilities:
+        return replace(super().capabilities, whole_chain=True)
+
+
+def test_what_a_delta_alone_holds_is_never_taken_for_the_chain() -> None:
+    """The caller asked once whether the whole chain is told of, and is answered by a later mode."""
+    chain = MemoryDisk(bytearray(IMAGE), allocated=(Extent(offset=0, length=len(IMAGE)),))
+    delta = MemoryDisk(bytearray(IMAGE), allocated=(Extent(offset=0, length=512),))
+
+    def opened() -> FailoverReader:
+        return FailoverReader(
+            [
+                Way(MODES[0], lambda: FaultyReader(OfChain(chain), Script(1))),
+                Way(MODES[2], lambda: MemoryReader(delta)),
+            ]
+        )
+
+    reader = opened()
+    assert reader.capabilities.whole_chain
+    assert list(reader.allocated_extents(0, len(IMAGE))) == [Extent(offset=0, length=len(IMAGE))]
+    reader = opened()
+    reader.read_into(0, memoryview(bytearray(512)))
+    assert reader.mode is MODES[2]
+    assert not reader.capabilities.whole_chain
+    assert list(reader.allocated_extents(0, len(IMAGE))) == [Extent(offset=0, length=len(IMAGE))]
+
+
 def test_a_closed_reader_reads_nothing_and_opens_nothing() -> None:
     reader = FailoverReader([Way(MODES[2], lambda: MemoryReader(MemoryDisk.of(IMAGE)))])
     reader.close()

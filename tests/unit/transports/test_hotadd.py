@@ -129,6 +129,47 @@ def test_a_device_that_the_kernel_did_not_forget_is_not_taken_for_the_new_one(
     assert first_bytes(presenter) == b"d" * 512
 
 
+@pytest.mark.parametrize("was_there", [False, True])
+def test_another_disk_with_the_same_name_and_size_at_another_unit_is_not_it(
+    presenter: TreePresenter, monkeypatch: pytest.MonkeyPatch, was_there: bool
+) -> None:
+    """A copy of the VM keeps the names of its disks; two tasks may read both at a time."""
+    monkeypatch.setattr(arrival, "_SETTLE_S", 0.1)
+
+    def copy() -> None:
+        another(presenter.tree, "sda", b"o" * MIB, wwid=NAME, address="2:0:5:0")
+
+    if was_there:
+        copy()
+    presenter.appears = (lambda: None) if was_there else copy
+    with pytest.raises(TransportUnavailableError, match="did not show it"):
+        first_bytes(presenter, wait_s=0.5)
+    presenter.appears = None
+    assert first_bytes(presenter) == b"d" * 512
+
+
+def test_targets_of_a_sas_controller_say_nothing_of_units(presenter: TreePresenter) -> None:
+    presenter.tree.add_host(4, "mptsas")
+    presenter.address = "4:0:9:0"
+    assert first_bytes(presenter) == b"d" * 512
+
+
+def test_a_name_that_passes_to_another_device_while_it_is_opened(
+    presenter: TreePresenter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.open
+
+    def slow(path: str, flags: int, *rest: int) -> int:
+        if str(path).endswith("dev/sdb"):
+            (presenter.tree.sys / "block/sdb/diskseq").write_text("12\n")
+        return real(path, flags, *rest)
+
+    monkeypatch.setattr(os, "open", slow)
+    with pytest.raises(TransientTransportError, match="became another device"):
+        first_bytes(presenter)
+    assert presenter.asked[-1].startswith("withdraw")
+
+
 def test_two_that_cannot_be_told_apart_are_refused(presenter: TreePresenter) -> None:
     def appear() -> None:
         presenter.show()

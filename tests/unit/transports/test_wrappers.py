@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transports.base import Extent, ReadRequest
+from transports.base import Extent, ReadRequest, WriterCapabilities
 from transports.errors import (
     PermanentTransportError,
     TransientTransportError,
@@ -226,3 +227,48 @@ def test_waiting_for_the_movers_buffers_is_not_the_sources_time(
     for _ in reader.read_many(lend()):
         now += 1000.0
     assert reader.count.busy_s == pytest.approx(10.0)
+
+
+class CachingWriter(MemoryWriter):
+    """Keeps what it is given to itself until a flush; one that `fails` has lost it."""
+
+    def __init__(self, disk: MemoryDisk, *, fails: bool) -> None:
+        super().__init__(disk)
+        self._fails = fails
+        self._kept: list[tuple[int, bytes]] = []
+
+    @property
+    def capabilities(self) -> WriterCapabilities:
+        return replace(super().capabilities, answered_is_kept=False)
+
+    def write_from(self, offset: int, buffer: memoryview) -> None:
+        self._kept.append((offset, bytes(buffer)))
+
+    def flush(self) -> None:
+        if self._fails:
+            raise TransientTransportError("the device is gone")
+        for offset, content in self._kept:
+            super().write_from(offset, memoryview(content))
+        super().flush()
+
+
+def test_a_flush_of_another_writer_is_not_taken_for_the_lost_one() -> None:
+    disk = MemoryDisk(bytearray(len(IMAGE)))
+    fails = iter([True, False])
+    writer = ReconnectingWriter(lambda: CachingWriter(disk, fails=next(fails)), 100, Waits())
+    writer.write_from(0, memoryview(IMAGE))
+    with pytest.raises(TransientTransportError, match="written again from its beginning"):
+        writer.flush()
+    assert not writer.capabilities.answered_is_kept
+
+
+def test_what_is_cached_is_flushed_before_the_next_writer_goes_on() -> None:
+    disk = MemoryDisk(bytearray(len(IMAGE)))
+    script = Script(2)
+    writer = ReconnectingWriter(
+        lambda: FaultyWriter(CachingWriter(disk, fails=False), script), 100, Waits()
+    )
+    writer.write_from(0, memoryview(IMAGE)[:4096])
+    writer.write_from(4096, memoryview(IMAGE)[4096:])
+    writer.flush()
+    assert bytes(disk.content) == IMAGE
