@@ -29,7 +29,10 @@ def print_proxy(proxy: dict[str, Any]) -> None:
                 "HotAdd on NFS 3",
                 "from any host" if proxy.get("hotadd_nfs3_any_host") else "from the VM's host",
             ),
-            ("direct NFS", None if hops is None else f"at most {formats.plural(hops, 'router')} away"),
+            (
+                "direct NFS",
+                "however far" if hops is None else f"at most {formats.plural(hops, 'router')} away",
+            ),
             ("version", proxy.get("version")),
             ("last seen", formats.moment(proxy.get("last_seen_at"))),
             ("clock offset", None if offset is None else f"{offset:+.1f}s"),

@@ -170,6 +170,8 @@ def add(
 ) -> None:
     """Register a storage system: its identity is pinned, the login tried, its volumes read."""
     kind = _driver(door, driver)
+    # Before anything is asked of the system: what is mistyped is said at once.
+    options, proxies = options_of(option or (), _many(kind)), proxies_of(proxy or ())
     pin = _agreed_identity(door, driver, address, given=identity, accept=accept_identity)
     system = door.api.post(
         "/storage-systems",
@@ -179,8 +181,8 @@ def add(
             "address": address,
             "identity": pin,
             "secrets": _secret(kind, secret, from_stdin=secret_stdin, file=secret_file),
-            "options": options_of(option or (), _many(kind)),
-            "proxies": proxies_of(proxy or ()),
+            "options": options,
+            "proxies": proxies,
         },
         slow=True,
     )
