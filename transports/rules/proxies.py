@@ -169,7 +169,7 @@ def _nfs3_elsewhere(reach: Reach, proxy: ProxyMachine, mode: TransportMode) -> s
         return ""
     return (
         "the disk is on NFS 3, and its VM runs on another host than the proxy: the VM would stand still for half a "
-        "minute when its snapshot is removed; `vmhaul proxy edit --hotadd-nfs3-any-host` allows it all the same"
+        "minute when its snapshot is removed; `vmhaul proxy edit NAME --hotadd-nfs3-any-host` allows it all the same"
     )
 
 
@@ -289,6 +289,7 @@ PROXY_RULES: Final = (
     ProxyRule(
         id="hotadd-nfs3-host",
         modes=HOTADD,
+        use=Use.READ,
         text="Disks on NFS 3 need a proxy on the host of the VM, unless the proxy's setting allows others: the VM is "
         "stunned for long when its snapshot is removed.",
         check=_nfs3_elsewhere,
