@@ -228,6 +228,7 @@ def test_every_rule_has_a_refused_candidate_or_a_remark() -> None:
         (HOTADD, {"datastore_kind": "vsan"}, vm(home_kinds=("vsan",))),
         (HOTADD, {"datastore_kind": "VVOL"}, {}),
         (HOTADD, ON_NFS3, {**vm(host_moref="host-2"), "hotadd_nfs3_any_host": True}),
+        (HOTADD, {**ON_NFS3, **WRITE}, vm(host_moref="host-2")),
         (HOTADD, {"datastore_kind": "NFS41"}, vm(host_moref="host-2")),
         (HOTADD, {"capacity_bytes": 256 * GIB}, vm(home_largest_file_bytes=256 * GIB)),
         (HOTADD, {"capacity_bytes": 300 * GIB}, vm(home_largest_file_bytes=512 * GIB)),
