@@ -12,7 +12,7 @@ import struct
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,11 +78,19 @@ class NfsServer:
         self.host = ""
 
     @property
-    def pid(self) -> int:
-        """Of the server; by version 3 of the process that holds its namespace."""
+    def holder_pid(self) -> int:
+        """Of the process that holds its namespace; the near end of its cable is named after it."""
         if self._process is None:
             raise LabError("the NFS server is not started")
         return self._process.pid
+
+    @property
+    def pid(self) -> int:
+        """Of the server itself, not of the process that holds its namespace."""
+        for pid in _descendants(self.holder_pid):
+            if Path(f"/proc/{pid}/comm").read_text().startswith("ganesha"):
+                return pid
+        raise LabError(f"the NFS server in the namespace of {self.holder_pid} has ended")
 
     def start(self) -> None:
         """Start it, at the same address as before; `LabError` with the end of its log when it does not answer."""
@@ -174,6 +182,13 @@ class NfsServer:
             return _READY_WORDS in _end_of(log) and _answers(self.host, self._lowest)
 
         _wait(answers, f"nfs-ganesha at {self.host}")
+
+
+def _descendants(pid: int) -> Iterator[int]:
+    """The process, its children, theirs and so on."""
+    yield pid
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        yield from _descendants(int(child))
 
 
 _TIED = ("setpriv", "--pdeathsig", "KILL")

@@ -297,7 +297,7 @@ def test_every_write_of_version_3_is_stable(tmp_path: Path) -> None:
         nfs_server(tmp_path / "server", exports) as server,
         socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0003)) as wire,
     ):
-        wire.bind((f"vl{server.pid}", 0))
+        wire.bind((f"vl{server.holder_pid}", 0))
         wire.settimeout(30)
         write_marker(nfs_disk(server.host, "/vol/three", "sync", 1 << 20, kind="NFS"))
         while MARKER not in (packet := wire.recv(1 << 17)):
