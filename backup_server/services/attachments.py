@@ -146,10 +146,7 @@ def _ensure_intent(
         proxy_id = task.proxy_id or ""
         # With the row locked: the attempt either ends before, and is seen to, or after, and sees the intent.
         s.execute(sa.select(Task.id).where(Task.id == task.id).with_for_update())
-        if not leases.holds_attempt(s, proxy_id, task.id, question.attempt):
-            raise ForbiddenError(
-                f"attempt {question.attempt} of task {task.id} is over; stop working on it"
-            )
+        leases.require_attempt(s, proxy_id, task.id, question.attempt)
         for intent in _open(s, Intent.task_id == task.id, Intent.vm_moref == vm.moref):
             if intent.details.get("attempt") == question.attempt:
                 return intent

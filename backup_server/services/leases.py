@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session as DbSession
 
 from backup_server.db.states import TaskState
 from backup_server.db.tables import Proxy, Task
+from backup_server.errors import ForbiddenError
 from proxy_worker.contracts.codec import to_json
 from proxy_worker.contracts.messages import (
     LeaseAnswer,
@@ -126,6 +127,12 @@ def holds_attempt(
         )
         is not None
     )
+
+
+def require_attempt(db: DbSession, proxy_id: str, task_id: str, attempt: int) -> None:
+    """ForbiddenError when the proxy does not hold that attempt (any more)."""
+    if not holds_attempt(db, proxy_id, task_id, attempt):
+        raise ForbiddenError(f"attempt {attempt} of task {task_id} is over; stop working on it")
 
 
 def _chunks(items: Sequence[str]) -> Iterable[Sequence[str]]:

@@ -99,10 +99,7 @@ def _ensure_intent(ctx: Context, task: Task, question: PresentRequest) -> Intent
         snapshot = None if held is None else storage_snapshots.open_for(s, held["intent"])
         if held is None or snapshot is None:
             raise ConflictError(f"the storage snapshot of task {task.id} is gone; run the job again")
-        if not leases.holds_attempt(s, proxy_id, task.id, question.attempt):
-            raise ForbiddenError(
-                f"attempt {question.attempt} of task {task.id} is over; stop working on it"
-            )
+        leases.require_attempt(s, proxy_id, task.id, question.attempt)
         for intent in _open(s, task.id):
             if intent.details.get("attempt") == question.attempt:
                 return intent

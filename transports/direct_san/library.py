@@ -15,6 +15,8 @@ from typing import Any, Final
 from transports.direct_san.errors import DamagedMetadataError, NotForSanError
 
 _PACKAGE: Final = "dissect.vmfs"
+# Whatever a parser of foreign bytes may raise where they make no sense; dissect.vmfs raises NotImplementedError
+# itself for structures that it does not know. None of it may end a mover.
 _ERRORS: Final = (
     ArithmeticError,
     AssertionError,
