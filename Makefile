@@ -26,7 +26,7 @@ demo: lab  ## set up, then back up and restore VMs of a simulated site (KEEP=1 l
 	@.venv/bin/vmhaul-lab demo --size $(SIZE) $(if $(KEEP),--keep)
 
 test: setup-test lab lint  ## set up, then pass every test
-	$(PYTHON) -m pytest -q -n 2 --dist loadgroup
+	@tools/test.sh
 
 lint: setup-test  ## style, types, import contracts
 	.venv/bin/ruff check .

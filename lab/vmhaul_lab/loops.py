@@ -37,8 +37,7 @@ def loop_device(image: Path, volume: Volume, *, read_only: bool) -> Iterator[Pat
         yield device.path
     finally:
         device.close()
-        # While another process looks at the device the kernel defers the rest, and does it by itself.
-        _settle(lambda: device.path not in _loops_of(image))
+        await_release(image)
 
 
 @contextmanager
@@ -89,6 +88,15 @@ def _settle(done: Callable[[], bool]) -> bool:
             return True
         time.sleep(0.05)
     return False
+
+
+def await_release(image: Path) -> bool:
+    """Whether no loop device shows that file within half a minute after the last was closed.
+
+    While another process looks at a device (who searches block devices opens each) the kernel defers
+    taking it back, and does it by itself.
+    """
+    return _settle(lambda: not _loops_of(image))
 
 
 def _loops_of(image: Path) -> list[Path]:

@@ -12,7 +12,7 @@ from typing import Self
 from vmhaul_lab.commands import run
 from vmhaul_lab.errors import CommandError, LabError
 from vmhaul_lab.loopdev import LoopDevice
-from vmhaul_lab.loops import release_under
+from vmhaul_lab.loops import await_release, release_under
 
 _ATTEMPTS = 100
 _KINDS = {
@@ -58,6 +58,7 @@ class SharedBlocks:
         release_under(self.directory)
         if self.directory.is_mount():
             self._unmount()
+        await_release(self.image)  # before its name goes, by which the device is known
         self.image.unlink()
 
     def _unmount(self) -> None:
