@@ -142,6 +142,12 @@ class Proxy(Base):
     connections: Mapped[dict[str, Any]] = mapped_column(default=dict)
     """The last ConnectionsReport."""
     connections_at: Mapped[datetime | None]
+    server_id: Mapped[str | None] = mapped_column(sa.ForeignKey("managed_servers.id"))
+    """The machine on which vmhaul installed it; NULL for one that joined by itself or is local."""
+    broker_credential_id: Mapped[str | None] = mapped_column(sa.ForeignKey("credentials.id"))
+    """Password of its own broker user; NULL for one on the broker's Unix socket."""
+    state_note: Mapped[str] = mapped_column(default="")
+    """What is wrong with it, for people: two machines with its identity, a version too old. Empty: nothing."""
     created_at: Mapped[datetime]
 
 
@@ -165,6 +171,12 @@ class Job(Base):
     options: Mapped[dict[str, Any]]
     """quiesce, compression, change_tracking, full_every_days, retries, proxies, modes."""
     next_run_at: Mapped[datetime | None] = mapped_column(index=True)
+    window: Mapped[dict[str, Any] | None] = mapped_column(sa.JSON)
+    """When it may run; NULL: always. services/windows.py knows its form."""
+    after_job_id: Mapped[str | None] = mapped_column(
+        sa.ForeignKey("jobs.id", ondelete="SET NULL"), index=True
+    )
+    """It runs when a session of that job has ended."""
     created_at: Mapped[datetime]
     updated_at: Mapped[datetime]
 
@@ -199,6 +211,8 @@ class Session(Base):
     options: Mapped[dict[str, Any]] = mapped_column(default=dict)
     """What this run was asked: full, only_failed, the restore's target, check's arguments."""
     cancel_requested: Mapped[bool] = mapped_column(default=False)
+    stop_reason: Mapped[str] = mapped_column(default="")
+    """Why it is to stop in order although nobody cancelled it: its window closed. Empty: it is not."""
     retry_of: Mapped[str | None]
     attempt: Mapped[int] = mapped_column(default=1)
     """1 for the first run, counted up by automatic retries of the failed VMs."""
@@ -311,6 +325,10 @@ class Task(Base):
     map_root: Mapped[str] = mapped_column(default="")
     sha256: Mapped[str] = mapped_column(default="")
     stats: Mapped[dict[str, Any] | None] = mapped_column(sa.JSON)
+    continues_task_id: Mapped[str | None]
+    """The task of an earlier session whose work, durable in the repository, this one goes on from."""
+    rate_bytes_per_s: Mapped[int | None]
+    """What traffic rules and latency control let it move now; NULL: as much as it can."""
     created_at: Mapped[datetime]
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
@@ -384,6 +402,63 @@ class Intent(Base):
     closed_at: Mapped[datetime | None]
 
     __table_args__ = (sa.Index("ix_intents_state", "state"),)
+
+
+class ManagedServer(Base):
+    """A machine to which vmhaul has access: proxies are installed, upgraded and removed on it."""
+
+    __tablename__ = "managed_servers"
+    id: Mapped[str] = mapped_column(primary_key=True, default=new_id)
+    name: Mapped[str] = mapped_column(unique=True)
+    kind: Mapped[str]
+    """"linux" (SSH) or "windows" (WinRM)."""
+    address: Mapped[str]
+    port: Mapped[int]
+    username: Mapped[str]
+    credential_id: Mapped[str | None] = mapped_column(sa.ForeignKey("credentials.id"))
+    host_key: Mapped[str]
+    """Pinned: the SSH host key, or the SHA-256 of the WinRM listener's certificate."""
+    facts: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    """What was found there: system, Python, init, space."""
+    created_at: Mapped[datetime]
+
+
+class TrafficRule(Base):
+    """How fast, and how, data may move between two sets of addresses."""
+
+    __tablename__ = "traffic_rules"
+    id: Mapped[str] = mapped_column(primary_key=True, default=new_id)
+    name: Mapped[str] = mapped_column(unique=True)
+    enabled: Mapped[bool] = mapped_column(default=True)
+    source: Mapped[list[Any]] = mapped_column(default=list)
+    """Networks ("192.0.2.0/24") or ranges ("192.0.2.1-192.0.2.9"); the rule holds in both directions."""
+    target: Mapped[list[Any]] = mapped_column(default=list)
+    rate_bytes_per_s: Mapped[int | None]
+    """For all traffic together that it covers; NULL: not limited."""
+    encrypt: Mapped[bool] = mapped_column(default=False)
+    options: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    """windows, restores; services/traffic_rules.py knows each."""
+    created_at: Mapped[datetime]
+
+
+class DatastoreLoad(Base):
+    """What is allowed on one datastore, and how slow it was last."""
+
+    __tablename__ = "datastore_loads"
+    id: Mapped[str] = mapped_column(primary_key=True, default=new_id)
+    vcenter_id: Mapped[str] = mapped_column(sa.ForeignKey("vcenters.id", ondelete="CASCADE"))
+    datastore: Mapped[str]
+    """Its name."""
+    settings: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    """What overrides the server's settings; services/datastore_loads.py knows each."""
+    read_latency_ms: Mapped[float | None]
+    measured_at: Mapped[datetime | None]
+    problem: Mapped[str] = mapped_column(default="")
+    """Why it could not be measured; empty when it could."""
+
+    __table_args__ = (
+        sa.UniqueConstraint("vcenter_id", "datastore", name="uq_datastore_loads_datastore"),
+    )
 
 
 class StorageSystem(Base):

@@ -14,7 +14,19 @@ from alembic.migration import MigrationContext
 
 from backup_server.db.engine import create_engine, open_database
 from backup_server.db.migrate import current_revision, head_revision, upgrade
-from backup_server.db.tables import Base, Intent, Proxy, Setting, Vcenter
+from backup_server.db.tables import (
+    Base,
+    Credential,
+    Intent,
+    Job,
+    Proxy,
+    Repository,
+    Session,
+    SessionVm,
+    Setting,
+    Task,
+    Vcenter,
+)
 from backup_server.errors import SettingsError, UnavailableError
 
 
@@ -68,14 +80,8 @@ def test_rows_of_0_2_0_are_kept_and_have_what_0_3_0_adds(database_url: str) -> N
         )
         for cls, values in old:
             table = Base.metadata.tables[cls.__tablename__]
-            missing = {"settings", "connections", "details"}
-            row = _row(table, values, missing, now)
-            names = ", ".join(row)
-            slots = ", ".join(f":{name}" for name in row)
-            typed = [sa.bindparam(name, type_=table.c[name].type) for name in row]
-            connection.execute(
-                sa.text(f"INSERT INTO {table.name} ({names}) VALUES ({slots})").bindparams(*typed), row
-            )
+            missing = {"settings", "connections", "details", "state_note"}
+            _insert(connection, table, _row(table, values, missing, now))
     engine.dispose()
     database = open_database(database_url)
     with database.read() as s:
@@ -88,6 +94,54 @@ def test_rows_of_0_2_0_are_kept_and_have_what_0_3_0_adds(database_url: str) -> N
         )
         assert (intent.mark, intent.details, intent.task_id) == ("ours", {}, None)
     database.close()
+
+
+def test_rows_of_0_3_0_are_kept_and_have_what_0_4_0_adds(database_url: str) -> None:
+    engine = create_engine(database_url)
+    upgrade(engine, "0003")
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    old: list[tuple[type[Base], dict[str, Any]]] = [
+        (Credential, {"id": "c1"}),
+        (Proxy, {"id": "p1", "name": "px1", "modes": []}),
+        (Repository, {"id": "r1", "credential_id": "c1"}),
+        (Job, {"id": "j1", "name": "nightly", "repository_id": "r1"}),
+        (Session, {"id": "s1", "job_id": "j1"}),
+        (SessionVm, {"id": "v1", "session_id": "s1"}),
+        (
+            Task,
+            {
+                "id": "t1",
+                "session_id": "s1",
+                "session_vm_id": "v1",
+                "repository_id": "r1",
+                "proxy_id": "p1",
+                "facts": {},
+            },
+        ),
+    ]
+    with engine.begin() as connection:
+        for cls, values in old:
+            table = Base.metadata.tables[cls.__tablename__]
+            _insert(connection, table, _row(table, values, {"state_note", "stop_reason"}, now))
+    engine.dispose()
+    database = open_database(database_url)
+    with database.read() as s:
+        proxy, job = s.get_one(Proxy, "p1"), s.get_one(Job, "j1")
+        session, task = s.get_one(Session, "s1"), s.get_one(Task, "t1")
+        assert (proxy.name, proxy.server_id, proxy.state_note) == ("px1", None, "")
+        assert (job.name, job.window, job.after_job_id) == ("nightly", None, None)
+        assert (session.job_id, session.stop_reason) == ("j1", "")
+        assert (task.proxy_id, task.continues_task_id, task.rate_bytes_per_s) == ("p1", None, None)
+    database.close()
+
+
+def _insert(connection: sa.Connection, table: sa.Table, row: dict[str, Any]) -> None:
+    names = ", ".join(f'"{name}"' for name in row)
+    slots = ", ".join(f":{name}" for name in row)
+    typed = [sa.bindparam(name, type_=table.c[name].type) for name in row]
+    connection.execute(
+        sa.text(f'INSERT INTO "{table.name}" ({names}) VALUES ({slots})').bindparams(*typed), row
+    )
 
 
 def _row(table: sa.Table, values: dict[str, Any], without: set[str], now: datetime) -> dict[str, Any]:
