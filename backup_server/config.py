@@ -64,6 +64,10 @@ class Settings(BaseSettings):
     host_nfc_memory_bytes: int = Field(default=48 << 20, ge=1 << 20)
     nfc_stream_bytes: int = Field(default=8 << 20, ge=64 << 10)
     repository_max_tasks: int = Field(default=8, ge=1)
+    datastore_max_tasks: int = Field(default=0, ge=0)
+    latency_control: bool = True
+    latency_stop_ms: float = Field(default=20, gt=0)
+    latency_throttle_ms: float = Field(default=30, gt=0)
 
     # -- sessions
     engine_threads: int = Field(default=8, ge=1, le=256)

@@ -455,6 +455,8 @@ class DatastoreLoad(Base):
     measured_at: Mapped[datetime | None]
     problem: Mapped[str] = mapped_column(default="")
     """Why it could not be measured; empty when it could."""
+    control: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    """What follows from the latency; services/datastore_loads.py knows each."""
 
     __table_args__ = (
         sa.UniqueConstraint("vcenter_id", "datastore", name="uq_datastore_loads_datastore"),

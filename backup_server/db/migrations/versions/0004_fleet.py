@@ -73,6 +73,7 @@ def upgrade() -> None:
         sa.Column("read_latency_ms", sa.Double(), nullable=True),
         _at("measured_at", nullable=True),
         _name("problem"),
+        _json("control"),
         sa.ForeignKeyConstraint(
             ["vcenter_id"],
             ["vcenters.id"],
