@@ -22,7 +22,7 @@ from backup_server.scheduler import facts
 from backup_server.scheduler.claims import Claim, ClaimIndex, PendingTask
 from backup_server.scheduler.needs import SchedulerContext, Timing
 from backup_server.services import placement, proxy_facts, tasks
-from backup_server.services.placement import RANKS, Decision, Limit, ProxyFacts, Survey
+from backup_server.services.placement import Decision, Limit, ProxyFacts, Survey
 from backup_server.services.wishes import Wish
 from proxy_worker.contracts.codec import MessageError
 from proxy_worker.contracts.events import EventName
@@ -60,7 +60,7 @@ class Dispatcher:
         self._wishes: dict[str, Wish] = {}
         self._surveys: dict[str, Survey] = {}  # wish -> what every proxy reaches of it
         self._surveyed: list[ProxyFacts] = []  # the proxies for which these hold
-        self._proxy_vms: frozenset[tuple[str, str]] = frozenset()
+        self._fleet = proxy_facts.Fleet()
         self._limits: dict[str, int] = {}
         self._written: dict[str, tuple[object, ...]] = {}  # proxy -> what the index knows of it
         self._unreached_since: dict[str, datetime] = {}
@@ -82,7 +82,7 @@ class Dispatcher:
             pending = facts.pending_ids(s, now)
             repositories = facts.repository_limits(s)
         proxies = self._proxies(now, ids)
-        self._proxy_vms = proxy_facts.proxy_vms_of(proxies)
+        self._fleet = proxy_facts.fleet_of(proxies)
         self._follow_pending(pending, now)
         self._follow_limits(repositories)
         self._follow_proxies(proxies)
@@ -134,7 +134,7 @@ class Dispatcher:
         entries: list[PendingTask] = []
         hopeless: list[tuple[Task, Wish]] = []
         for row in rows:
-            wish = proxy_facts.task_wish(row, self._proxy_vms)
+            wish = proxy_facts.task_wish(row, self._fleet)
             if wish.impossible:
                 hopeless.append((row, wish))
                 continue
@@ -182,9 +182,7 @@ class Dispatcher:
         for proxy in proxies:
             on = proxy.enabled and proxy.enrolled and proxy.online and not proxy.stopping
             ranks = {
-                key: RANKS[seen.best[proxy.id]]
-                for key, seen in self._surveys.items()
-                if proxy.id in seen.best
+                key: seen.rank(proxy.id) for key, seen in self._surveys.items() if proxy.id in seen.best
             }
             present = (on, proxy.slots, ranks)
             if self._written.get(proxy.id) != present:
@@ -253,7 +251,7 @@ class Dispatcher:
                 if row is None or row.attempt + 1 != claim.attempt or row.cancel_requested:
                     continue
                 present = [replace(proxy, used=used[proxy.id]) for proxy in proxies]
-                wish = proxy_facts.task_wish(row, self._proxy_vms)
+                wish = proxy_facts.task_wish(row, self._fleet)
                 decision = placement.decide(
                     wish,
                     present,
@@ -275,7 +273,7 @@ class Dispatcher:
     @staticmethod
     def _is_as_claimed(claim: Claim, decision: Decision) -> bool:
         """What was claimed was counted for its mode; a better or worse one is claimed anew."""
-        return decision.chosen is not None and RANKS[decision.chosen.mode] == claim.rank
+        return decision.chosen is not None and decision.chosen.rank == claim.rank
 
     @staticmethod
     def _keys_of(row: Task, rank: int) -> list[str]:

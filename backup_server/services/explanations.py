@@ -19,8 +19,8 @@ from backup_server.services.context import Context
 from backup_server.services.placement import Decision, Limit, ProxyFacts, Survey
 from backup_server.services.proxy_facts import (
     Machines,
+    fleet_of,
     proxy_facts,
-    proxy_vms_of,
     running_by_proxy,
     task_host,
     task_refusals,
@@ -82,7 +82,7 @@ def _whole(row: Task, stored: Mapping[str, Any]) -> dict[str, Any]:
 def decide_now(ctx: Context, s: DbSession, row: Task) -> Decision:
     """As the scheduler would decide at this moment; changes nothing."""
     proxies = _proxies(ctx, s, running_by_proxy(s))
-    wish = task_wish(row, proxy_vms_of(proxies))
+    wish = task_wish(row, fleet_of(proxies))
     return placement.decide(wish, proxies, _limits(ctx, s, row), refused=task_refusals(row))
 
 
@@ -137,6 +137,7 @@ class Foresight:
     """
 
     proxies: Sequence[ProxyFacts]
+    repository_id: str
     allowed_proxies: Iterable[str]
     allowed_modes: Iterable[str]
     failover: bool
@@ -151,13 +152,16 @@ class Foresight:
         if held is not None and held.vm_snapshot_gone:
             # As a run allows it, also where the job names only the mode by which the clone is read.
             modes = (TransportMode.STORAGE_SNAPSHOT.value,)
+        fleet = fleet_of(self.proxies)
         wish = wish_of(
             kind,
             disk,
             self.allowed_proxies,
             modes,
             failover=self.failover,
-            proxy_vms=proxy_vms_of(self.proxies),
+            proxy_vms=fleet.proxy_vms,
+            networks=fleet.networks,
+            near=fleet.near.get(self.repository_id, ()),
         )
         if wish.key not in self._decided:
             seen = placement.survey(wish, self.proxies)
@@ -170,7 +174,11 @@ class Foresight:
         chosen = placement.choose(decision.candidates, self._taken)
         if chosen is not None:
             self._taken[chosen.proxy_id] += 1
-        remarks = judge_disk(chosen.mode, disk).remarks if chosen else ()
+        said = judge_disk(chosen.mode, disk).remarks if chosen else ()
+        remarks = [one.text for one in said]
+        if chosen is not None:
+            remarks += placement.remarks_of(chosen, wish, self.proxies)
+            remarks += [seen.warning] if seen.warning else []
         return {
             "proxy": chosen.proxy_name if chosen else None,
             "mode": chosen.mode.value if chosen else None,
@@ -179,7 +187,7 @@ class Foresight:
                 mode.value for mode in (seen.after(chosen.proxy_id, chosen.mode) if chosen else ())
             ],
             "better": placement.refused_json(placement.better_modes(replace(decision, chosen=chosen))),
-            "remarks": [remark.text for remark in remarks],
+            "remarks": remarks,
         }
 
 
@@ -187,6 +195,7 @@ def foresight(
     ctx: Context,
     s: DbSession,
     *,
+    repository_id: str,
     allowed_proxies: Iterable[str],
     allowed_modes: Iterable[str],
     failover: bool,
@@ -194,6 +203,7 @@ def foresight(
     """For the plan of a job: all slots free."""
     return Foresight(
         proxies=_proxies(ctx, s, {}),
+        repository_id=repository_id,
         allowed_proxies=tuple(allowed_proxies),
         allowed_modes=tuple(allowed_modes),
         failover=failover,

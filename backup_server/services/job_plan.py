@@ -32,6 +32,7 @@ def preview(ctx: Context, job: Job) -> dict[str, Any]:
         seer = explanations.foresight(
             ctx,
             s,
+            repository_id=job.repository_id,
             allowed_proxies=options["proxies"],
             allowed_modes=options["modes"],
             failover=options.get("failover_to_network", True),

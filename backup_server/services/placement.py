@@ -22,8 +22,15 @@ from transports.rules import NETWORK_MODES, ProxyMachine, judge_proxy
 
 RANKS: Final = {mode: rank for rank, mode in enumerate(TransportMode, start=1)}
 """1 is the best."""
-NETWORK_RANK: Final = min(RANKS[mode] for mode in NETWORK_MODES)
-"""From this rank on a mode uses the NFC service of the VM's host."""
+
+
+def claim_rank(mode: TransportMode, *, near: bool) -> int:
+    """What the claim index orders by: the mode first, then whether the proxy is near what it is to read."""
+    return 2 * RANKS[mode] - near
+
+
+NETWORK_RANK: Final = min(claim_rank(mode, near=True) for mode in NETWORK_MODES)
+"""From this rank of a claim on a mode uses the NFC service of the VM's host."""
 
 NAMED_PROXIES: Final = 5
 NAMED_CANDIDATES: Final = 32
@@ -47,6 +54,8 @@ class ProxyFacts:
     """By the administrator; empty: all it offers."""
     failover_to_network: bool = True
     """Its network modes may take over for its others."""
+    repositories: frozenset[str] = frozenset()
+    """Row ids of the repositories that it is set to be near to."""
     machine: ProxyMachine | None = None
     """None: it has not looked around yet."""
     missing: Mapping[TransportMode, str] = field(default_factory=dict)
@@ -77,6 +86,13 @@ class Candidate:
     slots: int
     reaches: bool = True
     """False: it cannot take the disk in this mode, however idle it is."""
+    near: bool = True
+    """False: in this mode another proxy is nearer to the disk, and preferred."""
+
+    @property
+    def rank(self) -> int:
+        """As `claim_rank`."""
+        return claim_rank(self.mode, near=self.near)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +105,10 @@ class Decision:
     """Modes in which the chosen proxy may go on, in their order."""
     refused: tuple[ModeRefused, ...] = ()
     """Modes that come into question for no proxy."""
+    remarks: tuple[str, ...] = ()
+    """Of the chosen pair: worth knowing, and refuses nothing."""
+    warning: str = ""
+    """What an administrator set cannot be followed here; empty: it is."""
 
     def to_json(self) -> dict[str, Any]:
         """For the task's row. Of a large fleet the best candidates are named and the others counted by
@@ -103,6 +123,7 @@ class Decision:
             "mode": self.chosen.mode.value if self.chosen else None,
             "reason": self.reason,
             "fallbacks": [mode.value for mode in self.fallbacks],
+            "remarks": [*self.remarks, *((self.warning,) if self.warning else ())],
             "modes": refused_json(self.refused),
             "others": dict(Counter(candidate.reason or "accepted" for candidate in rest)),
             "candidates": [
@@ -137,6 +158,15 @@ class Survey:
     """Proxy id -> best mode in which it takes tasks of this wish. Proxies that take none are left out."""
     fallbacks: Mapping[str, tuple[TransportMode, ...]]
     """Proxy id -> modes in which it can open the disk at all, best first."""
+    far: frozenset[tuple[str, TransportMode]] = frozenset()
+    """Pairs in which another proxy would be nearer to what is read."""
+    warning: str = ""
+    """Why the proxies near the repository are not what decides, where there are such; else empty."""
+
+    def rank(self, proxy_id: str) -> int:
+        """As `claim_rank`, of the best mode of a proxy that takes tasks of this wish."""
+        mode = self.best[proxy_id]
+        return claim_rank(mode, near=(proxy_id, mode) not in self.far)
 
     def after(self, proxy_id: str, mode: TransportMode) -> tuple[TransportMode, ...]:
         """Where that proxy may go on when `mode` fails."""
@@ -156,6 +186,7 @@ def survey(wish: Wish, proxies: Sequence[ProxyFacts]) -> Survey:
         known = TransportMode(mode)
         if not reasons.get((proxy_id, known), "unknown"):
             reasons[proxy_id, known] = f"{mode} failed there: {why}" if why else f"{mode} failed there"
+    warning = _near_repository(wish, proxies, modes, reasons)
     fallbacks = {
         proxy.id: tuple(mode for mode in wish.modes if not reasons[proxy.id, mode]) for proxy in proxies
     }
@@ -166,7 +197,10 @@ def survey(wish: Wish, proxies: Sequence[ProxyFacts]) -> Survey:
         for proxy in proxies
         if not all(reasons[proxy.id, mode] for mode in modes)
     }
-    return Survey(reasons=reasons, best=best, fallbacks=fallbacks)
+    far = frozenset(
+        (proxy.id, mode) for proxy in proxies for mode in wish.modes if _is_far(proxy, wish, mode)
+    )
+    return Survey(reasons=reasons, best=best, fallbacks=fallbacks, far=far, warning=warning)
 
 
 _Reasons = dict[tuple[str, TransportMode], str]
@@ -212,16 +246,69 @@ def _network_as_asked(wish: Wish, proxies: Sequence[ProxyFacts], reasons: _Reaso
             reasons[proxy.id, mode] = reasons[proxy.id, mode] or why
 
 
+def _near_repository(
+    wish: Wish, proxies: Sequence[ProxyFacts], modes: Sequence[TransportMode], reasons: _Reasons
+) -> str:
+    """Proxies that are set to be near the repository come before others, in whatever mode, and are waited for
+    while one of them is there. Answers why that is not followed; empty: it is.
+    """
+    if not wish.near:
+        return ""
+    listed = [proxy for proxy in proxies if proxy.id in wish.near]
+    able = [
+        proxy
+        for proxy in listed
+        if _is_there(proxy) and not all(reasons[proxy.id, mode] for mode in modes)
+    ]
+    if able:
+        names = _list([proxy.name for proxy in able])
+        for proxy in proxies:
+            if proxy.id not in wish.near:
+                for mode in modes:
+                    reasons[proxy.id, mode] = reasons[proxy.id, mode] or (
+                        f"proxies that are set to be near the repository come first: {names}"
+                    )
+        return ""
+    if wish.proxies and not set(wish.proxies) & set(wish.near):
+        return (
+            f"the job names only proxies that are not near its repository; "
+            f"near it: {_list([proxy.name for proxy in listed])}"
+        )
+    return "no proxy near the repository can take the disk, so any other may: " + _grouped_by_reason(
+        (proxy.name, _why_not_there(proxy, modes, reasons)) for proxy in listed
+    )
+
+
+def _is_there(proxy: ProxyFacts) -> bool:
+    return proxy.online and not proxy.stopping and proxy.slots > 0
+
+
+def _why_not_there(proxy: ProxyFacts, modes: Sequence[TransportMode], reasons: _Reasons) -> str:
+    """The mode that asks least tells most: it is the last."""
+    return reasons[proxy.id, modes[-1]] or _not_now(proxy)
+
+
+def _is_far(proxy: ProxyFacts, wish: Wish, mode: TransportMode) -> bool:
+    """Whether another place than this proxy would be nearer to what the mode reads, as far as that is known."""
+    reach, machine = wish.reach, proxy.machine
+    if reach is None:
+        return False
+    if mode in NETWORK_MODES and reach.networks:
+        return machine is None or not set(machine.networks) & set(reach.networks)
+    if mode is TransportMode.HOTADD and reach.data_hosts:
+        here = () if machine is None else machine.vms
+        return not any(
+            vm.vcenter_id == reach.vcenter_id and vm.host_moref in reach.data_hosts for vm in here
+        )
+    return False
+
+
 def _nearest_nfs(wish: Wish, proxies: Sequence[ProxyFacts], reasons: _Reasons) -> None:
     """Direct NFS is for the proxies with the fewest hops to the server, unless the job names proxies; and
     while one is there a task waits for it, and takes no worse mode.
     """
     mode = TransportMode.DIRECT_NFS
-    able = [
-        proxy
-        for proxy in proxies
-        if proxy.online and not proxy.stopping and not reasons[proxy.id, mode]
-    ]
+    able = [proxy for proxy in proxies if _is_there(proxy) and not reasons[proxy.id, mode]]
     if not able:
         return
     hops = {proxy.id: _hops(proxy, wish) for proxy in able}
@@ -284,11 +371,7 @@ def decide(
     offered = {mode for proxy in proxies for mode in proxy.offered_modes}
     modes = [mode for mode in wish.modes if mode in offered] or wish.modes or (FILE_MODE,)
     full = {mode: _full(limits, mode if wish.modes else None) for mode in modes}
-    candidates = tuple(
-        _judge(proxy, mode, seen.reasons[proxy.id, mode], full[mode])
-        for proxy in proxies
-        for mode in modes
-    )
+    candidates = tuple(_judge(proxy, mode, seen, full[mode]) for proxy in proxies for mode in modes)
     eligible = [
         candidate
         for candidate in candidates
@@ -304,12 +387,34 @@ def decide(
     assert chosen is not None
     return Decision(
         chosen=chosen,
-        reason=f"{chosen.proxy_name} by {chosen.mode.value}: best mode with a free slot, "
-        f"{chosen.used} of {chosen.slots} slots taken",
+        reason=f"{chosen.proxy_name} by {chosen.mode.value}: best mode with a free slot"
+        f"{_why_near(chosen, wish)}, {chosen.used} of {chosen.slots} slots taken",
         candidates=candidates,
         fallbacks=seen.after(chosen.proxy_id, chosen.mode) if wish.modes else (),
         refused=unasked,
+        remarks=remarks_of(chosen, wish, proxies),
+        warning=seen.warning,
     )
+
+
+def _why_near(chosen: Candidate, wish: Wish) -> str:
+    said = []
+    if chosen.proxy_id in wish.near:
+        said.append("set to be near the repository")
+    if wish.reach is not None and chosen.near:
+        if chosen.mode in NETWORK_MODES and wish.reach.networks:
+            said.append(f"in the host's network {', '.join(wish.reach.networks)}")
+        if chosen.mode is TransportMode.HOTADD and wish.reach.data_hosts:
+            said.append("on a host that has most of the VM's data")
+    return "".join(f", {one}" for one in said)
+
+
+def remarks_of(chosen: Candidate, wish: Wish, proxies: Sequence[ProxyFacts]) -> tuple[str, ...]:
+    """What the rules remark of a proxy that may take the disk."""
+    machine = next(proxy.machine for proxy in proxies if proxy.id == chosen.proxy_id)
+    if wish.reach is None or machine is None:
+        return ()
+    return tuple(one.text for one in judge_proxy(chosen.mode, wish.reach, machine).remarks)
 
 
 def choose(candidates: Iterable[Candidate], taken: Mapping[str, int] | None = None) -> Candidate | None:
@@ -353,12 +458,15 @@ def _not_now(proxy: ProxyFacts) -> str:
         return "the proxy is offline"
     if proxy.stopping:
         return "the proxy is stopping"
+    if proxy.slots <= 0:
+        return "the proxy has no task slots"
     if proxy.used >= proxy.slots:
         return f"all {proxy.slots} task slots are taken"
     return ""
 
 
-def _judge(proxy: ProxyFacts, mode: TransportMode, obstacle: str, full: str) -> Candidate:
+def _judge(proxy: ProxyFacts, mode: TransportMode, seen: Survey, full: str) -> Candidate:
+    obstacle = seen.reasons[proxy.id, mode]
     reason = obstacle or _not_now(proxy) or full
     return Candidate(
         proxy_id=proxy.id,
@@ -369,12 +477,13 @@ def _judge(proxy: ProxyFacts, mode: TransportMode, obstacle: str, full: str) -> 
         used=proxy.used,
         slots=proxy.slots,
         reaches=not obstacle,
+        near=(proxy.id, mode) not in seen.far,
     )
 
 
 def _preference(candidate: Candidate, more: int = 0) -> tuple[int, float, str]:
     return (
-        RANKS[candidate.mode],
+        candidate.rank,
         (candidate.used + more) / max(1, candidate.slots),
         candidate.proxy_name,
     )
@@ -395,10 +504,17 @@ def _why_none(candidates: Sequence[Candidate]) -> str:
 
 def _grouped(candidates: Iterable[Candidate]) -> str:
     """Reasons with the names of those for whom they hold."""
+    return _grouped_by_reason(
+        (candidate.proxy_name, candidate.reason or "not the one that claimed it")
+        for candidate in candidates
+    )
+
+
+def _grouped_by_reason(said: Iterable[tuple[str, str]]) -> str:
+    """`said`: pairs of a proxy's name and the reason."""
     by_reason: dict[str, list[str]] = {}
-    for candidate in candidates:
-        reason = candidate.reason or "not the one that claimed it"
-        by_reason.setdefault(reason, []).append(candidate.proxy_name)
+    for name, reason in said:
+        by_reason.setdefault(reason, []).append(name)
     return "; ".join(f"{_list(names)}: {reason}" for reason, names in by_reason.items())
 
 

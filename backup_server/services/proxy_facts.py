@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from ipaddress import ip_interface
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -94,6 +96,7 @@ def _facts(
         allowed_modes=_modes(row.modes),
         failover_to_network=proxy_settings.failover_to_network(row.settings),
         machine=_machine(row, report, offered),
+        repositories=proxy_settings.near_repositories(row.settings),
         missing={} if report is None else {one.mode: one.reason for one in report.missing},
     )
 
@@ -117,7 +120,52 @@ def _machine(
         offered_modes=offered,
         hotadd_nfs3_any_host=proxy_settings.hotadd_nfs3_any_host(row.settings),
         max_nfs_hops=proxy_settings.max_nfs_hops(row.settings),
+        networks=() if report is None else networks_of(report.addresses),
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fleet:
+    """What wishes of tasks need to know of all proxies."""
+
+    proxy_vms: frozenset[tuple[str, str]] = frozenset()
+    """vCenter id and moref of every VM that is a proxy."""
+    networks: frozenset[str] = frozenset()
+    """Those in which proxies have addresses."""
+    near: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Repository row id -> ids of the proxies that are set to be near to it."""
+
+
+def fleet_of(proxies: Iterable[ProxyFacts]) -> Fleet:
+    known = list(proxies)
+    near: dict[str, list[str]] = {}
+    for proxy in known:
+        for repository_id in proxy.repositories:
+            near.setdefault(repository_id, []).append(proxy.id)
+    return Fleet(
+        proxy_vms=proxy_vms_of(known),
+        networks=frozenset(
+            network
+            for proxy in known
+            if proxy.machine is not None
+            for network in proxy.machine.networks
+        ),
+        near={repository_id: tuple(sorted(ids)) for repository_id, ids in near.items()},
+    )
+
+
+def networks_of(addresses: Iterable[str]) -> tuple[str, ...]:
+    """Networks of addresses such as "192.0.2.7/24"; none of a single machine, of loopback or of one link."""
+    found: set[str] = set()
+    for text in addresses:
+        try:
+            one = ip_interface(text)
+        except ValueError:
+            continue  # as the proxy told it
+        if one.is_loopback or one.is_link_local or one.network.num_addresses == 1:
+            continue
+        found.add(str(one.network))
+    return tuple(sorted(found))
 
 
 def proxy_vms_of(proxies: Iterable[ProxyFacts]) -> frozenset[tuple[str, str]]:
@@ -135,7 +183,7 @@ def _modes(names: list[str]) -> tuple[TransportMode, ...]:
     return tuple(mode for mode in TransportMode if mode.value in names)
 
 
-def task_wish(row: Task, proxy_vms: frozenset[tuple[str, str]]) -> Wish:
+def task_wish(row: Task, fleet: Fleet) -> Wish:
     return wish_of(
         row.kind,
         disk_facts.of_task(row),
@@ -143,7 +191,9 @@ def task_wish(row: Task, proxy_vms: frozenset[tuple[str, str]]) -> Wish:
         row.allowed_modes,
         left=disk_facts.left_pairs(row.facts),
         failover=disk_facts.failover_allowed(row.facts),
-        proxy_vms=proxy_vms,
+        proxy_vms=fleet.proxy_vms,
+        networks=fleet.networks,
+        near=fleet.near.get(row.repository_id, ()),
     )
 
 

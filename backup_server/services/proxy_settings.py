@@ -7,6 +7,7 @@
 | preferred_networks | networks ("192.0.2.0/24") in which it meets hosts, best first | none |
 | hotadd_nfs3_any_host | HotAdd of disks on NFS 3 from another host than the VM's | false |
 | max_nfs_hops | direct NFS only to servers at most so many routers away; null: any | null |
+| repositories | row ids of the repositories that it is near to: their tasks go to it before others | none |
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ DATASTORES: Final = "connected_datastores"
 NETWORKS: Final = "preferred_networks"
 NFS3_ANY_HOST: Final = "hotadd_nfs3_any_host"
 MAX_HOPS: Final = "max_nfs_hops"
-NAMES: Final = (FAILOVER, DATASTORES, NETWORKS, NFS3_ANY_HOST, MAX_HOPS)
+REPOSITORIES: Final = "repositories"
+NAMES: Final = (FAILOVER, DATASTORES, NETWORKS, NFS3_ANY_HOST, MAX_HOPS, REPOSITORIES)
 MOST_HOPS: Final = 255
 _LONGEST_LIST: Final = 1000
 
@@ -59,6 +61,11 @@ def hotadd_nfs3_any_host(settings: Mapping[str, Any]) -> bool:
 def max_nfs_hops(settings: Mapping[str, Any]) -> int | None:
     most = settings.get(MAX_HOPS)
     return int(most) if isinstance(most, int) else None
+
+
+def near_repositories(settings: Mapping[str, Any]) -> frozenset[str]:
+    """Row ids."""
+    return frozenset(str(one) for one in settings.get(REPOSITORIES) or ())
 
 
 def changes(given: Fields) -> dict[str, Any]:

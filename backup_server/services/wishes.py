@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from proxy_worker.contracts.messages import TaskKind
@@ -39,13 +39,16 @@ class Wish:
     """Proxy id, mode and reason of what failed in earlier attempts; sorted."""
     failover: bool = True
     """Network modes may take over where another could read the disk."""
+    near: tuple[str, ...] = ()
+    """Ids of the proxies that are set to be near the task's repository; sorted."""
     impossible: str = ""
     """Why no mode at all will do; empty: some will."""
 
     @property
     def key(self) -> str:
-        """Short, stable name of this value."""
-        return hashlib.sha256(repr(self).encode()).hexdigest()[:16]
+        """Short, stable name of this value; the texts of what failed do not count."""
+        plain = replace(self, left=tuple((proxy, mode, "") for proxy, mode, _ in self.left))
+        return hashlib.sha256(repr(plain).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,20 +68,25 @@ def wish_of(
     left: Iterable[tuple[str, str, str]] = (),
     failover: bool = True,
     proxy_vms: frozenset[tuple[str, str]] = frozenset(),
+    networks: Collection[str] = (),
+    near: Iterable[str] = (),
 ) -> Wish:
-    """The wish of one task. Modes of a newer release that this one does not know are left out."""
-    proxies = tuple(sorted(allowed_proxies))
+    """The wish of one task. Modes of a newer release that this one does not know are left out. `proxy_vms` and
+    `networks`: as `reach_of`.
+    """
+    proxies, close = tuple(sorted(allowed_proxies)), tuple(sorted(near))
     if kind in WITHOUT_VSPHERE:
-        return Wish(proxies=proxies)
+        return Wish(proxies=proxies, near=close)
     refused = {one.mode: one.reason for one in refused_modes(kind, disk, allowed_modes)}
     modes = tuple(mode for mode in TransportMode if mode not in refused)
     known = {mode.value for mode in modes}
     return Wish(
-        reach=None if disk is None else reach_of(disk, proxy_vms=proxy_vms),
+        reach=None if disk is None else reach_of(disk, proxy_vms=proxy_vms, networks=networks),
         proxies=proxies,
         modes=modes,
         left=tuple(sorted(pair for pair in left if pair[1] in known)),
         failover=failover,
+        near=close,
         impossible="" if modes else "; ".join(f"{m.value}: {why}" for m, why in refused.items()),
     )
 

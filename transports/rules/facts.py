@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from ipaddress import ip_address, ip_network
 from typing import Final
 from uuid import UUID
 
@@ -64,6 +65,12 @@ class DiskFacts:
     """ESXi host on which the VM is registered."""
     host_version: str = ""
     """Of ESXi, "8.0.2"; empty: not known."""
+    host_address: str = ""
+    """IP address at which the host's NFC service is met; empty: not known."""
+    data_hosts: tuple[str, ...] = ()
+    """On vSAN: morefs of the hosts whose own devices hold most of the VM's data; empty: not known."""
+    on_nvme: bool = False
+    """The datastore lies on NVMe namespaces."""
     thin: bool = False
     eager: bool = False
     """Thick, and written with zeros when it was made."""
@@ -106,6 +113,11 @@ class Reach:
     snapshot_proxies: tuple[str, ...] | None = None
     """Of a storage system: ids of the proxies that may read from it; empty: any. None: no storage snapshot."""
     snapshot_read_by: TransportMode | None = None
+    networks: tuple[str, ...] = ()
+    """Networks with proxies in which the host's address lies."""
+    data_hosts: tuple[str, ...] = ()
+    """As DiskFacts."""
+    on_nvme: bool = False
 
     @property
     def key(self) -> str:
@@ -113,8 +125,13 @@ class Reach:
         return f"{self.vcenter_id}/{self.datastore}"
 
 
-def reach_of(disk: DiskFacts, *, proxy_vms: frozenset[tuple[str, str]] = frozenset()) -> Reach:
-    """`proxy_vms`: vCenter id and moref of every VM that is a proxy."""
+def reach_of(
+    disk: DiskFacts,
+    *,
+    proxy_vms: frozenset[tuple[str, str]] = frozenset(),
+    networks: Collection[str] = (),
+) -> Reach:
+    """`proxy_vms`: vCenter id and moref of every VM that is a proxy. `networks`: those that proxies are in."""
     snapshot = disk.storage_snapshot
     return Reach(
         vcenter_id=disk.vcenter_id,
@@ -130,7 +147,18 @@ def reach_of(disk: DiskFacts, *, proxy_vms: frozenset[tuple[str, str]] = frozens
         ),
         snapshot_proxies=None if snapshot is None else snapshot.proxies,
         snapshot_read_by=None if snapshot is None else snapshot.read_by,
+        networks=_around(disk.host_address, networks),
+        data_hosts=disk.data_hosts,
+        on_nvme=disk.on_nvme,
     )
+
+
+def _around(address: str, networks: Collection[str]) -> tuple[str, ...]:
+    """Of the networks those in which the address lies."""
+    if not address or not networks:
+        return ()
+    one = ip_address(address)
+    return tuple(sorted(text for text in networks if one in ip_network(text)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,6 +214,8 @@ class ProxyMachine:
     """HotAdd of disks on NFS 3 also where the VM runs on another host than the proxy."""
     max_nfs_hops: int | None = None
     """Direct NFS only to servers at most so many routers away; None: any."""
+    networks: tuple[str, ...] = ()
+    """In which it has addresses: "192.0.2.0/24"."""
 
     def connected(self, datastore: str, mode: TransportMode) -> Connected | None:
         return self.connections.get((datastore, mode))

@@ -136,7 +136,9 @@ def test_facts_for_placement(rig: Rig) -> None:
     assert one.machine is not None
     assert one.machine.connected(f"{vcenter_id(rig)}/ds1", NFS) is not None
     assert (one.machine.hotadd_nfs3_any_host, one.machine.max_nfs_hops) == (True, 3)
-    assert proxy_facts.proxy_vms_of([one]) == {(vcenter_id(rig), one.machine.vms[0].moref)}
+    fleet = proxy_facts.fleet_of([one])
+    assert fleet.proxy_vms == {(vcenter_id(rig), one.machine.vms[0].moref)}
+    assert fleet.networks == {"192.0.2.0/24"}
 
 
 # ---- what an administrator sets -------------------------------------------------------------------

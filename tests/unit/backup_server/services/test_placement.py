@@ -13,6 +13,7 @@ from backup_server.services.placement import (
     RANKS,
     Limit,
     ProxyFacts,
+    claim_rank,
     decide,
     survey,
 )
@@ -319,7 +320,9 @@ def test_the_budget_of_a_host_is_for_network_modes() -> None:
     assert decide(wish(), [proxy("a")], [nfc]).chosen is None
     copies = wish_of("copy-disk", None, [], [])
     assert decide(copies, [proxy("a")], [nfc]).chosen is not None
-    assert {mode for mode in TransportMode if RANKS[mode] >= NETWORK_RANK} == NETWORK_MODES
+    for near in (True, False):
+        ranks = {mode: claim_rank(mode, near=near) for mode in TransportMode}
+        assert {mode for mode, rank in ranks.items() if rank >= NETWORK_RANK} == NETWORK_MODES
 
 
 def test_a_claim_is_confirmed_for_its_proxy_or_not_at_all() -> None:
@@ -381,6 +384,116 @@ def test_wishes_with_the_same_content_have_one_key() -> None:
     assert len({one, *others}) == 4
 
 
+def test_what_failed_counts_in_a_key_and_not_how_it_is_put() -> None:
+    def key(*left: tuple[str, str, str]) -> str:
+        return wish(left=left).key
+
+    assert key(("a", "nbdssl", "at 10:01 it broke")) == key(("a", "nbdssl", "at 10:02 it broke"))
+    assert len({key(), key(("a", "nbdssl", "")), key(("b", "nbdssl", ""))}) == 3
+
+
+# ---- near and far ---------------------------------------------------------------------------------
+
+
+def near(*names: str, disk: DiskFacts | None = DISK, proxies: Iterable[str] = ()) -> Wish:
+    """A disk for whose repository these proxies are set to be near."""
+    return wish_of(BACKUP, disk, proxies, [], near=names)
+
+
+def test_proxies_near_the_repository_come_before_better_modes() -> None:
+    fleet = [proxy("a", NBDSSL), proxy("b", SAN, NBDSSL), proxy("c", NBDSSL, used=3)]
+    decision = decide(near("a", "c"), fleet, [])
+    assert decision.chosen is not None
+    assert (decision.chosen.proxy_id, decision.chosen.mode) == ("a", NBDSSL)
+    assert "set to be near the repository" in decision.reason
+    assert not decision.warning
+    assert why(near("a", "c"), fleet, "b", SAN) == (
+        "proxies that are set to be near the repository come first: a, c"
+    )
+    # They are waited for while they work, as long as one is there.
+    busy = [proxy("a", NBDSSL, used=4), proxy("b", SAN, NBDSSL)]
+    assert decide(near("a"), busy, []).chosen is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"online": False}, "the proxy is offline"),
+        ({"stopping": True}, "the proxy is stopping"),
+        ({"slots": 0}, "the proxy has no task slots"),
+        ({"enabled": False}, "the proxy is disabled"),
+        ({"offered_modes": (HOTADD,)}, "the proxy does not offer nbdssl"),
+    ],
+)
+def test_where_none_near_can_take_it_any_other_may(changes: dict[str, Any], reason: str) -> None:
+    decision = decide(near("a"), [proxy("a", **changes), proxy("b")], [])
+    assert decision.chosen is not None
+    assert decision.chosen.proxy_id == "b"
+    assert decision.warning == (
+        f"no proxy near the repository can take the disk, so any other may: a: {reason}"
+    )
+    assert decision.warning in decision.to_json()["remarks"]
+
+
+def test_named_proxies_are_used_though_none_is_near_the_repository() -> None:
+    fleet = [proxy("a"), proxy("b")]
+    decision = decide(near("a", proxies=["b"]), fleet, [])
+    assert decision.chosen is not None
+    assert decision.chosen.proxy_id == "b"
+    assert decision.warning == (
+        "the job names only proxies that are not near its repository; near it: a"
+    )
+    assert best(near("a", proxies=["a", "b"]), *fleet) == {"a": NBDSSL}
+    assert best(wish_of("copy-disk", None, [], [], near=["b"]), *fleet) == {"b": FILE_MODE}
+
+
+HERE, THERE = "192.0.2.0/24", "198.51.100.0/24"
+
+
+def in_network(name: str, network: str, **changes: object) -> ProxyFacts:
+    one = proxy(name, **changes)
+    return replace(one, machine=replace(one.machine or ProxyMachine(id=name), networks=(network,)))
+
+
+def test_among_network_proxies_the_one_in_the_hosts_network_comes_first() -> None:
+    disk = replace(DISK, host_address="192.0.2.10")
+    wanted = wish_of(BACKUP, disk, [], [], networks={HERE, THERE})
+    assert wanted.reach is not None
+    assert wanted.reach.networks == (HERE,)
+    fleet = [in_network("a", THERE), in_network("b", HERE, used=3)]
+    decision = decide(wanted, fleet, [])
+    assert decision.chosen is not None
+    assert decision.chosen.proxy_id == "b"
+    assert f"in the host's network {HERE}" in decision.reason
+    seen = survey(wanted, fleet)
+    assert seen.rank("b") < seen.rank("a")
+    # It is preferred, not demanded; and only for the network modes.
+    full = decide(wanted, [fleet[0], in_network("b", HERE, used=4)], [])
+    assert full.chosen is not None
+    assert full.chosen.proxy_id == "a"
+    san = [proxy("a", SAN), in_network("b", HERE)]
+    assert survey(wanted, san).rank("a") < survey(wanted, san).rank("b")
+    # A host in nobody's network makes no difference.
+    alone = wish_of(BACKUP, replace(DISK, host_address="203.0.113.9"), [], [], networks={HERE, THERE})
+    assert survey(alone, fleet).far == frozenset()
+    assert alone.key == wish_of(BACKUP, DISK, [], [], networks={HERE}).key
+
+
+def test_on_vsan_hotadd_goes_to_the_host_that_has_the_data() -> None:
+    disk = replace(DISK, datastore_kind="vsan", data_hosts=("host-7",))
+    wanted = wish_of(BACKUP, disk, [], [HOTADD.value])
+
+    def on_host(name: str, host: str, used: int) -> ProxyFacts:
+        vm = replace(VM, moref=f"vm-{name}", host_moref=host, home_kinds=("vsan",))
+        one = proxy(name, HOTADD, used=used)
+        return replace(one, machine=replace(one.machine or ProxyMachine(id=name), vms=(vm,)))
+
+    decision = decide(wanted, [on_host("a", "host-1", 0), on_host("b", "host-7", 2)], [])
+    assert decision.chosen is not None
+    assert decision.chosen.proxy_id == "b"
+    assert "on a host that has most of the VM's data" in decision.reason
+
+
 MODES = st.lists(st.sampled_from(TransportMode), unique=True).map(tuple)
 MACHINES = st.builds(
     ProxyMachine,
@@ -433,6 +546,7 @@ WISHES = st.builds(
         max_size=3,
     ),
     failover=st.booleans(),
+    near=st.lists(st.sampled_from("abcdef"), unique=True, max_size=2).map(tuple),
 )
 LIMITS = st.builds(
     Limit,
