@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import tomllib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -21,6 +22,33 @@ from pydantic_settings import (
 from backup_server.errors import SettingsError
 
 SETTINGS_FILE: Final = "vmhaul.toml"
+
+
+PROXIES_PORT: Final = 8471
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Door:
+    host: str
+    port: int
+
+
+def parse_door(text: str) -> Door:
+    """ADDRESS, ADDRESS:PORT, [IPV6] or [IPV6]:PORT, as `proxies_listen` has it."""
+    host, port = text.strip(), ""
+    if host.startswith("["):
+        host, bracket, rest = host[1:].partition("]")
+        good = bool(bracket) and (not rest or rest.startswith(":"))
+        port = rest[1:]
+    else:
+        good = True
+        if host.count(":") == 1:
+            host, _, port = host.partition(":")
+    if not good or not host or (port and (not port.isdecimal() or int(port) > 65535)):  # noqa: PLR2004
+        raise SettingsError(
+            f"proxies_listen {text!r} is not ADDRESS or ADDRESS:PORT, as in 192.0.2.10:{PROXIES_PORT}"
+        )
+    return Door(host=host, port=int(port) if port else PROXIES_PORT)
 
 
 def default_data_dir() -> Path:
@@ -44,6 +72,9 @@ class Settings(BaseSettings):
     # -- doors
     host: str = "127.0.0.1"
     port: int = Field(default=8470, ge=0, le=65535)
+    proxies_listen: str = ""
+    proxies_names: str = ""
+    proxies_broker_port: int = Field(default=8472, ge=0, le=65535)
     flower: bool = True
     flower_port: int = Field(default=0, ge=0, le=65535)
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -103,6 +134,15 @@ class Settings(BaseSettings):
         connections allow, and as its memory for buffers does. At least one.
         """
         return max(1, min(self.host_nfc_streams, self.host_nfc_memory_bytes // self.nfc_stream_bytes))
+
+    @property
+    def proxies_door(self) -> Door | None:
+        """Where the door of remote proxies listens; None: there is none. SettingsError for what is no address."""
+        return parse_door(self.proxies_listen) if self.proxies_listen else None
+
+    @property
+    def tls_dir(self) -> Path:
+        return self.data_dir / "tls"
 
     @property
     def server_key_file(self) -> Path:

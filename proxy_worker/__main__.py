@@ -1,6 +1,7 @@
 """`python -m proxy_worker --data DIR`: run this machine's proxy.
 
-With `--join URL` (join token on standard input) it only enrols. A proxy that lives in a server's data
+With `--join URL` (join token on standard input) it only enrols; `--join token` takes the server's address from
+the token. A proxy that lives in a server's data
 directory enrols itself with the token file that the server put there.
 """
 
@@ -12,12 +13,23 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 import structlog
 
-from proxy_worker.config import ProxyConfig, load_enrolment, load_settings, local_enrolment
-from proxy_worker.enrol import enrol, enrol_with_file
+from proxy_worker.config import (
+    ProxyConfig,
+    broker_login,
+    load_enrolment,
+    load_settings,
+    local_enrolment,
+    local_server_url,
+)
+from proxy_worker.enrol import enrol_with_file, join
 from proxy_worker.errors import ProxyError
+from proxy_worker.trust import check_server_url
+
+JOIN_BY_TOKEN: Final = "token"  # noqa: S105 - a word of the command line
 
 
 def set_up_logging(level: str) -> None:
@@ -52,14 +64,23 @@ def set_up_logging(level: str) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m proxy_worker", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="the proxy's directory")
-    parser.add_argument("--join", metavar="URL", help="only enrol at this server, token on stdin")
-    parser.add_argument("--name", help="the proxy's name at the server; default: the directory's name")
+    parser.add_argument(
+        "--join",
+        metavar="URL",
+        help="only enrol, token on stdin: at this server, or `token`: at the token's",
+    )
+    parser.add_argument(
+        "--name", help="its name at the server; default: the token's, or the directory's"
+    )
     given = parser.parse_args(argv)
     data_dir: Path = given.data.absolute()
     try:
         if given.join:
             token = sys.stdin.readline().strip()
-            taken = enrol(data_dir, given.join, token, given.name or data_dir.name)
+            if given.join == JOIN_BY_TOKEN:
+                taken = join(data_dir, token, name=given.name or "")
+            else:
+                taken = join(data_dir, token, name=given.name or "", server_url=given.join)
             print(f"enrolled as {taken.name} ({taken.proxy_id})")  # noqa: T201 - the answer
             return 0
         return _run(data_dir)
@@ -80,8 +101,13 @@ def _run(data_dir: Path) -> int:
         return 1
     from proxy_worker.app import run_worker
 
+    if local_server_url(data_dir) is None:
+        for url in (enrolment.server_url, *enrolment.more_server_urls):
+            check_server_url(url)
     config = ProxyConfig(
-        data_dir=data_dir, enrolment=local_enrolment(data_dir, enrolment), settings=settings
+        data_dir=data_dir,
+        enrolment=broker_login(data_dir, local_enrolment(data_dir, enrolment)),
+        settings=settings,
     )
     return run_worker(config, time.time, structlog.get_logger())  # noqa: TID251 - composition root
 

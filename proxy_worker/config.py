@@ -7,15 +7,18 @@ proxy is and where its server and broker are comes from the enrolment (`enrolmen
 from __future__ import annotations
 
 import json
+import ssl
 import sys
 import tomllib
 from dataclasses import dataclass, fields, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from proxy_worker.contracts.ids import ProxyId
 from proxy_worker.errors import SetupError
+from proxy_worker.trust import BROKER_CA_FILE, SERVER_CA_FILE, pinned_context
 from transports import registry
 from transports.base import TransportMode
 from transports.direct_nfs import NfsClient, NfsOptions
@@ -91,6 +94,8 @@ class Enrolment:
     server_key: str
     """Ed25519 verify key, hexadecimal."""
     broker_url: str
+    more_server_urls: tuple[str, ...] = ()
+    """Where the server may be asked as well, when the first does not answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,7 +155,14 @@ def load_enrolment(data_dir: Path) -> Enrolment | None:
     path = data_dir / ENROLMENT_FILE
     try:
         data = json.loads(path.read_bytes())
-        return Enrolment(**{item.name: str(data[item.name]) for item in fields(Enrolment)})  # type: ignore[arg-type]
+        return Enrolment(
+            proxy_id=ProxyId(str(data["proxy_id"])),
+            name=str(data["name"]),
+            server_url=str(data["server_url"]),
+            server_key=str(data["server_key"]),
+            broker_url=str(data["broker_url"]),
+            more_server_urls=tuple(str(url) for url in data.get("more_server_urls", ())),
+        )
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:
@@ -172,6 +184,37 @@ def local_server_url(data_dir: Path) -> str | None:
     return str(url)
 
 
+def server_trust(data_dir: Path) -> ssl.SSLContext | None:
+    """What the server's door is known by; None where the machine's own authorities decide, or loopback."""
+    try:
+        pem = (data_dir / SERVER_CA_FILE).read_text(encoding="ascii")
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SetupError(
+            f"{data_dir / SERVER_CA_FILE} cannot be read ({error}); join the server again"
+        ) from error
+    return pinned_context(pem)
+
+
+def broker_login(data_dir: Path, enrolment: Enrolment) -> Enrolment:
+    """The enrolment with the file of the broker's certificate authority in the broker's URL. It is no part of
+    what is stored, so that the proxy's directory may be moved.
+    """
+    file = data_dir / BROKER_CA_FILE
+    if not enrolment.broker_url.startswith("rediss:") or not file.exists():
+        return enrolment
+    parts = urlsplit(enrolment.broker_url)
+    query = [
+        *((name, value) for name, value in parse_qsl(parts.query) if not name.startswith("ssl_")),
+        ("ssl_cert_reqs", "required"),
+        ("ssl_ca_certs", str(file.absolute())),
+        # The authority is this server's own: who has a certificate of it is the broker (see trust.py).
+        ("ssl_check_hostname", "false"),
+    ]
+    return replace(enrolment, broker_url=urlunsplit(parts._replace(query=urlencode(query))))
+
+
 def local_enrolment(data_dir: Path, enrolment: Enrolment) -> Enrolment:
     """The enrolment as it holds today for a proxy that lives in its server's data directory.
 
@@ -181,7 +224,8 @@ def local_enrolment(data_dir: Path, enrolment: Enrolment) -> Enrolment:
     path = data_dir.absolute().parent.parent / "run" / "local-proxies.json"
     try:
         told = json.loads(path.read_bytes())
-        ours = any(item["id"] == enrolment.proxy_id for item in told["proxies"])
-        return replace(enrolment, broker_url=str(told["broker_url"])) if ours else enrolment
+        ours = [item for item in told["proxies"] if item["id"] == enrolment.proxy_id]
+        urls = [str(item.get("broker_url") or told["broker_url"]) for item in ours]
     except (OSError, ValueError, KeyError, TypeError):
         return enrolment
+    return replace(enrolment, broker_url=urls[0]) if urls else enrolment

@@ -4,7 +4,8 @@ which datastores there are.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import ssl
+from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar
 
 import httpx
@@ -40,9 +41,15 @@ _REFUSED: Final = range(400, 500)
 _CONFLICT: Final = 409
 
 
-def _client(timeout_s: float = _TIMEOUT_S) -> httpx.Client:
-    # Proxy settings of the environment would carry signed requests to strangers.
-    return httpx.Client(timeout=timeout_s, trust_env=False)
+def _client(timeout_s: float, trust: ssl.SSLContext | None) -> httpx.Client:
+    # Proxy settings of the environment would carry signed requests to strangers. A redirect is not followed:
+    # it would leave the door that is known.
+    return httpx.Client(
+        timeout=timeout_s,
+        trust_env=False,
+        follow_redirects=False,
+        verify=True if trust is None else trust,
+    )
 
 
 def _explain(response: httpx.Response) -> str:
@@ -53,11 +60,15 @@ def _explain(response: httpx.Response) -> str:
         return f"HTTP status {response.status_code}"
 
 
-def post_enrolment(server_url: str, body: dict[str, Any]) -> dict[str, Any]:
-    """EnrolmentError when it is refused, ServerUnavailableError when nobody answers."""
+def post_enrolment(
+    server_url: str, body: dict[str, Any], trust: ssl.SSLContext | None = None
+) -> dict[str, Any]:
+    """EnrolmentError when it is refused, ServerUnavailableError when nobody answers. The caller has looked at
+    the address (`trust.check_server_url`).
+    """
     url = f"{server_url.rstrip('/')}/api/v1/enrol"
     try:
-        with _client() as client:
+        with _client(_TIMEOUT_S, trust) as client:
             response = client.post(url, json=body)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise ServerUnavailableError(
@@ -78,9 +89,21 @@ class ServerClient:
     """
 
     def __init__(
-        self, server_url: Callable[[], str], sealer: Sealer, opener: Opener, key: PrivateKey
+        self,
+        server_url: Callable[[], str],
+        sealer: Sealer,
+        opener: Opener,
+        key: PrivateKey,
+        *,
+        more_urls: Sequence[str] = (),
+        trust: ssl.SSLContext | None = None,
     ) -> None:
+        """`more_urls` are asked when the first does not answer; `trust`: what the server's door is known by,
+        None where the machine's own authorities decide.
+        """
         self._server_url = server_url
+        self._more_urls = more_urls
+        self._trust = trust
         self._sealer = sealer
         self._opener = opener
         self._key = key
@@ -110,16 +133,7 @@ class ServerClient:
         return self._ask("datastores", question, DatastoresAnswer)
 
     def _ask(self, path: str, question: Any, expect: type[T], *, timeout_s: float = _TIMEOUT_S) -> T:
-        url = f"{self._server_url().rstrip('/')}/api/v1/proxy/{path}"
-        try:
-            with _client(timeout_s) as client:
-                response = client.post(
-                    url,
-                    content=self._sealer.seal(question, to=SERVER),
-                    headers={"Content-Type": "text/plain"},
-                )
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise ServerUnavailableError(f"the server at {url} does not answer: {error}") from error
+        response = self._post(path, question, timeout_s)
         if response.status_code == _CONFLICT:
             raise NotPresentedError(_explain(response))
         if response.status_code in _REFUSED:
@@ -137,6 +151,24 @@ class ServerClient:
         if not isinstance(message, expect):
             raise ServerUnavailableError("another message than the one that was asked for came")
         return message
+
+    def _post(self, path: str, question: Any, timeout_s: float) -> httpx.Response:
+        """The answer of the first address that gives one. Each try is an envelope of its own: one that was
+        read although its answer was lost would be refused as seen before.
+        """
+        problem = ""
+        for server in (self._server_url(), *self._more_urls):
+            url = f"{server.rstrip('/')}/api/v1/proxy/{path}"
+            try:
+                with _client(timeout_s, self._trust) as client:
+                    return client.post(
+                        url,
+                        content=self._sealer.seal(question, to=SERVER),
+                        headers={"Content-Type": "text/plain"},
+                    )
+            except (httpx.HTTPError, httpx.InvalidURL) as error:
+                problem = problem or f"the server at {url} does not answer: {error}"
+        raise ServerUnavailableError(problem)
 
 
 def _useless(error: MessageError) -> ServerUnavailableError:

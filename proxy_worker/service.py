@@ -10,7 +10,7 @@ from uuid import uuid4
 from nacl.signing import VerifyKey
 
 from proxy_worker.cache_argument import cache_arguments
-from proxy_worker.config import ProxyConfig, installed_version, local_server_url
+from proxy_worker.config import ProxyConfig, installed_version, local_server_url, server_trust
 from proxy_worker.contracts.codec import MessageError
 from proxy_worker.contracts.envelope import SERVER, Clock, Opener, Sealer
 from proxy_worker.contracts.events import EventName
@@ -100,6 +100,8 @@ class ProxyService:
             sealer,
             self._opener,
             identity.sealing,
+            more_urls=enrolment.more_server_urls,
+            trust=server_trust(config.data_dir),
         )
         self._runner = Runner(
             (*config.mover_command, *cache_arguments(config.data_dir)),

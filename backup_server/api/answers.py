@@ -40,6 +40,8 @@ class About(Answer):
     database: str
     broker: str
     flower_url: str | None
+    proxies_door: list[str]
+    """URLs of the door for proxies on other machines; empty: there is none."""
 
 
 class Health(Answer):

@@ -59,14 +59,15 @@ def add(
         output.say(f"Proxy '{name}' added; `vmhaul up` starts it within a few seconds.")
         return
     output.say(f"Proxy '{name}' added. On its machine run:")
-    output.say(f"  vmhaul proxy join --server {door.api.url} --name {name} --data DIR")
+    output.say("  vmhaul proxy join --data DIR")
     output.say("  vmhaul proxy run --data DIR")
     output.say("and give it this token, which works once and is not shown again:")
     output.say(f"  {proxy['join_token']}")
-    if str(door.api.get("/about")["broker"]).startswith("redis+socket:"):
+    if not door.api.get("/about")["proxies_door"]:
         output.note(
-            "Note: this server's broker is embedded and answers on its own machine only. "
-            "For a proxy on another machine start the server with `vmhaul up --broker URL`."
+            "Note: this server has no door for proxies on other machines. "
+            "Start it with `vmhaul up --proxies-listen ADDRESS`, then ask for another token with "
+            f"`vmhaul proxy token {name}`."
         )
 
 
@@ -288,33 +289,67 @@ def token(door: Door, name: NameArgument) -> None:
 
 @app.command("join")
 def join(
-    server: Annotated[str, typer.Option("--server", metavar="URL", help="URL of the backup server.")],
     data: ProxyDataOption,
+    token: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[TOKEN]",
+            help="What `vmhaul proxy add` showed; without it the terminal asks. Arguments can be read by all "
+            "users of the machine for a moment.",
+            show_default=False,
+        ),
+    ] = None,
+    server: Annotated[
+        str | None,
+        typer.Option(
+            "--server",
+            metavar="URL",
+            help="Another address of the server than the token's: loopback, or HTTPS that the machine trusts.",
+        ),
+    ] = None,
     token_stdin: Annotated[
         bool, typer.Option("--token-stdin", help="Read the join token from standard input.")
     ] = False,
     name: Annotated[
         str | None,
-        typer.Option("--name", help="Its name at the server; the directory's name by default."),
+        typer.Option("--name", help="Its name at the server; the token's by default."),
     ] = None,
 ) -> None:
     """Make this machine a proxy of a server, with the token that `vmhaul proxy add` showed."""
     with errors_on_stderr():
-        token = secrets_in.read_secret("Join token", from_stdin=token_stdin, option="--token-stdin")
-        _join(server, token, data, name or data.absolute().name)
+        token = token or secrets_in.read_secret(
+            "Join token", from_stdin=token_stdin, option="--token-stdin"
+        )
+        _join(server, token, data, name)
 
 
-def _join(server: str, token: str, data: Path, name: str) -> None:
+def _join(server: str | None, token: str, data: Path, name: str | None) -> None:
     import subprocess
 
+    if server is None and not token.strip().startswith("vmhaul-join-"):
+        raise CliError(
+            "this is no join token: one begins with vmhaul-join-; the short ones of earlier releases need "
+            "--server URL",
+            Exit.USAGE,
+        )
+    named = ["--name", name] if name else []
     done = subprocess.run(
-        [sys.executable, "-m", "proxy_worker", "--data", str(data), "--join", server, "--name", name],
-        input=token + "\n",
+        [
+            sys.executable,
+            "-m",
+            "proxy_worker",
+            "--data",
+            str(data),
+            "--join",
+            server or "token",
+            *named,
+        ],
+        input="".join(token.split()) + "\n",
         text=True,
         check=False,
     )
     if done.returncode != 0:
-        raise CliError(f"this machine did not join {server}: the lines above say why")
+        raise CliError("this machine did not join: the lines above say why")
     output.say(f"Joined. Start the proxy with `vmhaul proxy run --data {data}`.")
 
 

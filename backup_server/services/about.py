@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 
 from backup_server.broker import SOCKET_NAME
+from backup_server.services import join_tokens
 from backup_server.services.context import Context
 from backup_server.services.shapes import when
 from proxy_worker.contracts.names import celery_socket_url, redis_client_url
@@ -26,6 +27,7 @@ def about(ctx: Context) -> dict[str, Any]:
         "database": make_url(ctx.settings.database_url).render_as_string(hide_password=True),
         "broker": make_url(broker_url(ctx)).render_as_string(hide_password=True),
         "flower_url": _flower_url(ctx),
+        "proxies_door": list(join_tokens.door_urls(ctx)),
     }
 
 

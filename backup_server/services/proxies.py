@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session as DbSession
 from backup_server.credentials import new_join_token, token_hash
 from backup_server.db.tables import Job, Proxy, new_id
 from backup_server.errors import ConflictError, UnauthorizedError
-from backup_server.services import proxy_discovery, proxy_settings
+from backup_server.services import join_tokens, proxy_discovery, proxy_settings
 from backup_server.services.about import broker_url
 from backup_server.services.context import Context
 from backup_server.services.proxy_facts import running_by_proxy
@@ -85,7 +85,7 @@ def add(
         _write_join_token(ctx, name, token)
         write_local_proxies(ctx)
         return get(ctx, row.id)
-    return {**get(ctx, row.id), "join_token": token.reveal()}
+    return {**get(ctx, row.id), "join_token": join_tokens.text_of(ctx, name, token, now)}
 
 
 def new_token(ctx: Context, ref: str) -> dict[str, Any]:
@@ -100,7 +100,7 @@ def new_token(ctx: Context, ref: str) -> dict[str, Any]:
     if row.local:
         _write_join_token(ctx, row.name, token)
         return get(ctx, row.id)
-    return {**get(ctx, row.id), "join_token": token.reveal()}
+    return {**get(ctx, row.id), "join_token": join_tokens.text_of(ctx, row.name, token, ctx.clock())}
 
 
 def edit(ctx: Context, ref: str, changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -170,6 +170,7 @@ def enrol(
     given.checked("sealing_key", _check_key)
     given.finish("the enrolment")
     now = ctx.clock()
+    token = join_tokens.secret_of(token)
     with ctx.db() as s:
         # One guarded UPDATE: of two that come with the same token, one is enrolled.
         found = s.execute(

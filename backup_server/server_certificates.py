@@ -1,0 +1,258 @@
+"""The server's own certificate authority, and the certificate that its door and its broker show.
+
+`<data dir>/tls/`: `ca.key`, `ca.pem`, `door.key`, `door.pem` (certificate and authority). The authority is made
+once and stays for as long as proxies know it by its SHA-256; the certificate is made anew before it ends and
+whenever the names by which the server is reached have changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import os
+import secrets
+import socket
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Final
+
+import psutil
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from backup_server.errors import SettingsError
+
+CA_LIFE: Final = timedelta(days=20 * 365)
+LIFE: Final = timedelta(days=398)
+RENEW_BEFORE: Final = timedelta(days=60)
+_EARLIER: Final = timedelta(days=1)
+"""For proxies whose clocks are behind."""
+MAX_NAMES: Final = 8
+"""Addresses of a machine that stand in a join token; more would make it longer, not better."""
+_WILDCARDS: Final = ("0.0.0.0", "::")  # noqa: S104 - compared with, not listened on
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DoorCertificate:
+    """Files in PEM form, mode 0600."""
+
+    ca_file: Path
+    certificate_file: Path
+    """With the authority behind it."""
+    key_file: Path
+    renewed: bool
+    """Made by this very call."""
+
+
+def names_of(host: str, given: str) -> tuple[str, ...]:
+    """Names and addresses by which proxies reach a door that listens on `host`, best first.
+
+    `given`: those that the administrator named, separated by commas. Where none was named and the door
+    listens on every address, the machine's own.
+    """
+    named = tuple(name for name in (part.strip() for part in given.split(",")) if name)
+    if named:
+        return named
+    if host not in _WILDCARDS:
+        return (host,)
+    found = [
+        address.address
+        for addresses in psutil.net_if_addrs().values()
+        for address in addresses
+        if address.family in (socket.AF_INET, socket.AF_INET6) and _reachable(address.address)
+    ]
+    found.sort(key=lambda address: ":" in address)
+    return (*found[: MAX_NAMES - 1], socket.gethostname()) if found else ("127.0.0.1",)
+
+
+def ensure(tls_dir: Path, names: tuple[str, ...], now: datetime) -> DoorCertificate:
+    """The certificate for `names`, made or renewed when it has to be. SettingsError when files are damaged."""
+    ca_key, ca = _authority(tls_dir, now)
+    wanted = _alternative_names(names)
+    certificate_file, key_file = tls_dir / "door.pem", tls_dir / "door.key"
+    made = not _good(certificate_file, key_file, ca, wanted, now)
+    if made:
+        _make_leaf(tls_dir, ca_key, ca, wanted, now)
+    return DoorCertificate(
+        ca_file=tls_dir / "ca.pem",
+        certificate_file=certificate_file,
+        key_file=key_file,
+        renewed=made,
+    )
+
+
+def ca_pem(tls_dir: Path, now: datetime) -> str:
+    """The authority's certificate, made when there is none."""
+    return _pem(_authority(tls_dir, now)[1]).decode("ascii")
+
+
+def ca_sha256(tls_dir: Path, now: datetime) -> str:
+    """SHA-256 of the authority's certificate (DER), hexadecimal: what join tokens name."""
+    _, ca = _authority(tls_dir, now)
+    return hashlib.sha256(ca.public_bytes(serialization.Encoding.DER)).hexdigest()
+
+
+def ends_at(certificate_file: Path) -> datetime:
+    return x509.load_pem_x509_certificate(certificate_file.read_bytes()).not_valid_after_utc
+
+
+def _reachable(address: str) -> bool:
+    try:
+        parsed = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return False
+    return not (parsed.is_loopback or parsed.is_link_local or parsed.is_multicast)
+
+
+def _authority(tls_dir: Path, now: datetime) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
+    key_file, file = tls_dir / "ca.key", tls_dir / "ca.pem"
+    if not (key_file.exists() and file.exists()):
+        # Both or none: of one alone nothing can be made, and no proxy knows it yet.
+        _make_authority(tls_dir, now)
+    try:
+        key = serialization.load_pem_private_key(key_file.read_bytes(), None)
+        ca = x509.load_pem_x509_certificate(file.read_bytes())
+    except ValueError as error:
+        raise SettingsError(
+            f"the certificate authority in {tls_dir} is damaged ({error}); put ca.key and ca.pem back from a "
+            "copy, or remove both and let every remote proxy join again"
+        ) from error
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != ca.public_key():
+        raise SettingsError(
+            f"ca.key and ca.pem in {tls_dir} do not belong together; put the right pair back from a copy, or "
+            "remove both and let every remote proxy join again"
+        )
+    return key, ca
+
+
+def _make_authority(tls_dir: Path, now: datetime) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"vmhaul server {secrets.token_hex(4)}")])
+    usage = _usage(key_cert_sign=True, crl_sign=True)
+    ca = (
+        _builder(name, name, key.public_key(), now, CA_LIFE)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(usage, critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    _write(tls_dir / "ca.key", _private(key))
+    _write(tls_dir / "ca.pem", _pem(ca))
+
+
+def _make_leaf(
+    tls_dir: Path,
+    ca_key: ec.EllipticCurvePrivateKey,
+    ca: x509.Certificate,
+    names: x509.SubjectAlternativeName,
+    now: datetime,
+) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "vmhaul proxies' door")])
+    leaf = (
+        _builder(subject, ca.subject, key.public_key(), now, LIFE)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_usage(digital_signature=True), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .add_extension(names, critical=False)
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()), critical=False
+        )
+        .sign(ca_key, hashes.SHA256())
+    )
+    # The key first: of the two, readers look at the certificate to see whether the pair is whole.
+    _write(tls_dir / "door.key", _private(key))
+    _write(tls_dir / "door.pem", _pem(leaf) + _pem(ca))
+
+
+def _good(
+    file: Path,
+    key_file: Path,
+    ca: x509.Certificate,
+    names: x509.SubjectAlternativeName,
+    now: datetime,
+) -> bool:
+    try:
+        leaf = x509.load_pem_x509_certificate(file.read_bytes())
+        key = serialization.load_pem_private_key(key_file.read_bytes(), None)
+        has = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (OSError, ValueError, x509.ExtensionNotFound):
+        return False
+    return (
+        isinstance(key, ec.EllipticCurvePrivateKey)
+        and key.public_key() == leaf.public_key()
+        and leaf.issuer == ca.subject
+        and set(has) == set(names)
+        and leaf.not_valid_before_utc <= now <= leaf.not_valid_after_utc - RENEW_BEFORE
+    )
+
+
+def _alternative_names(names: tuple[str, ...]) -> x509.SubjectAlternativeName:
+    found: list[x509.GeneralName] = []
+    for name in dict.fromkeys((*names, socket.gethostname(), "localhost", "127.0.0.1")):
+        try:
+            found.append(x509.IPAddress(ipaddress.ip_address(name.partition("%")[0])))
+        except ValueError:
+            found.append(x509.DNSName(name.encode("idna").decode("ascii")))
+    return x509.SubjectAlternativeName(found)
+
+
+def _builder(
+    subject: x509.Name,
+    issuer: x509.Name,
+    key: ec.EllipticCurvePublicKey,
+    now: datetime,
+    life: timedelta,
+) -> x509.CertificateBuilder:
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - _EARLIER)
+        .not_valid_after(now + life)
+    )
+
+
+def _usage(
+    *, digital_signature: bool = False, key_cert_sign: bool = False, crl_sign: bool = False
+) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=digital_signature,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=key_cert_sign,
+        crl_sign=crl_sign,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _private(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+
+
+def _pem(certificate: x509.Certificate) -> bytes:
+    return certificate.public_bytes(serialization.Encoding.PEM)
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Replace as a whole; for its owner only."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    new = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    handle = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(handle, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    new.replace(path)
