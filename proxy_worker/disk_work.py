@@ -43,6 +43,7 @@ from transports import registry
 from transports.base import DiskReader, DiskRef, DiskWriter, Presenter, TransportMode
 from transports.errors import TransientTransportError
 from transports.failover import FailoverReader, FailoverWriter, Way
+from transports.fence import Fence, FencedWriter
 from transports.registry import Access, ModeOptions, NothingPresented
 from transports.vsphere.api import Vsphere
 from transports.wrappers import ReconnectingReader, ReconnectingWriter
@@ -77,6 +78,9 @@ class Tools:
     options: ModeOptions = field(default_factory=ModeOptions)
     cache_dir: Path | None = None
     """Where this machine keeps caches of indexes; None: in memory."""
+
+    fence: Fence | None = None
+    """Stops writing to a VM's disk when the lease may have ended; None: nobody said how long it lasts."""
 
     left: list[Failover] = field(default_factory=list)
     """Modes that failed so far, in their order; filled while the work is done."""
@@ -205,9 +209,11 @@ def _writer(
 ) -> FailoverWriter:
     def way(mode: TransportMode, attempts: int) -> Way[DiskWriter]:
         def open_once() -> DiskWriter:
-            return session.use(
+            writer = session.use(
                 lambda v: tools.open_writer(tools.access(v, request.preferred_networks), disk, mode)
             )
+            # Innermost: what a new connection repeats is asked about again.
+            return writer if tools.fence is None else FencedWriter(writer, tools.fence)
 
         def open_way() -> DiskWriter:
             return _patiently(

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import threading
+from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import psutil
 
+from proxy_worker.clocks import uptime_s
 from proxy_worker.contracts.envelope import Clock
 from proxy_worker.contracts.events import EventName
 from proxy_worker.contracts.ids import ProxyId
 from proxy_worker.contracts.messages import HeartbeatReport, RunningTask
 from proxy_worker.link import UpLink
 from transports.base import TransportMode
+
+_REMEMBERED: Final = 256
 
 
 class Heartbeat:
@@ -47,6 +51,7 @@ class Heartbeat:
         self._after_each = after_each
         self._log = log
         self._sequence = 0
+        self._sent_at_s: OrderedDict[int, float] = OrderedDict()
         self._stopping = False
         self._wake = threading.Event()
         self._end = threading.Event()
@@ -57,6 +62,10 @@ class Heartbeat:
 
     def changed(self) -> None:
         self._wake.set()
+
+    def sent_at_s(self, sequence: int) -> float | None:
+        """When that heartbeat began to be made, by `clocks.uptime_s`; None: long ago, or never."""
+        return self._sent_at_s.get(sequence)
 
     def announce_stop(self) -> None:
         """From now on say that no more tasks are wanted."""
@@ -93,6 +102,9 @@ class Heartbeat:
 
     def _report(self) -> HeartbeatReport:
         self._sequence += 1
+        self._sent_at_s[self._sequence] = uptime_s()
+        while len(self._sent_at_s) > _REMEMBERED:
+            self._sent_at_s.popitem(last=False)
         return HeartbeatReport(
             proxy_id=self._proxy_id,
             boot_id=self._boot_id,

@@ -2,7 +2,8 @@
 
 Worker to mover, on standard input: first `{"request": TaskRequest, "secrets": TaskSecrets, "options":
 ModeOptions}`, later one line for each question of the mover: `{"secrets": TaskSecrets}`, `{"answer":
-PresentAnswer | WithdrawAnswer}`, or `{"refused": text, "other_mode": bool}`. Mover to worker, on standard
+PresentAnswer | WithdrawAnswer}`, or `{"refused": text, "other_mode": bool}`; and, unasked, to a
+restore to a VM `{"lease": seconds}`: until when the lease lasts, by `clocks.uptime_s`. Mover to worker, on standard
 output: `{"progress": ProgressReport}`, `{"need": "secrets"}`, `{"present": PresentRequest}`, `{"withdraw":
 WithdrawRequest}`, and last one `{"result": ResultReport}`. Standard input that ends means that the worker
 is gone: the mover ends too.

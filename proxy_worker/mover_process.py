@@ -20,6 +20,7 @@ from typing import IO, Any, Final, NoReturn
 
 from pipeline.errors import CancelledError
 from proxy_worker.cache_argument import cache_dir_of
+from proxy_worker.clocks import uptime_s
 from proxy_worker.contracts.codec import MessageError, from_json, to_json
 from proxy_worker.contracts.messages import (
     PresentAnswer,
@@ -39,6 +40,7 @@ from proxy_worker.runner import end_of
 from proxy_worker.vsphere_session import connect_with_ticket
 from transports.base import Presented, TransportMode
 from transports.errors import TransientTransportError, TransportUnavailableError
+from transports.fence import Fence
 from transports.registry import ModeOptions
 
 _SECRETS_WAIT_S: Final = 180.0
@@ -55,6 +57,7 @@ class Parent:
         self._lock = threading.Lock()
         self._asking = threading.Lock()
         self._answers: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self.fence = Fence(uptime_s, self._end_when_cancelled)
         self._late = 0
         """Answers that nobody waits for any more. The worker answers every question, in their order."""
 
@@ -66,9 +69,17 @@ class Parent:
 
     def _read(self) -> None:
         for data in self._source:
-            self._answers.put(json.loads(data))
+            told = json.loads(data)
+            if "lease" in told:
+                self.fence.open_until(float(told["lease"]))
+            else:
+                self._answers.put(told)
         # The worker is gone: nobody can use a result, and another attempt may begin at any moment.
         os._exit(1)
+
+    def _end_when_cancelled(self, pause_s: float) -> None:
+        if self._cancel.wait(pause_s):
+            raise CancelledError("cancelled while the lease was not known to last")
 
     def say(self, **values: Any) -> None:
         with self._lock:
@@ -168,6 +179,7 @@ def run(
         presenter=ServerPresenter(parent, request),
         options=options,
         cache_dir=cache_dir,
+        fence=parent.fence if request.lease_s else None,
     )
     try:
         result = carry_out(request, secrets, tools)

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import queue
+import select
 import signal
 import subprocess
 import threading
@@ -23,6 +24,7 @@ from proxy_worker.contracts.messages import (
     PresentRequest,
     ProgressReport,
     ResultReport,
+    TaskKind,
     TaskOutcome,
     TaskRequest,
     TaskSecrets,
@@ -106,6 +108,8 @@ class Runner:
         result: ResultReport | None = None
         stopper = _Stopper(child, handle, self._kill_grace_s)
         stopper.start()
+        if handle.request.kind is TaskKind.RESTORE_DISK_TO_VM:
+            handle.follow_lease(lambda until_s: child.tell(line(lease=until_s)))
         try:
             for message in child.messages():
                 if "progress" in message:
@@ -118,6 +122,7 @@ class Runner:
                     result = _own(message["result"], handle.request)
             code = child.wait()
         finally:
+            handle.follow_lease(None)
             stopper.finish()
         return self._judge(handle, child, code, result)
 
@@ -276,6 +281,15 @@ class _Child:
         with contextlib.suppress(BrokenPipeError):
             stdin.write(data)
             stdin.flush()
+
+    def tell(self, data: bytes) -> None:
+        """Write a line that a later one replaces. Never waits: what a child that does not read would not take is
+        left out.
+        """
+        stdin = _pipe(self._process.stdin)
+        with contextlib.suppress(OSError, ValueError):
+            if select.select([], [stdin], [], 0)[1]:
+                self.write(data)
 
     def messages(self) -> Any:
         """Lines of the child as objects, until it closes its output."""

@@ -41,6 +41,8 @@ OnProgress = Callable[[ProgressReport], None]
 
 _SECRETS_PAUSE_S: Final = 2.0
 _STOP_S: Final = 5.0
+LEASE_SHARE: Final = 0.75
+"""Of a lease in which a mover may begin a write: the rest is for writes on their way."""
 
 
 class ProxyService:
@@ -189,6 +191,14 @@ class ProxyService:
             handle.stop(StopReason.LOST)
         elif message.verdict is LeaseVerdict.CANCEL:
             handle.stop(StopReason.CANCEL)
+        else:
+            self._lease_held(handle, message.sequence)
+
+    def _lease_held(self, handle: TaskHandle, sequence: int) -> None:
+        """The server's lease began when it read that heartbeat, so not before we sent it."""
+        sent_at_s = self._heartbeat.sent_at_s(sequence)
+        if sent_at_s is not None:
+            handle.leased(sent_at_s + LEASE_SHARE * handle.request.lease_s)
 
     # -- one task
 

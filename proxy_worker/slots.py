@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from enum import IntEnum
 from typing import Final
 
@@ -32,10 +33,28 @@ class TaskHandle:
         self.stop_requested = threading.Event()
         self._reason = StopReason.NONE
         self._lock = threading.Lock()
+        self._leased_until_s = float("-inf")
+        self._on_lease: Callable[[float], None] | None = None
 
     @property
     def reason(self) -> StopReason:
         return self._reason
+
+    def leased(self, until_s: float) -> None:
+        """The lease lasts until then at least, by the clock of `clocks.uptime_s`."""
+        with self._lock:
+            if until_s <= self._leased_until_s:
+                return
+            self._leased_until_s = until_s
+            if self._on_lease is not None:
+                self._on_lease(until_s)
+
+    def follow_lease(self, on_lease: Callable[[float], None] | None) -> None:
+        """Call it with each new end of the lease, and at once with the present one; None: no more."""
+        with self._lock:
+            self._on_lease = on_lease
+            if on_lease is not None and self._leased_until_s > float("-inf"):
+                on_lease(self._leased_until_s)
 
     def stop(self, reason: StopReason) -> None:
         with self._lock:

@@ -37,6 +37,7 @@ from proxy_worker.contracts.messages import (
     ResultReport,
 )
 from proxy_worker.contracts.names import STREAM_FIELD, up_stream
+from proxy_worker.contracts.older import down_for
 
 _ENTRIES: Final = 500
 _FRESH_ENTRY_S: Final = 60.0
@@ -278,9 +279,15 @@ class ReportReader:
         heard = {(task.task_id, task.attempt) for task in effect.ended}
         running = [task for task in report.running if (task.task_id, task.attempt) not in heard]
         answers = leases.renew_leases(
-            s, proxy_id, report.boot_id, running, now=now, lease_s=settings.lease_s
+            s,
+            proxy_id,
+            report.boot_id,
+            running,
+            now=now,
+            lease_s=settings.lease_s,
+            sequence=report.sequence,
         )
-        effect.answers.setdefault(proxy_id, []).extend(answers)
+        effect.answers.setdefault(proxy_id, []).extend(down_for(answers, report.version))
 
     # -- telling
 

@@ -34,8 +34,9 @@ def renew_leases(
     *,
     now: datetime,
     lease_s: float,
+    sequence: int = 0,
 ) -> list[LeaseAnswer]:
-    """Renew what the proxy rightly says it runs; a verdict for each task it named."""
+    """Renew what the proxy rightly says it runs; a verdict for each task it named. `sequence`: of its heartbeat."""
     rows: dict[str, Any] = {}
     for chunk in _chunks([task.task_id for task in running]):
         found = db.execute(
@@ -62,7 +63,9 @@ def renew_leases(
         ):
             verdict = LeaseVerdict.CANCEL if row.cancel_requested else LeaseVerdict.HELD
             held.append(row.id)
-        answers.append(LeaseAnswer(task_id=task.task_id, attempt=task.attempt, verdict=verdict))
+        answers.append(
+            LeaseAnswer(task_id=task.task_id, attempt=task.attempt, verdict=verdict, sequence=sequence)
+        )
     for chunk in _chunks(held):
         db.execute(
             sa.update(Task)

@@ -38,7 +38,7 @@ from proxy_worker.contracts.messages import (
     TaskOutcome,
     TaskRequest,
 )
-from proxy_worker.contracts.older import known_to_0_2
+from proxy_worker.contracts.older import request_for
 from transports.base import TransportMode
 
 OUTBOX_TASK = "task"
@@ -103,7 +103,8 @@ def start_attempt(
     MessageError when its stored order cannot be read (no attempt can succeed then).
     """
     attempt = row.attempt + 1
-    request = _request(db, row, placement, attempt, now + timedelta(seconds=order_ttl_s))
+    expires_at = now + timedelta(seconds=order_ttl_s)
+    request = _request(db, row, placement, attempt, expires_at, lease_s)
     change_state(
         db,
         Task,
@@ -147,7 +148,12 @@ def start_attempt(
 
 
 def _request(
-    db: DbSession, row: Task, placement: Placement, attempt: int, expires_at: datetime
+    db: DbSession,
+    row: Task,
+    placement: Placement,
+    attempt: int,
+    expires_at: datetime,
+    lease_s: float,
 ) -> TaskRequest:
     order = decode_order(row.kind, row.order)
     repository = db.get_one(Repository, row.repository_id)
@@ -171,10 +177,9 @@ def _request(
         copy=order if isinstance(order, CopyDiskOrder) else None,
         fallback_modes=placement.fallback_modes,
         preferred_networks=preferred_networks(proxy.settings) if proxy is not None else (),
+        lease_s=lease_s,
     )
-    # A worker of this release tells of its connections before it takes work; one before it does not.
-    is_new = proxy is not None and proxy.connections_at is not None
-    return request if is_new else known_to_0_2(request)
+    return request_for(request, proxy.version if proxy is not None else None)
 
 
 def give_up(db: DbSession, row: Task, reason: str, now: datetime) -> None:

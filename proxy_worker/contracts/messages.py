@@ -131,6 +131,9 @@ class TaskRequest:
     """Modes in which this proxy may go on when `mode` fails, in their order."""
     preferred_networks: tuple[str, ...] = field(default=(), metadata=LATER)
     """Networks ("192.0.2.0/24") in which a network mode looks for an address of the ESXi host first."""
+    lease_s: float = field(default=0.0, metadata=LATER)
+    """How long the lease lasts at least from the moment at which a heartbeat was sent that the server then
+    answered with HELD. Whoever writes to a VM's disk MUST NOT write after that. 0: the server does not say."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -336,6 +339,8 @@ class LeaseAnswer:
     task_id: TaskId
     attempt: Attempt
     verdict: LeaseVerdict
+    sequence: int = field(default=0, metadata=LATER)
+    """Of the heartbeat that is answered; 0: this answers none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,9 +6,41 @@ left out here only makes the work better, never right.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import replace
+from typing import Final
 
-from proxy_worker.contracts.messages import TaskRequest
+from proxy_worker.contracts.messages import DownMessage, LeaseAnswer, TaskRequest
+
+PRESENT: Final = (0, 4)
+_RELEASE: Final = re.compile(r"(\d+)\.(\d+)")
+
+
+def release_of(version: str | None) -> tuple[int, int]:
+    """Of what a worker says of itself. One that runs from a directory that was never installed ("unknown") is of the
+    present release.
+    """
+    found = _RELEASE.match(version or "")
+    return (int(found[1]), int(found[2])) if found else PRESENT
+
+
+def request_for(request: TaskRequest, version: str | None) -> TaskRequest:
+    """The order as a worker of that version understands it."""
+    release = release_of(version)
+    if release < (0, 4):
+        request = replace(request, lease_s=0.0)
+    return known_to_0_2(request) if release < (0, 3) else request
+
+
+def down_for(messages: Iterable[DownMessage], version: str | None) -> list[DownMessage]:
+    """Messages of the down stream as a worker of that version understands them."""
+    if release_of(version) >= (0, 4):
+        return list(messages)
+    return [
+        replace(message, sequence=0) if isinstance(message, LeaseAnswer) else message
+        for message in messages
+    ]
 
 
 def known_to_0_2(request: TaskRequest) -> TaskRequest:
@@ -26,4 +58,11 @@ def known_to_0_2(request: TaskRequest) -> TaskRequest:
         )
     if restore is not None and restore.target_disk is not None:
         restore = replace(restore, target_disk=replace(restore.target_disk, storage=None))
-    return replace(request, backup=backup, restore=restore, fallback_modes=(), preferred_networks=())
+    return replace(
+        request,
+        backup=backup,
+        restore=restore,
+        fallback_modes=(),
+        preferred_networks=(),
+        lease_s=0.0,
+    )

@@ -32,6 +32,8 @@ _SMALL_WRITE_BYTES: Final = 7 * SECTOR_BYTES
 _NO_ROOM: Final = "Failed to encode"
 _SYN_TRIES: Final = 3
 """Of a TCP connection: seven seconds for a server that drops what comes."""
+_UNHEARD_MS: Final = 7000
+"""Within the part of a lease that is left for writes on their way: a quarter of 30 s."""
 _ROOT: Final = 0
 _REFUSED: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 """The library also says EPERM (-1) of what it could not do for reasons of its own."""
@@ -60,7 +62,7 @@ def connect(storage: DatastoreRef, options: NfsOptions, *, write: bool = False) 
     for version in versions_of(storage, write=write):
         for host in storage.nfs_hosts:
             try:
-                return Connection(host, storage.nfs_path, version, options)
+                return Connection(host, storage.nfs_path, version, options, write=write)
             except TransportUnavailableError as error:
                 said.append(error)
     if not said:
@@ -75,7 +77,9 @@ def connect(storage: DatastoreRef, options: NfsOptions, *, write: bool = False) 
 class Connection:
     """An export, reached. After TransientTransportError it MUST only be closed."""
 
-    def __init__(self, host: str, export: str, version: int, options: NfsOptions) -> None:
+    def __init__(
+        self, host: str, export: str, version: int, options: NfsOptions, *, write: bool = False
+    ) -> None:
         """TransportUnavailableError says what to do."""
         self.host = host
         self.export = export
@@ -95,6 +99,8 @@ class Connection:
             self.check(
                 result, f"NFS {version} export {host}:{export} is not given to this proxy", opening=True
             )
+            if write:
+                self._give_up_unheard_writes()
         except BaseException:
             self.close()
             raise
@@ -116,6 +122,13 @@ class Connection:
     @property
     def address(self) -> str:
         return f"{self.host}:{self.export}"
+
+    def _give_up_unheard_writes(self) -> None:
+        """Let the kernel drop the connection, with what it still holds, when the server acknowledges nothing for seconds:
+        else a write could reach the disk long after, when somebody else writes to it.
+        """
+        with socket.socket(fileno=os.dup(self.library.nfs_get_fd(self.context))) as connected:
+            connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNHEARD_MS)
 
     def open(self, path: str, *, write: bool = False) -> RemoteFile:
         """A file that exists, by its path below the export. TransportUnavailableError when it cannot be."""

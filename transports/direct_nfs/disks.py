@@ -72,7 +72,9 @@ def _through_library(
         connection.close()
     file = SharedFile(
         # Where the first was reached the others will be.
-        partial(Connection, connection.host, connection.export, connection.version, options),
+        partial(
+            Connection, connection.host, connection.export, connection.version, options, write=write
+        ),
         flat,
         write=write,
         connections=options.connections,

@@ -39,6 +39,7 @@ _FUNCTIONS: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
     "nfs_set_timeout": (None, (_CONTEXT, ctypes.c_int)),
     "nfs_set_autoreconnect": (None, (_CONTEXT, ctypes.c_int)),
     "nfs_set_tcp_syncnt": (None, (_CONTEXT, ctypes.c_int)),
+    "nfs_get_fd": (ctypes.c_int, (_CONTEXT,)),
     "nfs4_set_client_name": (None, (_CONTEXT, _TEXT)),
     "nfs4_set_verifier": (None, (_CONTEXT, _TEXT)),
     "nfs_mount": (ctypes.c_int, (_CONTEXT, _TEXT, _TEXT)),

@@ -130,7 +130,7 @@ def _order_of(rig: Rig, task_id: str) -> dict[str, object]:
             decision={},
         )
         soon = rig.ctx.clock().replace(year=rig.ctx.clock().year + 1)
-        return to_json(_request(s, row, where, row.attempt, soon))
+        return to_json(_request(s, row, where, row.attempt, soon, 30.0))
 
 
 @ON_SQLITE

@@ -211,18 +211,21 @@ def test_a_hand_out_is_one_transaction_and_happens_once(rows: Rows) -> None:
 
 
 def test_a_proxy_is_sent_what_it_knows(rows: Rows) -> None:
-    """One that never told of its connections is of an earlier release."""
+    """One that says an earlier release gets that release's orders."""
     with rows.db() as s:
         for row in s.scalars(sa.select(Proxy)):
             row.settings = {"preferred_networks": ["10.0.0.0/8"]}
-        s.get_one(Proxy, "px2").connections_at = NOW
+            row.connections_at = NOW
+        s.get_one(Proxy, "px1").version = "0.2.0"
+        s.get_one(Proxy, "px2").version = "0.4.0"
     order = {**BACKUP_ORDER, "sampled_blocks": 16}
     old = rows.start(rows.add(kind="backup-disk", order=order), "px1")
     new = rows.start(rows.add(kind="backup-disk", order=order), "px2")
     assert old.backup is not None
     assert new.backup is not None
-    assert (old.preferred_networks, old.backup.sampled_blocks) == ((), 0)
+    assert (old.preferred_networks, old.backup.sampled_blocks, old.lease_s) == ((), 0, 0)
     assert (new.preferred_networks, new.backup.sampled_blocks) == (("10.0.0.0/8",), 16)
+    assert new.lease_s == 30
 
 
 def test_two_who_saw_the_same_row_do_not_both_get_it(rows: Rows) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import socket
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,7 +17,7 @@ from tests.support.nfs_disks import image_with_holes, lay_down, mountinfo, nfs_d
 from tests.support.routers import behind_routers
 from tests.support.tcp_front import tcp_front
 from transports.base import DatastoreRef, DiskRef
-from transports.direct_nfs import NfsClient, NfsOptions, open_reader, open_writer, probe
+from transports.direct_nfs import NfsClient, NfsOptions, connection, open_reader, open_writer, probe
 from transports.direct_nfs.connection import NFS_PORT
 from transports.direct_nfs.hops import hops
 from transports.errors import TransportUnavailableError
@@ -304,3 +305,18 @@ def test_every_write_of_version_3_is_stable(tmp_path: Path) -> None:
             pass
     at = packet.index(MARKER)
     assert packet[at - 8 : at] in STABLE
+
+
+@pytest.mark.parametrize("write", [True, False])
+def test_the_kernel_gives_up_writes_that_nobody_acknowledges(server: NfsServer, write: bool) -> None:
+    """When they came long after, another attempt might be writing to the disk."""
+    storage = disk(server).storage
+    assert storage is not None
+    opened = connection.connect(storage, OPTIONS, write=write)
+    try:
+        fd = os.dup(opened.library.nfs_get_fd(opened.context))
+        with socket.socket(fileno=fd) as connected:
+            limit_ms = connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+    finally:
+        opened.close()
+    assert limit_ms == (7000 if write else 0)

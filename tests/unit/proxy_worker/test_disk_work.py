@@ -46,6 +46,7 @@ from transports.errors import (
     SessionExpiredError,
     TransientTransportError,
 )
+from transports.fence import Fence
 from transports.registry import Access
 from transports.testing.fakes import MemoryDisk, MemoryReader, MemoryWriter
 from transports.vsphere.api import Vsphere
@@ -106,6 +107,7 @@ class Bench:
         rng = random.Random(7)
         self.disk = MemoryDisk.of(rng.randbytes(3 * MIB) + bytes(2 * MIB) + rng.randbytes(MIB))
         self.center = FakeVcenter()
+        self.fence: Fence | None = None
         self.cancel = threading.Event()
         self.reports: list[ProgressReport] = []
         self.renewals = 0
@@ -159,6 +161,7 @@ class Bench:
             open_reader=self._open_reader,
             open_writer=self._open_writer,
             left=self.left,
+            fence=self.fence,
         )
         return carry_out(request, secrets, tools)
 
@@ -466,3 +469,19 @@ def test_a_disk_is_copied_into_another_repository(bench: Bench, tmp_path: Path) 
     assert target.read_bytes() == bench.disk.content
     with pytest.raises(PermanentPipelineError, match="no disk to copy"):
         bench.run(replace(request, copy=None), None, source_repository_key=source.key_material)
+
+
+def test_a_restore_writes_nothing_when_its_lease_may_have_ended(bench: Bench) -> None:
+    done = bench.backup()
+
+    def ended(pause_s: float) -> None:
+        raise CancelledError
+
+    bench.fence = Fence(lambda: 10.0, ended)
+    order = bench.restore_order(done.map_root, target_disk=bench.ref())
+    with pytest.raises(CancelledError):
+        bench.run(bench.request(TaskKind.RESTORE_DISK_TO_VM, restore=order))
+    assert not any(bench.target.content)
+    bench.fence.open_until(20.0)
+    bench.run(bench.request(TaskKind.RESTORE_DISK_TO_VM, restore=order))
+    assert bench.target.content == bench.disk.content

@@ -11,6 +11,7 @@ import pytest
 
 from pipeline.errors import CancelledError
 from proxy_worker import mover_process
+from proxy_worker.clocks import uptime_s
 from proxy_worker.contracts.ids import Attempt, ProxyId, SessionId, TaskId
 from proxy_worker.contracts.messages import RepositoryRef, TaskKind, TaskRequest, TaskSecrets
 from proxy_worker.mover_lines import line, order_line
@@ -93,3 +94,16 @@ def test_what_a_cancelled_renewal_would_have_been_told_is_dropped(worker: Worker
         worker.parent.renew_access()
     worker.answer(refused="too late")
     assert worker.ask(1) == {"answer": 1}
+
+
+def test_a_lease_that_is_told_opens_the_fence(worker: Worker) -> None:
+    worker.answer(lease=uptime_s() + 3600)
+    worker.parent.fence.pass_through()  # returns: the line was not taken for an answer
+    assert worker.ask(1) == {"answer": 1}
+
+
+def test_cancelling_ends_waiting_for_a_lease(worker: Worker) -> None:
+    worker.answer(lease=uptime_s() - 1)
+    worker.cancel.set()
+    with pytest.raises(CancelledError, match="lease"):
+        worker.parent.fence.pass_through()

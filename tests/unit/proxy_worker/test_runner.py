@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -212,3 +213,44 @@ def test_descriptors_do_not_pile_up(stage: Stage) -> None:
         stage.handle = TaskHandle(REQUEST)
         assert stage.run("result()\n").outcome is TaskOutcome.SUCCESS
     assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_a_restore_to_a_vm_hears_how_long_its_lease_lasts() -> None:
+    stage = Stage()
+    stage.handle = TaskHandle(replace(REQUEST, kind=TaskKind.RESTORE_DISK_TO_VM))
+    stage.handle.leased(10.5)
+    stage.handle.leased(9.0)  # the answer to an earlier heartbeat, late
+
+    def renew() -> None:
+        stage.begun.wait(30)
+        stage.handle.leased(20.0)
+
+    thread = threading.Thread(target=renew)
+    thread.start()
+    told = """
+first = json.loads(sys.stdin.readline())["lease"]
+progress()
+second = json.loads(sys.stdin.readline())["lease"]
+result("warning", f"{first} {second}")
+"""
+    result = stage.run(told)
+    thread.join()
+    assert result.reason == "10.5 20.0"
+
+
+def test_a_child_that_does_not_read_holds_nobody_up() -> None:
+    stage = Stage()
+    stage.handle = TaskHandle(replace(REQUEST, kind=TaskKind.RESTORE_DISK_TO_VM))
+
+    def renew() -> None:
+        stage.begun.wait(30)
+        for number in range(20_000):  # far more than a pipe holds
+            stage.handle.leased(float(number))
+        stage.handle.stop(StopReason.CANCEL)
+
+    thread = threading.Thread(target=renew)
+    thread.start()
+    result = stage.run("progress()\ntime.sleep(600)")
+    thread.join(60)
+    assert not thread.is_alive()
+    assert result.outcome is TaskOutcome.CANCELLED

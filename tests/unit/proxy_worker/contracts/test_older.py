@@ -9,12 +9,15 @@ from proxy_worker.contracts.ids import Attempt, ProxyId, SessionId, TaskId
 from proxy_worker.contracts.messages import (
     BackupDiskOrder,
     CompressionLevel,
+    LeaseAnswer,
+    LeaseVerdict,
     RepositoryRef,
     RestoreDiskOrder,
+    ResultAck,
     TaskKind,
     TaskRequest,
 )
-from proxy_worker.contracts.older import known_to_0_2
+from proxy_worker.contracts.older import down_for, known_to_0_2, release_of, request_for
 from transports.base import DatastoreRef, DiskRef, TransportMode
 
 NEW = {
@@ -24,6 +27,7 @@ NEW = {
     "sample_when_unchanged",
     "fallback_modes",
     "preferred_networks",
+    "lease_s",
 }
 DISK = DiskRef(
     vm_moref="vm-1",
@@ -49,6 +53,7 @@ def request(**order: Any) -> TaskRequest:
         repository=RepositoryRef(repository_id="r", location="/r", immutable_days=7),
         fallback_modes=(TransportMode.NBD,),
         preferred_networks=("10.0.0.0/8",),
+        lease_s=30.0,
         **order,
     )
 
@@ -93,3 +98,26 @@ def test_nothing_that_it_does_not_know_is_in_an_order() -> None:
 def test_an_order_without_news_is_as_it_was() -> None:
     plain = known_to_0_2(BACKUP)
     assert known_to_0_2(plain) == plain
+
+
+def test_an_order_is_made_for_the_version_that_the_worker_says() -> None:
+    assert request_for(BACKUP, "0.2.1") == known_to_0_2(BACKUP)
+    for_0_3 = request_for(BACKUP, "0.3.0")
+    assert "lease_s" not in to_json(for_0_3)
+    assert for_0_3.fallback_modes == BACKUP.fallback_modes
+    for version in ("0.4.0", "0.10.2", "unknown", None):
+        assert request_for(BACKUP, version) == BACKUP
+
+
+def test_releases_are_numbers() -> None:
+    assert release_of("0.10.2") > release_of("0.9.0") > release_of("0.3")
+
+
+def test_answers_are_made_for_the_version_that_the_worker_says() -> None:
+    held = LeaseAnswer(task_id=TaskId("t"), attempt=Attempt(1), verdict=LeaseVerdict.HELD, sequence=7)
+    ack = ResultAck(task_id=TaskId("t"), attempt=Attempt(1))
+    assert down_for([held, ack], "0.4.0") == [held, ack]
+    assert [to_json(message) for message in down_for([held, ack], "0.3.0")] == [
+        {"schema_version": 1, "task_id": "t", "attempt": 1, "verdict": "held"},
+        to_json(ack),
+    ]
