@@ -38,6 +38,7 @@ from proxy_worker.contracts.messages import (
 )
 from proxy_worker.disk_reading import plan_disk, trust_or_read_all
 from proxy_worker.progress import ProgressMeter, phase_report
+from proxy_worker.throttle import Side, Throttle, ThrottledReader, ThrottledStorage, throttled_writer
 from proxy_worker.vsphere_session import Connect, RenewableSession, RenewAccess
 from transports import registry
 from transports.base import DiskReader, DiskRef, DiskWriter, Presenter, TransportMode
@@ -78,6 +79,8 @@ class Tools:
     options: ModeOptions = field(default_factory=ModeOptions)
     cache_dir: Path | None = None
     """Where this machine keeps caches of indexes; None: in memory."""
+    throttle: Throttle = field(default_factory=Throttle)
+    """How fast data may move; may change while the work is done."""
 
     fence: Fence | None = None
     """Stops writing to a VM's disk when the lease may have ended; None: nobody said how long it lasts."""
@@ -93,6 +96,15 @@ class Tools:
             options = replace(options, network=network)
         return Access(vsphere=vsphere, presenter=self.presenter, options=options)
 
+    def meter(
+        self,
+        request: TaskRequest,
+        phase: str,
+        mode: Callable[[], TransportMode | None] = lambda: None,
+    ) -> Callable[[MoverProgress], None]:
+        """What passes the data mover's progress on."""
+        return ProgressMeter(request, phase, self.progress, mode, lambda: self.throttle.waited_s)
+
     def pause(self, pause_s: float) -> None:
         if self.cancel.wait(pause_s):
             raise CancelledError("cancelled while the connection to the disk was lost")
@@ -104,7 +116,14 @@ class Tools:
 def carry_out(request: TaskRequest, secrets: TaskSecrets, tools: Tools) -> ResultReport:
     """Do what the order says; the result of a success or a warning."""
     tools.progress(phase_report(request, "opening"))
-    repository = _open(request.repository, secrets.repository_key, secrets.storage_secrets, tools)
+    backwards = request.restore is not None
+    repository = _open(
+        request.repository,
+        secrets.repository_key,
+        secrets.storage_secrets,
+        tools,
+        Side.SOURCE if backwards else Side.TARGET,
+    )
     if request.kind is TaskKind.BACKUP_DISK:
         if request.backup is None:
             raise PermanentPipelineError("the order names no disk to back up")
@@ -120,10 +139,11 @@ def carry_out(request: TaskRequest, secrets: TaskSecrets, tools: Tools) -> Resul
     return _restore_to_vm(request, request.restore, repository, secrets, tools)
 
 
-def _open(ref: RepositoryRef, key: str, storage_secrets: str, tools: Tools) -> Repository:
-    storage = open_storage(
+def _open(ref: RepositoryRef, key: str, storage_secrets: str, tools: Tools, side: Side) -> Repository:
+    opened = open_storage(
         ref.location, secrets=storage_secrets_of(storage_secrets), cancel=tools.cancel
     )
+    storage = ThrottledStorage(opened, tools.throttle, side)
     return Repository.open_with_key(
         keeping(storage, ref.immutable_days, tools.clock),
         key,
@@ -161,16 +181,17 @@ def _backup(
         reader = _reader(request, order.disk, session, tools)
         try:
             tools.progress(phase_report(request, "querying-changes"))
-            plan = plan_disk(order, reader, session, repository.block_size_bytes)
-            plan, trial = trust_or_read_all(request, order, plan, reader, repository)
+            held = ThrottledReader(reader, tools.throttle)
+            plan = plan_disk(order, held, session, repository.block_size_bytes)
+            plan, trial = trust_or_read_all(request, order, plan, held, repository)
             done = mover.backup_disk(
                 repository=repository,
-                reader=reader,
+                reader=held,
                 plan=plan,
                 compression=order.compression.value,
                 work_id=request.task_id,
                 cancel=tools.cancel,
-                progress=ProgressMeter(request, "reading", tools.progress, lambda: reader.mode),
+                progress=tools.meter(request, "reading", lambda: reader.mode),
                 clock=tools.clock,
             )
         finally:
@@ -260,7 +281,13 @@ def _copy(
     secrets: TaskSecrets,
     tools: Tools,
 ) -> ResultReport:
-    source = _open(order.source, secrets.source_repository_key, secrets.source_storage_secrets, tools)
+    source = _open(
+        order.source,
+        secrets.source_repository_key,
+        secrets.source_storage_secrets,
+        tools,
+        Side.SOURCE,
+    )
     tools.progress(phase_report(request, "querying-changes"))
     plan = copy.plan_copy(
         source=source,
@@ -279,7 +306,7 @@ def _copy(
         compression=order.compression.value,
         work_id=request.task_id,
         cancel=tools.cancel,
-        progress=ProgressMeter(request, "reading", tools.progress),
+        progress=tools.meter(request, "reading"),
         clock=tools.clock,
     )
     return _stored(request, plan, done, None)
@@ -374,15 +401,14 @@ def _write(
     mode: Callable[[], TransportMode | None] = lambda: None,
 ) -> DiskStats:
     """Figures as those of a backup: read from the repository, stored on the target."""
-    meter: Callable[[MoverProgress], None] = ProgressMeter(request, "writing", tools.progress, mode)
     done = restore.restore_disk(
         repository=repository,
         map_root=order.map_root,
         capacity_bytes=order.capacity_bytes,
-        writer=writer,
+        writer=throttled_writer(writer, tools.throttle),
         skip_zeros=skip_zeros,
         cancel=tools.cancel,
-        progress=meter,
+        progress=tools.meter(request, "writing", mode),
         clock=tools.clock,
     )
     return DiskStats(

@@ -17,6 +17,7 @@ from proxy_worker.contracts.ids import ProxyId
 from proxy_worker.contracts.messages import (
     DownMessage,
     LeaseAnswer,
+    RateOrder,
     RescanOrder,
     ResultAck,
     UpReport,
@@ -125,9 +126,10 @@ class DownListener:
 
     def _handle(self, text: str) -> None:
         try:
-            message = self._opener.open(text, expect={LeaseAnswer, ResultAck, RescanOrder}).message
+            expect = {LeaseAnswer, ResultAck, RescanOrder, RateOrder}
+            message = self._opener.open(text, expect=expect).message
         except MessageError as error:
             self._log.warning(EventName.MESSAGE_REFUSED, text=str(error))
             return
-        if isinstance(message, LeaseAnswer | ResultAck | RescanOrder):
+        if isinstance(message, LeaseAnswer | ResultAck | RescanOrder | RateOrder):
             self._on_message(message)

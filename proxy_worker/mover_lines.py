@@ -2,8 +2,9 @@
 
 Worker to mover, on standard input: first `{"request": TaskRequest, "secrets": TaskSecrets, "options":
 ModeOptions}`, later one line for each question of the mover: `{"secrets": TaskSecrets}`, `{"answer":
-PresentAnswer | WithdrawAnswer}`, or `{"refused": text, "other_mode": bool}`; and, unasked, to a
-restore to a VM `{"lease": seconds}`: until when the lease lasts, by `clocks.uptime_s`. Mover to worker, on standard
+PresentAnswer | WithdrawAnswer}`, or `{"refused": text, "other_mode": bool}`; and, unasked, to a restore to a VM
+`{"lease": seconds}`: until when the lease lasts, by `clocks.uptime_s`, and to all `{"rate": RateLimit | null}`. Mover
+to worker, on standard
 output: `{"progress": ProgressReport}`, `{"need": "secrets"}`, `{"present": PresentRequest}`, `{"withdraw":
 WithdrawRequest}`, and last one `{"result": ResultReport}`. Standard input that ends means that the worker
 is gone: the mover ends too.
@@ -14,7 +15,7 @@ from __future__ import annotations
 from typing import Any
 
 from proxy_worker.contracts.codec import canonical_json, from_json, to_json
-from proxy_worker.contracts.messages import TaskRequest, TaskSecrets
+from proxy_worker.contracts.messages import RateLimit, TaskRequest, TaskSecrets
 from transports.registry import ModeOptions
 
 
@@ -28,6 +29,15 @@ def order_line(request: TaskRequest, secrets: TaskSecrets, options: ModeOptions 
         secrets=to_json(secrets),
         options=to_json(options or ModeOptions()),
     )
+
+
+def rate_line(limit: RateLimit | None) -> bytes:
+    return line(rate=None if limit is None else to_json(limit))
+
+
+def parse_rate(data: dict[str, Any]) -> RateLimit | None:
+    """KeyError or MessageError when it is none."""
+    return None if data["rate"] is None else from_json(RateLimit, data["rate"])
 
 
 def parse_order(data: dict[str, Any]) -> tuple[TaskRequest, TaskSecrets, ModeOptions]:

@@ -34,9 +34,10 @@ from proxy_worker.contracts.messages import (
 )
 from proxy_worker.disk_work import Tools, carry_out
 from proxy_worker.lifeline import die_with_parent
-from proxy_worker.mover_lines import line, parse_order
+from proxy_worker.mover_lines import line, parse_order, parse_rate
 from proxy_worker.outcomes import is_expected, outcome_of, reason_of
 from proxy_worker.runner import end_of
+from proxy_worker.throttle import Throttle
 from proxy_worker.vsphere_session import connect_with_ticket
 from transports.base import Presented, TransportMode
 from transports.errors import TransientTransportError, TransportUnavailableError
@@ -58,12 +59,14 @@ class Parent:
         self._asking = threading.Lock()
         self._answers: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self.fence = Fence(uptime_s, self._end_when_cancelled)
+        self.throttle = Throttle(cancelled=cancel.is_set)
         self._late = 0
         """Answers that nobody waits for any more. The worker answers every question, in their order."""
 
     def read_order(self) -> tuple[TaskRequest, TaskSecrets, ModeOptions]:
         """KeyError, ValueError or MessageError when the first line is no order."""
         order = parse_order(json.loads(self._source.readline()))
+        self.throttle.set(order[0].rate)
         threading.Thread(target=self._read, name="parent", daemon=True).start()
         return order
 
@@ -72,6 +75,8 @@ class Parent:
             told = json.loads(data)
             if "lease" in told:
                 self.fence.open_until(float(told["lease"]))
+            elif "rate" in told:
+                self.throttle.set(parse_rate(told))
             else:
                 self._answers.put(told)
         # The worker is gone: nobody can use a result, and another attempt may begin at any moment.
@@ -180,6 +185,7 @@ def run(
         options=options,
         cache_dir=cache_dir,
         fence=parent.fence if request.lease_s else None,
+        throttle=parent.throttle,
     )
     try:
         result = carry_out(request, secrets, tools)

@@ -12,6 +12,8 @@ from transports.base import TransportMode
 
 RATE_OVER_S: Final = 5.0
 EVERY_S: Final = 0.5
+HELD: Final = "rate limit"
+"""In place of a bottleneck's name: the task is held to a rate."""
 
 
 class ProgressMeter:
@@ -23,8 +25,13 @@ class ProgressMeter:
         phase: str,
         send: Callable[[ProgressReport], None],
         mode: Callable[[], TransportMode | None] = lambda: None,
+        waited_s: Callable[[], float] = lambda: 0.0,
     ) -> None:
-        """`mode`: the transport mode in use when it is asked."""
+        """`mode`: the transport mode in use when it is asked. `waited_s`: how long the task was held to a rate so
+        far.
+        """
+        self._waited_s = waited_s
+        self._waited_before_s = 0.0
         self._mode = mode
         self._request = request
         self._phase = phase
@@ -36,6 +43,7 @@ class ProgressMeter:
         finished = progress.done_bytes >= progress.total_bytes
         if progress.elapsed_s - self._sent_at_s < EVERY_S and not finished:
             return
+        held = self._is_held(progress.elapsed_s - self._sent_at_s)
         self._sent_at_s = progress.elapsed_s
         self._send(
             ProgressReport(
@@ -47,10 +55,16 @@ class ProgressMeter:
                 read_bytes=progress.read_bytes,
                 stored_bytes=progress.stored_bytes,
                 bytes_per_s=self._rate(progress),
-                bottleneck=progress.stages.bottleneck.value,
+                bottleneck=HELD if held else progress.stages.bottleneck.value,
                 mode=self._mode(),
             )
         )
+
+    def _is_held(self, span_s: float) -> bool:
+        """Whether for most of the time since the last report nothing moved because nothing may."""
+        waited_s = self._waited_s()
+        waited_now_s, self._waited_before_s = waited_s - self._waited_before_s, waited_s
+        return waited_now_s > span_s / 2
 
     def _rate(self, progress: MoverProgress) -> float:
         points = self._points

@@ -32,7 +32,7 @@ from proxy_worker.contracts.messages import (
     WithdrawRequest,
 )
 from proxy_worker.errors import LeaseRefusedError, NotPresentedError, ServerUnavailableError
-from proxy_worker.mover_lines import line, order_line
+from proxy_worker.mover_lines import line, order_line, rate_line
 from proxy_worker.slots import StopReason, TaskHandle
 from transports.registry import ModeOptions
 
@@ -94,8 +94,10 @@ class Runner:
         )
         try:
             child.write(order_line(request, secrets, self._options))
+            handle.follow_rate(lambda rate: child.tell(rate_line(rate)))
             return self._follow(child, handle, fetch_secrets, on_progress)
         finally:
+            handle.follow_rate(None)
             child.end()
 
     def _follow(
@@ -266,6 +268,7 @@ class _Child:
             threading.Thread(target=self._read_stderr, name="vmhaul-mover-err", daemon=True),
         ]
         self._lock = threading.Lock()
+        self._writing = threading.Lock()
         self._reaped = False
         self._watcher = threading.Thread(target=self._watch, name="vmhaul-mover-end", daemon=True)
         for thread in (*self._readers, self._watcher):
@@ -276,9 +279,9 @@ class _Child:
         return self._process.pid
 
     def write(self, data: bytes) -> None:
-        """A child that is gone does not mind; how it ended is told elsewhere."""
+        """A child that is gone does not mind; how it ended is told elsewhere. From any thread."""
         stdin = _pipe(self._process.stdin)
-        with contextlib.suppress(BrokenPipeError):
+        with self._writing, contextlib.suppress(BrokenPipeError):
             stdin.write(data)
             stdin.flush()
 

@@ -18,6 +18,7 @@ from proxy_worker.contracts.messages import (
     DownMessage,
     LeaseVerdict,
     ProgressReport,
+    RateOrder,
     RescanOrder,
     ResultAck,
     ResultReport,
@@ -174,6 +175,9 @@ class ProxyService:
             return
         if isinstance(message, ResultAck):
             self._reporter.acknowledged(message.task_id, message.attempt)
+            return
+        if isinstance(message, RateOrder):
+            self._slots.set_rate(message.task_id, message.attempt, message.rate)
             return
         handle = self._slots.find(message.task_id, message.attempt)
         if handle is None:

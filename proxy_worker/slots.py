@@ -9,9 +9,10 @@ from enum import IntEnum
 from typing import Final
 
 from proxy_worker.contracts.ids import Attempt, TaskId
-from proxy_worker.contracts.messages import RunningTask, TaskRequest
+from proxy_worker.contracts.messages import RateLimit, RunningTask, TaskRequest
 
 _REMEMBERED: Final = 100_000
+_EARLY: Final = 1000
 
 
 class StopReason(IntEnum):
@@ -35,6 +36,24 @@ class TaskHandle:
         self._lock = threading.Lock()
         self._leased_until_s = float("-inf")
         self._on_lease: Callable[[float], None] | None = None
+        self._rate = request.rate
+        self._tell: Callable[[RateLimit | None], None] | None = None
+
+    def set_rate(self, rate: RateLimit | None) -> None:
+        """How fast it may move data from now on. What is said again is told again: a mover that did not read its
+        lines for a while missed it.
+        """
+        with self._lock:
+            self._rate = rate
+            if self._tell is not None:
+                self._tell(rate)
+
+    def follow_rate(self, tell: Callable[[RateLimit | None], None] | None) -> None:
+        """`tell` hears each change from now on, and at once one that came before it; None: nobody does."""
+        with self._lock:
+            self._tell = tell
+            if tell is not None and self._rate != self.request.rate:
+                tell(self._rate)
 
     @property
     def reason(self) -> StopReason:
@@ -82,6 +101,8 @@ class Slots:
         self._lock = threading.Lock()
         self._running: dict[tuple[TaskId, Attempt], TaskHandle] = {}
         self._seen: OrderedDict[tuple[TaskId, Attempt], None] = OrderedDict()
+        self._early: OrderedDict[tuple[TaskId, Attempt], RateLimit | None] = OrderedDict()
+        """Rates of attempts that have not come yet: they travel another way than orders do."""
         self._closed = False
 
     def begin(self, request: TaskRequest) -> TaskHandle:
@@ -96,6 +117,8 @@ class Slots:
             if self._closed or len(self._running) >= self._max_tasks:
                 raise NoSlotError
             handle = self._running[key] = TaskHandle(request)
+            if key in self._early:
+                handle.set_rate(self._early.pop(key))
             return handle
 
     def end(self, handle: TaskHandle) -> None:
@@ -114,6 +137,18 @@ class Slots:
     def find(self, task_id: TaskId, attempt: Attempt) -> TaskHandle | None:
         with self._lock:
             return self._running.get((task_id, attempt))
+
+    def set_rate(self, task_id: TaskId, attempt: Attempt, rate: RateLimit | None) -> None:
+        """Of an attempt that runs here, or is about to."""
+        key = (task_id, attempt)
+        with self._lock:
+            handle = self._running.get(key)
+            if handle is None and key not in self._seen:
+                self._early[key] = rate
+                while len(self._early) > _EARLY:
+                    self._early.popitem(last=False)
+        if handle is not None:
+            handle.set_rate(rate)
 
     def handles(self) -> list[TaskHandle]:
         with self._lock:

@@ -33,6 +33,7 @@ from proxy_worker.contracts.messages import (
     PresentAnswer,
     PresentRequest,
     ProgressReport,
+    RateOrder,
     RescanOrder,
     RestoreDiskOrder,
     ResultAck,
@@ -60,6 +61,7 @@ Message = (
     | DatastoresRequest
     | PresentAnswer
     | PresentRequest
+    | RateOrder
     | RescanOrder
     | WithdrawAnswer
     | WithdrawRequest
@@ -82,6 +84,7 @@ MESSAGE_TYPES: Final[Mapping[str, type[Any]]] = {
         DatastoresRequest,
         PresentAnswer,
         PresentRequest,
+        RateOrder,
         RescanOrder,
         WithdrawAnswer,
         WithdrawRequest,

@@ -109,6 +109,17 @@ class CopyDiskOrder:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RateLimit:
+    """How fast one task may move data: all that is counted together."""
+
+    bytes_per_s: int
+    source: bool
+    """What it reads is counted: of a backup the disk, of a restore or a copy the repository it comes from."""
+    target: bool
+    """What it sends is counted: of a backup or a copy the repository, of a restore the disk."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TaskRequest:
     """One work order: one VM disk in one session, on one proxy, for one attempt."""
 
@@ -134,6 +145,8 @@ class TaskRequest:
     lease_s: float = field(default=0.0, metadata=LATER)
     """How long the lease lasts at least from the moment at which a heartbeat was sent that the server then
     answered with HELD. Whoever writes to a VM's disk MUST NOT write after that. 0: the server does not say."""
+    rate: RateLimit | None = field(default=None, metadata=LATER)
+    """How fast at its beginning; None: as fast as it can. A RateOrder changes it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -403,4 +416,15 @@ class RescanOrder:
     proxy_id: ProxyId
 
 
-DownMessage = LeaseAnswer | ResultAck | RescanOrder
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RateOrder:
+    """How fast a running attempt may move data from now on. Said again while it holds."""
+
+    schema_version: int = SCHEMA_VERSION
+    task_id: TaskId
+    attempt: Attempt
+    rate: RateLimit | None
+    """None: as fast as it can."""
+
+
+DownMessage = LeaseAnswer | ResultAck | RescanOrder | RateOrder

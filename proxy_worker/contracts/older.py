@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Final
 
-from proxy_worker.contracts.messages import DownMessage, LeaseAnswer, TaskRequest
+from proxy_worker.contracts.messages import DownMessage, LeaseAnswer, RateOrder, TaskRequest
 
 PRESENT: Final = (0, 4)
 _RELEASE: Final = re.compile(r"(\d+)\.(\d+)")
@@ -29,7 +29,7 @@ def request_for(request: TaskRequest, version: str | None) -> TaskRequest:
     """The order as a worker of that version understands it."""
     release = release_of(version)
     if release < (0, 4):
-        request = replace(request, lease_s=0.0)
+        request = replace(request, lease_s=0.0, rate=None)
     return known_to_0_2(request) if release < (0, 3) else request
 
 
@@ -40,6 +40,7 @@ def down_for(messages: Iterable[DownMessage], version: str | None) -> list[DownM
     return [
         replace(message, sequence=0) if isinstance(message, LeaseAnswer) else message
         for message in messages
+        if not isinstance(message, RateOrder)
     ]
 
 
@@ -65,4 +66,5 @@ def known_to_0_2(request: TaskRequest) -> TaskRequest:
         fallback_modes=(),
         preferred_networks=(),
         lease_s=0.0,
+        rate=None,
     )

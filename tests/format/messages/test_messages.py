@@ -70,6 +70,7 @@ def _addressee(data: dict[str, Any]) -> str:
         "LeaseAnswer",
         "ResultAck",
         "SealedSecrets",
+        "RateOrder",
         "RescanOrder",
         "PresentAnswer",
         "WithdrawAnswer",

@@ -13,8 +13,8 @@ from pipeline.errors import CancelledError
 from proxy_worker import mover_process
 from proxy_worker.clocks import uptime_s
 from proxy_worker.contracts.ids import Attempt, ProxyId, SessionId, TaskId
-from proxy_worker.contracts.messages import RepositoryRef, TaskKind, TaskRequest, TaskSecrets
-from proxy_worker.mover_lines import line, order_line
+from proxy_worker.contracts.messages import RateLimit, RepositoryRef, TaskKind, TaskRequest, TaskSecrets
+from proxy_worker.mover_lines import line, order_line, rate_line
 from proxy_worker.mover_process import Parent
 from transports.base import TransportMode
 from transports.errors import TransientTransportError
@@ -47,6 +47,9 @@ class Worker:
         self.parent = Parent(self._source, self._sink, self.cancel)
         self._to_mover.write(order_line(REQUEST, SECRETS))
         self.parent.read_order()
+
+    def tell(self, data: bytes) -> None:
+        self._to_mover.write(data)
 
     def answer(self, **values: Any) -> None:
         self._to_mover.write(line(**values))
@@ -107,3 +110,13 @@ def test_cancelling_ends_waiting_for_a_lease(worker: Worker) -> None:
     worker.cancel.set()
     with pytest.raises(CancelledError, match="lease"):
         worker.parent.fence.pass_through()
+
+
+def test_a_rate_that_comes_unasked_is_no_answer(worker: Worker) -> None:
+    slow = RateLimit(bytes_per_s=5, source=True, target=False)
+    worker.tell(rate_line(slow))
+    assert worker.ask(1) == {"answer": 1}
+    assert worker.parent.throttle.limit == slow
+    worker.tell(rate_line(None))
+    assert worker.ask(2) == {"answer": 2}
+    assert worker.parent.throttle.limit is None

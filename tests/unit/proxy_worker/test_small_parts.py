@@ -28,6 +28,7 @@ from proxy_worker.contracts.ids import Attempt, ProxyId, SessionId, TaskId
 from proxy_worker.contracts.messages import (
     HeartbeatReport,
     ProgressReport,
+    RateLimit,
     RepositoryRef,
     ResultReport,
     RunningTask,
@@ -144,6 +145,24 @@ def test_the_strongest_reason_to_stop_counts() -> None:
     handle.stop(StopReason.LOST)
     handle.stop(StopReason.SHUTDOWN)
     assert handle.reason is StopReason.LOST
+
+
+def test_a_rate_reaches_the_mover_and_also_when_it_came_before_the_task() -> None:
+    slow, slower = (RateLimit(bytes_per_s=n, source=True, target=True) for n in (9, 3))
+    slots = Slots(2)
+    slots.set_rate(TaskId("a"), Attempt(1), slow)
+    handle = slots.begin(order("a"))
+    told: list[RateLimit | None] = []
+    handle.follow_rate(told.append)
+    for rate in (slow, slower, slower, None):
+        slots.set_rate(TaskId("a"), Attempt(1), rate)
+    assert told == [slow, slow, slower, slower, None]
+    handle.follow_rate(None)
+    slots.set_rate(TaskId("a"), Attempt(1), slow)
+    slots.end(handle)
+    slots.set_rate(TaskId("a"), Attempt(1), slower)  # of an attempt that is over: kept nowhere
+    assert len(told) == 5
+    assert slots._early == {}
 
 
 # -- outbox and reporter
