@@ -16,6 +16,7 @@ import (
 	"os"
 	"os/signal"
 	"sort"
+	"strconv"
 	"syscall"
 
 	"github.com/vmware/govmomi/simulator"
@@ -143,7 +144,7 @@ func runSite(file string) (func(), error) {
 		ThumbprintSHA256: thumbprintSHA256(cert), Hosts: []readyHost{}}
 	for _, h := range l.hosts {
 		go h.serve()
-		ready.Hosts = append(ready.Hosts, readyHost{h.name, h.moref, fmt.Sprintf("127.0.0.1:%d", h.port)})
+		ready.Hosts = append(ready.Hosts, readyHost{h.name, h.moref, net.JoinHostPort(site.address(), strconv.Itoa(h.port))})
 	}
 	sort.Slice(ready.Hosts, func(i, j int) bool { return ready.Hosts[i].Name < ready.Hosts[j].Name })
 	go func() { log.Print(http.Serve(control, l.control())) }()

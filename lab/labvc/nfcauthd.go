@@ -40,7 +40,7 @@ func (l *lab) newHost(name, moref string) (*esxHost, error) {
 		return nil, err
 	}
 	h.thumbprint = thumbprintSHA1(h.cert)
-	if h.listener, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
+	if h.listener, err = net.Listen("tcp", net.JoinHostPort(l.site.address(), "0")); err != nil {
 		return nil, err
 	}
 	h.port = h.listener.Addr().(*net.TCPAddr).Port

@@ -76,7 +76,7 @@ func (l *lab) nfcTicket(q *request) {
 	if l.faults.take("nfc-wrong-thumbprint", func(f *fault) bool { return f.matchesPath(host.name, "") }) != nil {
 		thumbprint = thumbprintSHA1(host.wrongCert)
 	}
-	q.answerValue(types.HostServiceTicket{Host: "127.0.0.1", Port: int32(host.port), SslThumbprint: thumbprint,
+	q.answerValue(types.HostServiceTicket{Host: l.site.address(), Port: int32(host.port), SslThumbprint: thumbprint,
 		Service: "vpxa-nfc", ServiceVersion: "1.1", SessionId: id})
 }
 

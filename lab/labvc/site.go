@@ -5,6 +5,7 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 )
@@ -127,6 +128,15 @@ func orElse(v *string, d string) {
 	if *v == "" {
 		*v = d
 	}
+}
+
+// address is where the site listens: its hosts have it too, with ports of their own.
+func (s *Site) address() string {
+	host, _, err := net.SplitHostPort(s.Listen)
+	if err != nil || host == "" {
+		return "127.0.0.1"
+	}
+	return host
 }
 
 func (s *Site) check() error {

@@ -47,10 +47,10 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     up = command("up", _up, "build a site and run it in the foreground (Ctrl-C ends it)")
-    up.add_argument("--size", choices=("small", "normal", "large"), default="normal")
+    up.add_argument("--size", choices=("quick", "small", "normal", "large"), default="normal")
     up.add_argument("--huge", action="store_true", help="add a VM with a nearly empty 2 TiB disk")
     up.add_argument("--seed", type=int, default=1, help="decides the content of the disks")
-    up.add_argument("--listen", default="127.0.0.1:0", help="address of the vCenter")
+    up.add_argument("--listen", default="127.0.0.1:0", help="address of vCenter and hosts")
     command("down", _down, "end a site that was left running and free its loop devices")
     command("status", _status, "addresses, user and VMs of a running site")
     command("disks", _disks, "the VMs' disks, their files and snapshots")
