@@ -1,87 +1,29 @@
-"""Log lines as events: a stable name, ids bound by context, text for people; secrets never.
-
-Bind ids with `structlog.contextvars.bound_contextvars(session_id=..., task_id=...)`.
-"""
+"""Logging of the server: the same lines as the proxies', and what its lines about a task have in common."""
 
 from __future__ import annotations
 
-import logging
-import re
-import sys
-from collections.abc import MutableMapping
-from typing import IO, Any, Final
+from contextlib import AbstractContextManager
+from typing import Any
 
 import structlog
 
-from transports.vsphere.model import Secret
+from backup_server.db.tables import Task
+from proxy_worker.contracts.logs import HIDDEN, redact, redactor, set_up_logging
 
-HIDDEN: Final = "***"
-_SECRET_NAMES: Final = re.compile(
-    r"pass(word|wd|phrase)?$|secret|token|ticket|master_key|repository_key|account_key|access_key|service_account|authorization|cookie|^key$",
-    re.IGNORECASE,
-)
-# user:password@host in a URL, and "Bearer ..." in a header
-_URL_PASSWORD: Final = re.compile(r"(?<=://)([^/\s:@]*):([^@/\s]+)@")
-_BEARER: Final = re.compile(r"(?i)\b(bearer)\s+\S+")
-_TALKATIVE: Final = ("httpx", "httpcore")
-_HASHES: Final = ("token_hash", "join_token_hash")
+__all__ = ["HIDDEN", "about_task", "redact", "redactor", "set_up_logging", "task_ids"]
 
 
-def redact(value: Any, name: str = "") -> Any:
-    """`value` fit to be logged: secrets by type, by name of their field and by shape are hidden."""
-    if isinstance(value, Secret):
-        return HIDDEN
-    if name not in _HASHES and _SECRET_NAMES.search(name) and value not in (None, "", False, True):
-        return HIDDEN
-    if isinstance(value, dict):
-        return {key: redact(item, str(key)) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [redact(item) for item in value]
-    if isinstance(value, str):
-        return _BEARER.sub(rf"\1 {HIDDEN}", _URL_PASSWORD.sub(rf"\1:{HIDDEN}@", value))
-    return value
+def task_ids(row: Task) -> dict[str, Any]:
+    """As `proxy_worker.contracts.logs.task_ids`, and the proxy that has the attempt."""
+    return {
+        "session_id": row.session_id,
+        "task_id": row.id,
+        "attempt": row.attempt,
+        "proxy": row.proxy_name,
+        "disk": row.title,
+    }
 
 
-def redactor(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """The processor that hides secrets; the last before the renderer, so it sees tracebacks too."""
-    del logger, method
-    return {key: redact(value, key) for key, value in event.items()}
-
-
-def set_up_logging(
-    *, level: str = "info", form: str = "console", stream: IO[str] | None = None
-) -> None:
-    """Configure structlog and the standard library's logging alike. Called once by each program."""
-    number = logging.getLevelNamesMapping()[level.upper()]
-    shared: list[Any] = [
-        structlog.contextvars.merge_contextvars,
-        structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.format_exc_info,
-        redactor,
-    ]
-    target = stream or sys.stderr
-    renderer: Any = (
-        structlog.processors.JSONRenderer(default=str)
-        if form == "json"
-        else structlog.dev.ConsoleRenderer(colors=target.isatty())
-    )
-    structlog.configure(
-        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
-        wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        cache_logger_on_first_use=False,
-    )
-    handler = logging.StreamHandler(target)
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
-            foreign_pre_chain=shared,
-        )
-    )
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
-    root.setLevel(number)
-    # Each request to a vCenter as a line of its own would bury what happened.
-    for library in _TALKATIVE:
-        logging.getLogger(library).setLevel(max(number, logging.WARNING))
+def about_task(row: Task) -> AbstractContextManager[None]:
+    """Every line written inside, by this thread, carries the ids of the task and its present attempt."""
+    return structlog.contextvars.bound_contextvars(**task_ids(row))

@@ -8,7 +8,6 @@ directory enrols itself with the token file that the server put there.
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 import time
 from collections.abc import Sequence
@@ -23,42 +22,15 @@ from proxy_worker.config import (
     load_enrolment,
     load_settings,
     local_enrolment,
+    local_log_format,
     local_server_url,
 )
+from proxy_worker.contracts.logs import set_up_logging
 from proxy_worker.enrol import enrol_with_file, join
 from proxy_worker.errors import ProxyError
 from proxy_worker.trust import check_server_url
 
 JOIN_BY_TOKEN: Final = "token"  # noqa: S105 - a word of the command line
-
-
-def set_up_logging(level: str) -> None:
-    number = logging.getLevelNamesMapping().get(level.upper(), logging.INFO)
-    shared: list[structlog.typing.Processor] = [
-        structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.format_exc_info,
-    ]
-    structlog.configure(
-        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
-        wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.stdlib.LoggerFactory(),
-    )
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            processors=[
-                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                structlog.dev.ConsoleRenderer(colors=False),
-            ],
-            foreign_pre_chain=shared,
-        )
-    )
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
-    root.setLevel(number)
-    # a line for every request would drown the rest
-    logging.getLogger("httpx").setLevel(logging.WARNING)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -91,7 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(data_dir: Path) -> int:
     settings = load_settings(data_dir)
-    set_up_logging(settings.log_level)
+    form = local_log_format(data_dir) or settings.log_format
+    set_up_logging(level=settings.log_level, form=form)
     enrolment = enrol_with_file(data_dir) or load_enrolment(data_dir)
     if enrolment is None:
         print(  # noqa: T201 - for who started it
@@ -99,6 +72,7 @@ def _run(data_dir: Path) -> int:
             file=sys.stderr,
         )
         return 1
+    set_up_logging(level=settings.log_level, form=form, always={"proxy": enrolment.name})
     from proxy_worker.app import run_worker
 
     if local_server_url(data_dir) is None:

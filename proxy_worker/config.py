@@ -29,6 +29,7 @@ from transports.vddk import NetworkClient, VddkOptions
 SETTINGS_FILE: Final = "proxy.toml"
 ENROLMENT_FILE: Final = "enrolment.json"
 JOIN_TOKEN_FILE: Final = "join-token"  # noqa: S105 - a file's name
+LOG_FORMATS: Final = ("console", "json")
 MOVER_COMMAND: Final = (sys.executable, "-m", "proxy_worker.mover_process")
 
 
@@ -49,6 +50,8 @@ class ProxySettings:
     kill_grace_s: float = 15.0
     """How long a mover may take to stop before it is killed."""
     log_level: str = "info"
+    log_format: str = "console"
+    """console, or json: one object a line."""
     sys_path: str = "/sys"
     """Where the kernel shows devices: another place for a proxy in a container."""
     dev_path: str = "/dev"
@@ -143,6 +146,10 @@ def load_settings(data_dir: Path) -> ProxySettings:
             raise SetupError(f"{path}: {name} must be a {kind.__name__} above 0, not {value!r}")
         values[name] = value
     settings = ProxySettings(**values)
+    if settings.log_format not in LOG_FORMATS:
+        raise SetupError(
+            f"{path}: log_format must be one of {', '.join(LOG_FORMATS)}, not {settings.log_format!r}"
+        )
     try:
         settings.mode_options()
     except ValueError as error:
@@ -229,3 +236,13 @@ def local_enrolment(data_dir: Path, enrolment: Enrolment) -> Enrolment:
     except (OSError, ValueError, KeyError, TypeError):
         return enrolment
     return replace(enrolment, broker_url=urls[0]) if urls else enrolment
+
+
+def local_log_format(data_dir: Path) -> str:
+    """That of the server in whose data directory this proxy lives; empty for a proxy elsewhere."""
+    path = data_dir.absolute().parent.parent / "run" / "local-proxies.json"
+    try:
+        told = json.loads(path.read_bytes())["log_format"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    return told if told in LOG_FORMATS else ""

@@ -19,6 +19,7 @@ from typing import IO, Any, Final, Protocol
 
 from proxy_worker.contracts.codec import MessageError, from_json, to_json
 from proxy_worker.contracts.events import EventName
+from proxy_worker.contracts.logs import task_ids
 from proxy_worker.contracts.messages import (
     PresentAnswer,
     PresentRequest,
@@ -88,9 +89,8 @@ class Runner:
         self._log.info(
             EventName.MOVER_STARTED,
             text=request.title,
-            task_id=request.task_id,
-            attempt=request.attempt,
             pid=child.pid,
+            **task_ids(request),
         )
         try:
             child.write(order_line(request, secrets, self._options))
@@ -181,10 +181,9 @@ class Runner:
         self._log.error(
             EventName.MOVER_CRASHED,
             text=request.title,
-            task_id=request.task_id,
-            attempt=request.attempt,
             exit_code=code,
             last_words=tail,
+            **task_ids(request),
         )
         how = f"by signal {signal.Signals(-code).name}" if code < 0 else f"with code {code}"
         said = f"; its last words: {tail}" if tail else ""
@@ -249,8 +248,8 @@ class _Child:
     """The process, its pipes, and the threads that read them."""
 
     def __init__(self, command: Sequence[str], request: TaskRequest, log: Any) -> None:
-        self._request = request
-        self._log = log
+        # Its lines are read by threads of their own, which inherit no context.
+        self._log = log.bind(**task_ids(request))
         self._messages: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self._last_words: list[str] = []
         # The mover asks the kernel itself to die with us (see lifeline): a hook between fork and exec
@@ -358,7 +357,7 @@ class _Child:
             self._last_words = [*self._last_words, text][-_KEPT_LINES:]
             count += 1
             if count <= _LOG_LINES:
-                self._log.info("mover.log", text=text, task_id=self._request.task_id)
+                self._log.info("mover.log", text=text)
 
 
 def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:

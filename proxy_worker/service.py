@@ -8,12 +8,14 @@ from typing import Any, Final
 from uuid import uuid4
 
 from nacl.signing import VerifyKey
+from structlog.contextvars import bound_contextvars
 
 from proxy_worker.cache_argument import cache_arguments
 from proxy_worker.config import ProxyConfig, installed_version, local_server_url, server_trust
 from proxy_worker.contracts.codec import MessageError
 from proxy_worker.contracts.envelope import SERVER, Clock, Opener, Sealer
 from proxy_worker.contracts.events import EventName
+from proxy_worker.contracts.logs import task_ids
 from proxy_worker.contracts.messages import (
     DownMessage,
     LeaseVerdict,
@@ -189,8 +191,7 @@ class ProxyService:
             self._log.warning(
                 EventName.LEASE_LOST,
                 text="the server gave the task away; stopping",
-                task_id=message.task_id,
-                attempt=message.attempt,
+                **task_ids(handle.request),
             )
             handle.stop(StopReason.LOST)
         elif message.verdict is LeaseVerdict.CANCEL:
@@ -249,26 +250,24 @@ class ProxyService:
         self._log.warning(
             EventName.TASK_REFUSED,
             text=f"an order was refused: {reason}",
-            task_id=request.task_id,
-            attempt=request.attempt,
+            **task_ids(request),
         )
 
     def _carry_out(self, handle: TaskHandle, on_progress: OnProgress) -> None:
         request = handle.request
-        where = {"task_id": request.task_id, "attempt": request.attempt}
-        self._log.info(EventName.TASK_STARTED, text=request.title, **where)
-        result = self._result(handle, on_progress)
-        if handle.reason is StopReason.LOST:
-            self._log.info(EventName.TASK_FINISHED, text="lost; nothing is reported", **where)
-            return
-        self._reporter.result(result)
-        self._log.info(
-            EventName.TASK_FINISHED,
-            text=request.title,
-            outcome=result.outcome.value,
-            reason=result.reason,
-            **where,
-        )
+        with bound_contextvars(**task_ids(request)):
+            self._log.info(EventName.TASK_STARTED, text=request.title)
+            result = self._result(handle, on_progress)
+            if handle.reason is StopReason.LOST:
+                self._log.info(EventName.TASK_FINISHED, text="lost; nothing is reported")
+                return
+            self._reporter.result(result)
+            self._log.info(
+                EventName.TASK_FINISHED,
+                text=request.title,
+                outcome=result.outcome.value,
+                reason=result.reason,
+            )
 
     def _result(self, handle: TaskHandle, on_progress: OnProgress) -> ResultReport:
         request = handle.request
@@ -281,19 +280,14 @@ class ProxyService:
             secrets = self._fetch_secrets(handle)
             return self._runner.run(handle, secrets, self._fetch_secrets, forward)
         except LeaseRefusedError as error:
-            self._log.warning(
-                EventName.LEASE_LOST,
-                text=f"the server gave no secrets: {error}",
-                task_id=request.task_id,
-                attempt=request.attempt,
-            )
+            self._log.warning(EventName.LEASE_LOST, text=f"the server gave no secrets: {error}")
             handle.stop(StopReason.LOST)
             return end_of(request, TaskOutcome.RETRY, f"the server gave no secrets: {error}")
         except ServerUnavailableError as error:
             return end_of(request, TaskOutcome.RETRY, str(error))
         except Exception as error:  # noqa: BLE001 - said below why
             # A defect of ours must not leave the server waiting for the lease to end.
-            self._log.exception("task.broken", text=request.title, task_id=request.task_id)
+            self._log.exception("task.broken", text=request.title)
             reason = f"the worker failed: {type(error).__name__}"
             return end_of(request, TaskOutcome.RETRY, reason)
 

@@ -12,6 +12,7 @@ from typing import Any, Final
 import redis
 import sqlalchemy as sa
 from celery import Celery
+from structlog.contextvars import bound_contextvars
 
 from backup_server.db.states import TaskState
 from backup_server.db.tables import OutboxRow, Task
@@ -22,6 +23,7 @@ from proxy_worker.contracts.codec import from_json
 from proxy_worker.contracts.envelope import Sealer
 from proxy_worker.contracts.events import EventName
 from proxy_worker.contracts.ids import ProxyId
+from proxy_worker.contracts.logs import task_ids
 from proxy_worker.contracts.messages import LeaseAnswer, RescanOrder, TaskRequest
 from proxy_worker.contracts.names import DISK_TASK, message_id, task_queue
 
@@ -69,9 +71,9 @@ class OutboxSender:
             rows = s.scalars(sa.select(OutboxRow).order_by(OutboxRow.id).limit(_BATCH)).all()
             ids = [row.task_id for row in rows if row.task_id is not None]
             current = {
-                (found.id, found.attempt)
+                (found.id, found.attempt): found.proxy_name
                 for found in s.execute(
-                    sa.select(Task.id, Task.attempt).where(
+                    sa.select(Task.id, Task.attempt, Task.proxy_name).where(
                         Task.id.in_(ids), Task.state == TaskState.RUNNING.value
                     )
                 )
@@ -79,8 +81,11 @@ class OutboxSender:
         sent: list[int] = []
         try:
             for row in rows:
-                if row.task_id is None or (row.task_id, row.attempt) in current:
+                if row.task_id is None:
                     self._send(row)
+                elif (row.task_id, row.attempt) in current:
+                    with bound_contextvars(proxy=current[row.task_id, row.attempt]):
+                        self._send(row)
                 sent.append(row.id)
         finally:
             self._delete(sent)
@@ -122,7 +127,6 @@ class OutboxSender:
         self._ctx.log.info(
             EventName.TASK_SENT,
             text=request.title,
-            task_id=request.task_id,
-            attempt=request.attempt,
             proxy_id=proxy_id,
+            **task_ids(request),
         )

@@ -9,7 +9,6 @@ from datetime import datetime, timedelta
 from backup_server.scheduler.claims import ClaimIndex
 from backup_server.scheduler.needs import SchedulerContext, retry_policy
 from backup_server.services import tasks
-from proxy_worker.contracts.events import EventName
 
 
 class Reaper:
@@ -65,11 +64,5 @@ class Reaper:
             self._ctx.wake_janitor.set()
         self._ctx.wake_dispatcher.set()
         for task in ended:
-            self._ctx.log.warning(
-                EventName.LEASE_EXPIRED,
-                text="a proxy was not heard of in time; the task is taken back",
-                task_id=task.task_id,
-                attempt=task.attempt,
-            )
             self._index.release(task.task_id, task.attempt)
         return True

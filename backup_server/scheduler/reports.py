@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from nacl.signing import VerifyKey
 from sqlalchemy.orm import Session as DbSession
 
-from backup_server.db.tables import Proxy
+from backup_server.db.tables import Proxy, Task
 from backup_server.scheduler.claims import ClaimIndex
 from backup_server.scheduler.down import DownLink
 from backup_server.scheduler.needs import SchedulerContext, Timing, retry_policy
@@ -199,7 +199,7 @@ class ReportReader:
             ack = ResultAck(task_id=result.task_id, attempt=result.attempt)
             effect.answers.setdefault(proxy_id, []).append(ack)
             if applied is Applied.STALE:
-                self._log_stale(proxy_id, result)
+                self._log_stale(s, proxy_id, result)
                 continue
             effect.ended.append(
                 Ended(
@@ -231,11 +231,14 @@ class ReportReader:
         if is_new:
             proxy_vms.follow_uuid(s, proxy_id, found.vm_uuid)
 
-    def _log_stale(self, proxy_id: str, result: ResultReport) -> None:
+    def _log_stale(self, s: DbSession, proxy_id: str, result: ResultReport) -> None:
+        row, proxy = s.get(Task, result.task_id), s.get(Proxy, proxy_id)
         self._ctx.log.warning(
             EventName.RESULT_STALE,
             text="a result of an attempt that is over changes nothing",
             proxy_id=proxy_id,
+            proxy="" if proxy is None else proxy.name,
+            session_id=None if row is None else row.session_id,
             task_id=result.task_id,
             attempt=result.attempt,
             outcome=result.outcome.value,

@@ -25,6 +25,7 @@ from sqlalchemy.orm import Session as DbSession
 from backup_server.db.states import IntentKind, IntentState, TaskState, change_state
 from backup_server.db.tables import Intent, Proxy, Task, new_id
 from backup_server.errors import ConflictError, ForbiddenError, NotFoundError, UnavailableError
+from backup_server.log import task_ids
 from backup_server.services import leases
 from backup_server.services.context import Context
 from proxy_worker.contracts.codec import decode_order
@@ -98,7 +99,7 @@ def withdraw(ctx: Context, task: Task, question: WithdrawRequest) -> None:
     try:
         release(ctx, intents)
     except TransportError as error:
-        ctx.log.warning("attachment.left", task_id=task.id, reason=str(error))
+        ctx.log.warning("attachment.left", **task_ids(task), reason=str(error))
 
 
 def _disk(task: Task, *, write: bool) -> DiskRef:

@@ -1,11 +1,13 @@
-"""Log lines of sessions, kept in the job database for people."""
+"""Log lines of sessions, kept in the job database for people, and written to the server's log once they are true."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
+import structlog
 from sqlalchemy.orm import Session as DbSession
 
 from backup_server.db.tables import Event
@@ -25,9 +27,30 @@ def record(
     session_id: str | None = None,
     task_id: str | None = None,
     level: str = INFO,
+    ids: Mapping[str, Any] | None = None,
 ) -> None:
-    """Add a line in the caller's transaction. `name` is stable ("snapshot.created"), `text` for people."""
+    """Add a line in the caller's transaction. `name` is stable ("snapshot.created"), `text` for people.
+
+    It is logged after the commit, with `ids` beside those of session and task (`backup_server.log.task_ids`).
+    """
     db.add(Event(session_id=session_id, task_id=task_id, at=now, level=level, name=name, text=text))
+    given = {"session_id": session_id, "task_id": task_id, **(ids or {})}
+    log_when_true(
+        db, name, text, level, {key: value for key, value in given.items() if value is not None}
+    )
+
+
+def log_when_true(db: DbSession, name: str, text: str, level: str, ids: Mapping[str, Any]) -> None:
+    """A line for the log alone, written when the caller's transaction is committed, never when it is not."""
+    written: list[bool] = []
+
+    def write(committed: DbSession) -> None:
+        # The end of a savepoint is announced like that of the transaction.
+        if not written and not committed.in_nested_transaction():
+            written.append(True)
+            getattr(structlog.get_logger(), level)(name, text=text, **ids)
+
+    sa.event.listen(db, "after_commit", write)
 
 
 def of_session(

@@ -11,6 +11,7 @@ from typing import Final
 
 from backup_server.db.tables import Task
 from backup_server.errors import ConflictError, ForbiddenError
+from backup_server.log import about_task
 from backup_server.services import attachments, leases, storage_exposures
 from backup_server.services.context import Context
 from proxy_worker.contracts.messages import (
@@ -50,7 +51,8 @@ def present(ctx: Context, proxy_id: str, question: PresentRequest) -> PresentAns
         raise ConflictError(
             f"task {task.id} was not given to the proxy by {question.mode.value}; placement chose {task.mode}"
         )
-    presented = mode.present(ctx, task, question)
+    with about_task(task):
+        presented = mode.present(ctx, task, question)
     return PresentAnswer(task_id=question.task_id, attempt=question.attempt, presented=presented)
 
 
@@ -59,7 +61,8 @@ def withdraw(ctx: Context, proxy_id: str, question: WithdrawRequest) -> Withdraw
     task = _task(ctx, proxy_id, question.task_id, question.attempt, cancelled_too=True)
     mode = _MODES.get(question.mode)
     if mode is not None:
-        mode.withdraw(ctx, task, question)
+        with about_task(task):
+            mode.withdraw(ctx, task, question)
     return WithdrawAnswer(task_id=question.task_id, attempt=question.attempt)
 
 

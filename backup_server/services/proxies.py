@@ -233,6 +233,7 @@ def write_local_proxies(ctx: Context) -> None:
         ).all()
     content = {
         "broker_url": broker_url(ctx),
+        "log_format": ctx.settings.log_format,
         "proxies": [{"name": row.name, "id": row.id, "slots": row.slots} for row in rows],
     }
     _replace_file(ctx.settings.run_dir / "local-proxies.json", json.dumps(content, indent=1) + "\n")

@@ -9,6 +9,7 @@ from backup_server.db.states import IntentKind, IntentState
 from backup_server.db.tables import Intent, Proxy, Task, new_id
 from backup_server.db.tables import StorageSystem as StorageRow
 from backup_server.errors import ConflictError, ForbiddenError, NotFoundError, UnavailableError
+from backup_server.log import task_ids
 from backup_server.services import leases, storage_snapshots, storage_systems
 from backup_server.services.context import Context
 from backup_server.services.storage_pool import PROXIES
@@ -56,7 +57,7 @@ def withdraw(ctx: Context, task: Task, question: WithdrawRequest) -> None:
         try:
             storage_snapshots.clean(ctx, intent)
         except (TransportError, NotFoundError) as error:
-            ctx.log.warning("storage-exposure.left", task_id=task.id, reason=str(error))
+            ctx.log.warning("storage-exposure.left", **task_ids(task), reason=str(error))
             continue
         storage_snapshots.close(ctx, intent)
 

@@ -19,6 +19,7 @@ from sqlalchemy.orm import Session as DbSession
 
 from backup_server.db.states import Result, SessionState, StaleStateError, TaskState, change_state
 from backup_server.db.tables import OutboxRow, Proxy, Repository, Session, Task
+from backup_server.log import task_ids
 from backup_server.services import events
 from backup_server.services.proxy_settings import preferred_networks
 from backup_server.services.repository_agent import days_of
@@ -143,6 +144,7 @@ def start_attempt(
         f"{row.title}: attempt {attempt} goes to {placement.proxy_name} by {placement.mode.value}",
         session_id=row.session_id,
         task_id=row.id,
+        ids={**task_ids(row), "attempt": attempt, "proxy": placement.proxy_name},
     )
     return request
 
@@ -359,7 +361,16 @@ def _try_again(
 
 
 def _say(db: DbSession, row: Task, now: datetime, name: str, text: str, level: str) -> None:
-    events.record(db, now, name, text, session_id=row.session_id, task_id=row.id, level=level)
+    events.record(
+        db,
+        now,
+        name,
+        text,
+        session_id=row.session_id,
+        task_id=row.id,
+        level=level,
+        ids=task_ids(row),
+    )
 
 
 # ---- what time and people do ----------------------------------------------------------------------
@@ -394,10 +405,12 @@ def _take_back(
     ).all()
     ended: list[Ended] = []
     for row in rows:
+        ids = task_ids(row)
         try:
             applied = _try_again(db, row, reason, policy, now)
         except StaleStateError:
             continue  # its result came first
+        events.log_when_true(db, EventName.LEASE_EXPIRED, reason, events.WARNING, ids)
         ended.append(Ended(task_id=row.id, attempt=row.attempt, terminal=applied is Applied.ENDED))
     return ended
 

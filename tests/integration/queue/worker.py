@@ -9,14 +9,14 @@ from pathlib import Path
 
 import structlog
 
-from proxy_worker.__main__ import set_up_logging
 from proxy_worker.app import run_worker
 from proxy_worker.config import ProxyConfig, load_enrolment, load_settings
+from proxy_worker.contracts.logs import set_up_logging
 
 data_dir, marks = Path(sys.argv[1]), sys.argv[2]
-set_up_logging("info")
 enrolment = load_enrolment(data_dir)
 assert enrolment is not None
+set_up_logging(form="json", always={"proxy": enrolment.name})
 config = ProxyConfig(
     data_dir=data_dir,
     enrolment=enrolment,
