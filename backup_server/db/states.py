@@ -7,6 +7,7 @@ matched, somebody else was faster and `StaleStateError` says so. Nothing outside
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Any, Final
 
@@ -130,3 +131,47 @@ def change_state(
     if result.rowcount != 1:  # type: ignore[attr-defined]
         fence = "" if attempt is None else f" with attempt {attempt}"
         raise StaleStateError(f"{table.__tablename__} {row_id} is no longer {old}{fence}")
+
+
+def change_states(
+    db: DbSession,
+    table: type[Base],
+    old: StrEnum,
+    new: StrEnum,
+    changes: Sequence[Mapping[str, Any]],
+) -> None:
+    """As `change_state` for many rows with one statement: all of them or, with StaleStateError, none that counts
+    (the caller's transaction must end then). Each change names `id`, `attempt` (the one to be found) and the columns
+    to set, the same in all; `new_attempt` sets the attempt itself.
+    """
+    if new not in ARROWS[type(old)].get(old, frozenset()):
+        raise ValueError(f"{table.__tablename__}: no way from {old} to {new}")
+    if not changes:
+        return
+    columns = table.__table__.c
+    names = changes[0].keys() - {"id", "attempt", "new_attempt"}
+    values = {columns[name]: sa.bindparam(f"v_{name}", type_=columns[name].type) for name in names}
+    if "new_attempt" in changes[0]:
+        values[columns.attempt] = sa.bindparam("v_new_attempt")
+    statement = (
+        sa.update(table.__table__)  # type: ignore[arg-type]
+        .where(
+            columns.id == sa.bindparam("b_id"),
+            columns.state == old.value,
+            columns.attempt == sa.bindparam("b_attempt"),
+        )
+        .values({columns.state: new.value, **values})
+    )
+    rows = [
+        {
+            "b_id": change["id"],
+            "b_attempt": change["attempt"],
+            **{f"v_{name}": value for name, value in change.items() if name not in {"id", "attempt"}},
+        }
+        for change in changes
+    ]
+    result = db.connection().execute(statement, rows)
+    if result.rowcount != len(rows):
+        raise StaleStateError(
+            f"{table.__tablename__}: {len(rows) - result.rowcount} of {len(rows)} rows are no longer {old}"
+        )

@@ -336,7 +336,14 @@ class Task(Base):
     __table_args__ = (
         # One task for a disk in a session, whatever is retried or sent twice.
         sa.UniqueConstraint("session_vm_id", "disk_key", name="uq_tasks_disk"),
-        sa.Index("ix_tasks_state", "state", "priority"),
+        # What the dispatcher asks in every round: which tasks are new, and whose pause is over.
+        sa.Index("ix_tasks_state", "state", "created_at"),
+        sa.Index(
+            "ix_tasks_not_before",
+            "not_before",
+            sqlite_where=sa.text("not_before IS NOT NULL"),
+            postgresql_where=sa.text("not_before IS NOT NULL"),
+        ),
     )
 
 

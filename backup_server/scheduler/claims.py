@@ -1,27 +1,32 @@
 """The claim index: which tasks wait for which proxies, in Redis, where one script can decide at once.
 
 SQL is the truth; the index is thrown away and filled again whenever `vmhaul:epoch` is gone, the broker
-was restarted, or another server took over. Every operation is idempotent. Keys:
+was restarted, or another server took over. Every operation is idempotent. Keys in Redis:
 
 | key | what |
 |---|---|
 | vmhaul:epoch | made when the index was last filled; missing: Redis lost its data |
-| vmhaul:t:<task> | hash: place (key of its wish), bucket, score, att (the attempt it will have), enq |
+| vmhaul:t:<task> | hash: place (key of its wish), bucket, score, att (the attempt it will have), enq, vm |
 | vmhaul:pend:<place>/<bucket> | sorted set of pending tasks by score |
 | vmhaul:heads:<place> | sorted set: bucket -> best score in that list |
-| vmhaul:px:<proxy> | hash: st (on: takes tasks, off), max, used |
+| vmhaul:vm:<vm> | set of pending tasks of a VM of which no disk has begun |
 | vmhaul:elig:<proxy> | hash: place -> rank of the best mode |
 | vmhaul:reach:<place>:<rank> | set of proxies that reach the place with that rank |
-| vmhaul:lim, vmhaul:use | hashes: r:<repository>, h:<host> -> most, used |
-| vmhaul:li:<task>, vmhaul:lease | the claim: p, att, repo, host; sorted set of claims by time (ms) |
+| vmhaul:lim, vmhaul:use | hashes: limit key -> most, used |
+| vmhaul:li:<task>, vmhaul:lease | the claim: p, att, keys; sorted set of claims by time (ms) |
 | vmhaul:vt, vmhaul:vj | virtual time of each band; of the next task of each job |
 
 A **place** is a wish: what the disks of its tasks have in common for the proxies, with the proxies and modes
-that a job allows, so one place holds tasks that exactly the same proxies can take. A **bucket** is a
-repository and the ESXi host of the VM ("<repository> <vcenter>/<host>"): a full repository or host never
-blocks another. The host counts for claims in a network mode only; other modes do not use its NFC service.
-Scores are band * 1e9 + virtual time. The scripts touch keys that they compute: a Redis cluster is no place
-for them.
+that a job allows, so one place holds tasks that exactly the same proxies can take.
+
+**Limit keys**: `p:<proxy>` task slots, `r:<repository>`, `d:<vcenter>/<datastore>`, `h:<vcenter>/<host>` the NFC
+service of a host (claims in a network mode only; other modes do not use it), `a:<proxy>` disks that may be attached
+to it (HotAdd only). A task counts against all of its keys at once or is not claimed. A limit of 0 is none, `CLOSED`
+lets nothing new in. A **bucket** is the keys of a task that do not depend on who takes it, so that what is full
+blocks no other.
+
+Scores are band * 1e9 + virtual time, and 5e8 more while no other disk of the VM has begun. The scripts touch keys
+that they compute: a Redis cluster is no place for them.
 """
 
 from __future__ import annotations
@@ -36,11 +41,20 @@ import redis
 T = TypeVar("T")
 NowMs = Callable[[], int]
 
+CLOSED: Final = -1
+"""As a limit: nothing new."""
+PROXY: Final = "p:"
+REPOSITORY: Final = "r:"
+DATASTORE: Final = "d:"
+HOST: Final = "h:"
+ATTACHED: Final = "a:"
+
 _FAMILIES: Final = (
     "t:*",
     "pend:*",
     "heads:*",
-    "px:*",
+    "vm:*",
+    "px:*",  # of an earlier release
     "elig:*",
     "reach:*",
     "li:*",
@@ -52,21 +66,26 @@ _FAMILIES: Final = (
     "epoch",
 )
 _BATCH: Final = 1000
+_SEPARATOR: Final = "\t"
+"""Between limit keys; no name of vSphere has one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PendingTask:
     task_id: str
     place: str
-    repository_id: str
-    host: str = ""
-    """"<vcenter id>/<host moref>": whose NFC service a network mode uses; empty: none is known."""
+    keys: tuple[str, ...] = ()
+    """Limit keys that do not depend on who takes it; those of hosts last."""
     band: int
     """Priority; lower is sooner."""
     job: str
     """What fairness is between: a session's id."""
     attempt: int
     """The attempt it will have when it is handed out."""
+    vm: str = ""
+    """What its disks have in common; empty: nothing."""
+    begun: bool = False
+    """Another disk of the VM was handed out already, so this one comes before VMs of which none was."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,22 +104,47 @@ class RunningClaim:
     task_id: str
     proxy_id: str
     attempt: int
-    repository_id: str
-    host: str = ""
-    """As PendingTask.host; empty as well for one that runs in no network mode."""
+    rank: int
+    """Of the mode in use now."""
+    keys: tuple[str, ...] = ()
+    """As PendingTask.keys."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProxyEntry:
+    """What the index knows of a proxy."""
+
+    proxy_id: str
+    on: bool
+    slots: int
+    attachable: int = 0
+    """Most disks that are attached to it at once; 0: no limit."""
+    ranks: Mapping[str, int]
+    """Place -> rank of its best mode there."""
 
 
 class ClaimIndex:
     """All methods raise redis.RedisError when the broker is away; calling again later is safe."""
 
-    def __init__(self, client: redis.Redis, now_ms: NowMs, *, spill_ms: int, network_rank: int) -> None:
+    def __init__(
+        self,
+        client: redis.Redis,
+        now_ms: NowMs,
+        *,
+        spill_ms: int,
+        network_rank: int,
+        hotadd_ranks: tuple[int, int] = (0, 0),
+    ) -> None:
         """`spill_ms`: how long a task waits for a better mode's free slot before a worse mode takes it.
-        `network_rank`: from this rank on a mode uses the NFC service of the VM's host.
+        `network_rank`: from this rank on a mode uses the NFC service of the VM's host. `hotadd_ranks`: first and
+        last of the mode in which disks are attached to the proxy; 0: none.
         """
         self._redis = client
         self._now_ms = now_ms
         self._spill_ms = spill_ms
         self._network_rank = network_rank
+        self._hotadd_ranks = hotadd_ranks
+        self._ranks: dict[str, dict[str, int]] = {}  # what this index wrote of proxies
         self._enqueue = self._script("enqueue")
         self._claim = self._script("claim")
         self._release = self._script("release")
@@ -126,6 +170,7 @@ class ClaimIndex:
         return f"{_text(epoch)} {info['run_id']}"
 
     def clear(self) -> None:
+        self._ranks.clear()
         for family in _FAMILIES:
             if not family.endswith("*"):
                 self._redis.delete(f"vmhaul:{family}")
@@ -148,57 +193,96 @@ class ClaimIndex:
     def enqueue(self, tasks: Sequence[PendingTask]) -> None:
         for chunk in _chunks(tasks):
             with self._redis.pipeline(transaction=False) as pipe:
+                now_ms = self._now_ms()
                 for task in chunk:
                     args = (
                         task.task_id,
                         task.place,
-                        task.repository_id,
-                        task.host,
+                        _SEPARATOR.join(task.keys),
                         task.band,
                         task.job,
                         task.attempt,
-                        self._now_ms(),
+                        now_ms,
+                        task.vm,
+                        int(task.begun),
                     )
                     self._enqueue(args=args, client=pipe)
                 pipe.execute()
 
-    def adopt(self, tasks: Sequence[RunningClaim]) -> None:
+    def adopt(self, tasks: Sequence[RunningClaim]) -> list[RunningClaim]:
+        """Count what runs, and count it anew where it runs in another mode than it was claimed for. Answers those
+        that were not known.
+        """
+        unknown: list[RunningClaim] = []
         for chunk in _chunks(tasks):
             with self._redis.pipeline(transaction=False) as pipe:
+                now_ms = self._now_ms()
                 for task in chunk:
-                    args = (
-                        task.task_id,
-                        task.proxy_id,
-                        task.attempt,
-                        task.repository_id,
-                        task.host,
-                        self._now_ms(),
-                    )
+                    keys = _SEPARATOR.join(self.counted(task))
+                    args = (task.task_id, task.proxy_id, task.attempt, keys, now_ms)
                     self._adopt(args=args, client=pipe)
-                pipe.execute()
+                unknown += [task for task, new in zip(chunk, pipe.execute(), strict=True) if new]
+        return unknown
 
-    def claim(self, proxy_id: str, want: int) -> list[Claim]:
+    def counted(self, task: RunningClaim) -> tuple[str, ...]:
+        """All limit keys that a running task counts against, in the claim script's order."""
+        keys = [PROXY + task.proxy_id]
+        keys += [key for key in task.keys if task.rank >= self._network_rank or not _is_host(key)]
+        if self._hotadd_ranks[0] <= task.rank <= self._hotadd_ranks[1]:
+            keys.append(ATTACHED + task.proxy_id)
+        return tuple(keys)
+
+    def claim(self, proxy_ids: Sequence[str], *, each: int = 1, most: int = 1000) -> list[Claim]:
+        """Tasks for free slots, least busy proxy first, one for each in turn: no more than `each` for a proxy, and
+        `most` in all. A claim is provisional until SQL has it; else it must be released.
+        """
+        if not proxy_ids:
+            return []
         flat: list[Any] = self._claim(
-            args=(proxy_id, want, self._now_ms(), self._spill_ms, self._network_rank)
+            args=(
+                self._now_ms(),
+                self._spill_ms,
+                self._network_rank,
+                *self._hotadd_ranks,
+                each,
+                most,
+                *proxy_ids,
+            )
         )
         return [
             Claim(
                 task_id=_text(flat[i]),
                 place=_text(flat[i + 1]),
-                proxy_id=proxy_id,
-                rank=int(flat[i + 2]),
-                attempt=int(flat[i + 3]),
+                proxy_id=_text(flat[i + 2]),
+                rank=int(flat[i + 3]),
+                attempt=int(flat[i + 4]),
             )
-            for i in range(0, len(flat), 4)
+            for i in range(0, len(flat), 5)
         ]
 
     def release(self, task_id: str, attempt: int) -> bool:
         """End the claim of that attempt; False when there is none."""
         return bool(self._release(args=(task_id, attempt)))
 
+    def release_all(self, claims: Iterable[tuple[str, int]]) -> None:
+        """As `release`, in few round trips: pairs of task and attempt."""
+        for chunk in _chunks(list(claims)):
+            with self._redis.pipeline(transaction=False) as pipe:
+                for claim in chunk:
+                    self._release(args=claim, client=pipe)
+                pipe.execute()
+
     def remove(self, task_id: str) -> bool:
         """Forget a task that is not claimed; False when it is claimed or unknown."""
         return bool(self._remove(args=(task_id,)))
+
+    def remove_all(self, task_ids: Iterable[str]) -> None:
+        """As `remove`, in few round trips."""
+        for chunk in _chunks(list(task_ids)):
+            with self._redis.pipeline(transaction=False) as pipe:
+                for task_id in chunk:
+                    self._remove(args=(task_id,), client=pipe)
+                pipe.execute()
 
     def missing(self, task_ids: Iterable[str]) -> set[str]:
         """Those of the tasks that the index does not know at all."""
@@ -229,41 +313,55 @@ class ClaimIndex:
 
     # -- proxies and limits
 
-    def set_proxy(self, proxy_id: str, *, on: bool, slots: int, ranks: Mapping[str, int]) -> None:
-        """State, slots and eligibility of one proxy; what it has in use stays."""
-        before: Any = self._redis.hgetall(f"vmhaul:elig:{proxy_id}")
+    def set_proxies(self, proxies: Sequence[ProxyEntry]) -> None:
+        """State, slots and eligibility; what they have in use stays."""
+        for entry in proxies:
+            if entry.proxy_id not in self._ranks:
+                before: Any = self._redis.hgetall(f"vmhaul:elig:{entry.proxy_id}")
+                self._ranks[entry.proxy_id] = {
+                    _text(place): int(rank) for place, rank in before.items()
+                }
+        # Forgotten until it is known that all was written.
+        known = {entry.proxy_id: self._ranks.pop(entry.proxy_id) for entry in proxies}
         with self._redis.pipeline(transaction=True) as pipe:
-            for place, rank in before.items():
-                pipe.srem(f"vmhaul:reach:{_text(place)}:{int(rank)}", proxy_id)
-            pipe.hset(
-                f"vmhaul:px:{proxy_id}",
-                mapping={"st": "on" if on else "off", "max": slots},
-            )
-            pipe.delete(f"vmhaul:elig:{proxy_id}")
-            if ranks:
-                pipe.hset(f"vmhaul:elig:{proxy_id}", mapping=_mapping(ranks))
-            for place, rank in ranks.items():
-                pipe.sadd(f"vmhaul:reach:{place}:{rank}", proxy_id)
+            for entry in proxies:
+                _write_proxy(pipe, entry, known[entry.proxy_id])
             pipe.execute()
-
-    def used_slots(self, proxy_ids: Sequence[str]) -> dict[str, int]:
-        with self._redis.pipeline(transaction=False) as pipe:
-            for proxy_id in proxy_ids:
-                pipe.hget(f"vmhaul:px:{proxy_id}", "used")
-            counts = pipe.execute()
-        return {p: int(used or 0) for p, used in zip(proxy_ids, counts, strict=True)}
+        self._ranks.update({entry.proxy_id: dict(entry.ranks) for entry in proxies})
 
     def set_limits(self, limits: Mapping[str, int]) -> None:
-        """`limits`: "h:<host>" or "r:<repository>" -> most tasks at once; 0: no limit."""
+        """Limit key -> most tasks at once; 0: no limit; CLOSED: nothing new. Others stay."""
         if limits:
             self._redis.hset("vmhaul:lim", mapping=_mapping(limits))
 
-    def usage(self, keys: Sequence[str]) -> dict[str, int]:
-        """Tasks in use for keys as in set_limits."""
-        if not keys:
-            return {}
-        values: Any = self._redis.hmget("vmhaul:use", list(keys))
-        return {key: int(value or 0) for key, value in zip(keys, values, strict=True)}
+    def usage(self) -> dict[str, int]:
+        """Tasks in use by limit key; keys without any are left out."""
+        found: Any = self._redis.hgetall("vmhaul:use")
+        return {_text(key): int(value) for key, value in found.items()}
+
+
+def _write_proxy(pipe: Any, entry: ProxyEntry, known: Mapping[str, int]) -> None:
+    proxy_id = entry.proxy_id
+    limits = {
+        PROXY + proxy_id: entry.slots if entry.on and entry.slots > 0 else CLOSED,
+        ATTACHED + proxy_id: entry.attachable,
+    }
+    pipe.hset("vmhaul:lim", mapping=limits)
+    for place, rank in known.items():
+        if entry.ranks.get(place) != rank:
+            pipe.srem(f"vmhaul:reach:{place}:{rank}", proxy_id)
+    gone = [place for place in known if place not in entry.ranks]
+    new = {place: rank for place, rank in entry.ranks.items() if known.get(place) != rank}
+    if gone:
+        pipe.hdel(f"vmhaul:elig:{proxy_id}", *gone)
+    if new:
+        pipe.hset(f"vmhaul:elig:{proxy_id}", mapping=new)
+    for place, rank in new.items():
+        pipe.sadd(f"vmhaul:reach:{place}:{rank}", proxy_id)
+
+
+def _is_host(key: str) -> bool:
+    return key.startswith(HOST)
 
 
 def _text(value: Any) -> str:

@@ -1,33 +1,29 @@
-"""What the dispatcher reads from SQL before it decides."""
+"""What the dispatcher reads from SQL before it decides.
+
+What it reads in every round is bounded by what changed since the last one; the whole of what waits and runs is read
+when the index is filled, and in audits.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
 from typing import Final
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session as DbSession
-from sqlalchemy.orm import load_only
+from sqlalchemy.orm import defer, load_only
 
 from backup_server.db.states import TaskState
 from backup_server.db.tables import Proxy, Repository, Task
-from backup_server.scheduler.claims import RunningClaim
+from backup_server.scheduler.claims import DATASTORE, HOST, REPOSITORY, RunningClaim
+from backup_server.services.placement import claim_rank
 from backup_server.services.proxy_facts import task_host
-from transports.rules import NETWORK_MODES
+from backup_server.services.wishes import FILE_MODE
+from proxy_worker.contracts.messages import TaskKind
+from transports.base import TransportMode
 
-
-def proxy_ids(db: DbSession) -> list[str]:
-    return list(db.scalars(sa.select(Proxy.id).order_by(Proxy.name)))
-
-
-def open_hosts(db: DbSession) -> set[str]:
-    """Hosts of tasks that are not over, as task_host() names them."""
-    rows = db.execute(
-        sa.select(Task.vcenter_id, Task.host_moref)
-        .where(Task.state != TaskState.DONE.value, Task.vcenter_id.is_not(None), Task.host_moref != "")
-        .distinct()
-    )
-    return {f"{vcenter_id}/{host}" for vcenter_id, host in rows}
+_BATCH: Final = 500
 
 
 def repository_limits(db: DbSession) -> dict[str, tuple[str, int]]:
@@ -36,26 +32,98 @@ def repository_limits(db: DbSession) -> dict[str, tuple[str, int]]:
     return {row.id: (row.name, row.max_tasks) for row in rows}
 
 
-def pending_ids(db: DbSession, now: datetime) -> set[str]:
-    """Tasks that may be handed out now."""
-    return set(
-        db.scalars(
-            sa.select(Task.id).where(
-                Task.state == TaskState.PENDING.value,
-                Task.cancel_requested.is_(False),
-                sa.or_(Task.not_before.is_(None), Task.not_before <= now),
-            )
-        )
+def task_keys(row: Task, repositories: dict[str, str]) -> tuple[str, ...]:
+    """Limit keys of a task that do not depend on who takes it; the host's is last. `repositories`: id inside the
+    repository -> row id, for copies, which count against the repository that they read as well.
+    """
+    keys = [REPOSITORY + row.repository_id]
+    if row.kind == TaskKind.COPY_DISK.value:
+        source = repositories.get(str((row.order.get("source") or {}).get("repository_id", "")))
+        if source and source != row.repository_id:
+            keys.append(REPOSITORY + source)
+    if row.datastore:
+        keys.append(DATASTORE + row.datastore)
+    host = task_host(row)
+    if host:
+        keys.append(HOST + host)
+    return tuple(keys)
+
+
+def repository_rows(db: DbSession) -> dict[str, str]:
+    """Id inside the repository -> row id."""
+    return {
+        row.repository_id: row.id
+        for row in db.execute(sa.select(Repository.id, Repository.repository_id))
+    }
+
+
+# ---- what waits -----------------------------------------------------------------------------------
+
+
+def _may_go_out(now: datetime) -> tuple[sa.ColumnElement[bool], ...]:
+    return (
+        Task.state == TaskState.PENDING.value,
+        Task.cancel_requested.is_(False),
+        sa.or_(Task.not_before.is_(None), Task.not_before <= now),
     )
 
 
-def tasks_by_id(db: DbSession, ids: set[str], *, batch: int = 500) -> list[Task]:
+def pending_ids(db: DbSession, now: datetime) -> set[str]:
+    """All tasks that may be handed out now."""
+    return set(db.scalars(sa.select(Task.id).where(*_may_go_out(now))))
+
+
+def fresh_ids(db: DbSession, since: datetime, now: datetime) -> set[str]:
+    """Tasks that may be handed out now, and that were made or whose pause ended after `since`."""
+    made = sa.select(Task.id).where(*_may_go_out(now), Task.created_at > since)
+    paused = sa.select(Task.id).where(*_may_go_out(now), Task.not_before > since)
+    return set(db.scalars(made)) | set(db.scalars(paused))
+
+
+def tasks_by_id(db: DbSession, ids: set[str], *, batch: int = _BATCH) -> list[Task]:
     """Rows in the order in which they are to be queued."""
     rows: list[Task] = []
     wanted = sorted(ids)
     for i in range(0, len(wanted), batch):
-        rows += db.scalars(sa.select(Task).where(Task.id.in_(wanted[i : i + batch])))
+        rows += db.scalars(
+            sa.select(Task).options(*_WITHOUT_REPORTS).where(Task.id.in_(wanted[i : i + batch]))
+        )
     return sorted(rows, key=lambda row: (row.created_at, row.session_id, row.position, row.id))
+
+
+def begun_vms(db: DbSession, vm_ids: Iterable[str]) -> set[str]:
+    """Those of the VMs (of sessions) of which a disk was handed out already."""
+    wanted = sorted(set(vm_ids))
+    found: set[str] = set()
+    for i in range(0, len(wanted), _BATCH):
+        found.update(
+            db.scalars(
+                sa.select(Task.session_vm_id)
+                .distinct()
+                .where(Task.session_vm_id.in_(wanted[i : i + _BATCH]), Task.attempt > 0)
+            )
+        )
+    return found
+
+
+def lock_pending(db: DbSession, ids: Sequence[str]) -> dict[str, Task]:
+    """Rows that are still pending, locked until the transaction ends. One that somebody else holds is left out: it
+    is about to change.
+    """
+    rows = db.scalars(
+        sa.select(Task)
+        .options(*_WITHOUT_REPORTS)
+        .where(Task.id.in_(ids), Task.state == TaskState.PENDING.value)
+        .with_for_update(skip_locked=True)
+    )
+    return {row.id: row for row in rows}
+
+
+def proxies_by_id(db: DbSession, ids: Collection[str]) -> dict[str, Proxy]:
+    return {row.id: row for row in db.scalars(sa.select(Proxy).where(Proxy.id.in_(ids)))}
+
+
+# ---- what runs ------------------------------------------------------------------------------------
 
 
 def running_claims(db: DbSession) -> list[RunningClaim]:
@@ -63,26 +131,52 @@ def running_claims(db: DbSession) -> list[RunningClaim]:
         sa.select(Task)
         .options(load_only(*_CLAIM_COLUMNS))
         .where(Task.state == TaskState.RUNNING.value, Task.proxy_id.is_not(None))
-    )
+    ).all()
+    copies = any(row.kind == TaskKind.COPY_DISK.value for row in rows)
+    repositories = repository_rows(db) if copies else {}
     return [
         RunningClaim(
             task_id=row.id,
             proxy_id=row.proxy_id or "",
             attempt=row.attempt,
-            repository_id=row.repository_id,
-            host=task_host(row) if row.mode in _NETWORK else "",
+            rank=_rank_now(row),
+            keys=task_keys(row, repositories),
         )
         for row in rows
     ]
 
 
-_NETWORK: Final = frozenset(mode.value for mode in NETWORK_MODES)
+def still_running(db: DbSession, claims: Sequence[RunningClaim]) -> set[tuple[str, int]]:
+    """Task and attempt of those that run at this very moment."""
+    found: set[tuple[str, int]] = set()
+    for i in range(0, len(claims), _BATCH):
+        rows = db.execute(
+            sa.select(Task.id, Task.attempt).where(
+                Task.id.in_([claim.task_id for claim in claims[i : i + _BATCH]]),
+                Task.state == TaskState.RUNNING.value,
+            )
+        )
+        found.update((row.id, row.attempt) for row in rows)
+    return found
+
+
+def _rank_now(row: Task) -> int:
+    """Of the mode in use now: a proxy may have gone on in another one than the task was claimed for."""
+    name = (row.progress or {}).get("mode") or row.mode
+    mode = next((one for one in TransportMode if one.value == name), FILE_MODE)
+    return claim_rank(mode, near=True)
+
+
+_WITHOUT_REPORTS: Final = (defer(Task.decision), defer(Task.stats), defer(Task.progress))
 _CLAIM_COLUMNS: Final = (
     Task.kind,
     Task.proxy_id,
     Task.attempt,
     Task.repository_id,
+    Task.datastore,
     Task.vcenter_id,
     Task.host_moref,
     Task.mode,
+    Task.progress,
+    Task.order,
 )

@@ -39,7 +39,7 @@ from backup_server.scheduler.needs import SchedulerContext, Timing
 from backup_server.scheduler.outbox import OutboxSender, celery_sender
 from backup_server.scheduler.reaper import Reaper
 from backup_server.scheduler.reports import ReportReader
-from backup_server.services.placement import NETWORK_RANK
+from backup_server.services.placement import HOTADD_RANKS, NETWORK_RANK
 from proxy_worker.contracts.envelope import SERVER, Sealer
 from proxy_worker.contracts.names import redis_client_url
 
@@ -92,6 +92,7 @@ class Scheduler:
             lambda: int(ctx.clock().timestamp() * 1000),
             spill_ms=int(timing.spill_s * 1000),
             network_rank=NETWORK_RANK,
+            hotadd_ranks=HOTADD_RANKS,
         )
         down = DownLink(self._client, sealer)
         self.leadership = Leadership(

@@ -38,12 +38,16 @@ class Timing:
     """Intervals of the loops that no administrator needs to know. Seconds."""
 
     leader_ttl_s: float = 10.0
-    report_batch_s: float = 0.5
+    report_batch_s: float = 0.2
     """At most one transaction of heartbeats and progress in this time; results do not wait."""
     report_block_s: float = 1.0
     outbox_idle_s: float = 1.0
     audit_s: float = 15.0
     """Between two comparisons of index and database."""
+    facts_s: float = 0.5
+    """How old what is known of proxies and limits may be while the dispatcher is busy; each claim is checked with
+    what SQL says then.
+    """
     due_jobs_s: float = 5.0
     spill_s: float = 2.0
     """How long a task waits for a free slot of a better mode before a worse one takes it."""

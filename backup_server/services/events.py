@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -42,15 +43,61 @@ def record(
 
 def log_when_true(db: DbSession, name: str, text: str, level: str, ids: Mapping[str, Any]) -> None:
     """A line for the log alone, written when the caller's transaction is committed, never when it is not."""
+    _log_when_true(db, name, level, [(text, ids)])
+
+
+def _log_when_true(
+    db: DbSession, name: str, level: str, lines: Sequence[tuple[str, Mapping[str, Any]]]
+) -> None:
     written: list[bool] = []
 
     def write(committed: DbSession) -> None:
         # The end of a savepoint is announced like that of the transaction.
         if not written and not committed.in_nested_transaction():
             written.append(True)
-            getattr(structlog.get_logger(), level)(name, text=text, **ids)
+            log = getattr(structlog.get_logger(), level)
+            for text, ids in lines:
+                log(name, text=text, **ids)
 
     sa.event.listen(db, "after_commit", write)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """One of many that are recorded together."""
+
+    text: str
+    session_id: str | None = None
+    task_id: str | None = None
+    ids: Mapping[str, Any] = field(default_factory=dict)
+    """As in `record`."""
+
+
+def record_all(
+    db: DbSession, now: datetime, name: str, lines: Sequence[Line], *, level: str = INFO
+) -> None:
+    """As `record` for many, with one statement."""
+    if not lines:
+        return
+    db.execute(
+        sa.insert(Event),
+        [
+            {
+                "session_id": line.session_id,
+                "task_id": line.task_id,
+                "at": now,
+                "level": level,
+                "name": name,
+                "text": line.text,
+            }
+            for line in lines
+        ],
+    )
+    said = []
+    for line in lines:
+        given = {"session_id": line.session_id, "task_id": line.task_id, **line.ids}
+        said.append((line.text, {key: value for key, value in given.items() if value is not None}))
+    _log_when_true(db, name, level, said)
 
 
 def of_session(

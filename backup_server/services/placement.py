@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from backup_server.services.wishes import FILE_MODE, ModeRefused, Wish
@@ -31,10 +31,15 @@ def claim_rank(mode: TransportMode, *, near: bool) -> int:
 
 NETWORK_RANK: Final = min(claim_rank(mode, near=True) for mode in NETWORK_MODES)
 """From this rank of a claim on a mode uses the NFC service of the VM's host."""
+HOTADD_RANKS: Final = (
+    claim_rank(TransportMode.HOTADD, near=True),
+    claim_rank(TransportMode.HOTADD, near=False),
+)
+"""First and last rank of claims that attach a disk to the proxy's VM."""
 
 NAMED_PROXIES: Final = 5
-NAMED_CANDIDATES: Final = 32
-"""How many candidates a stored decision names."""
+NAMED_CANDIDATES: Final = 12
+"""How many candidates a stored decision names: 30,000 of them are written in a night."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +77,19 @@ class Limit:
     maximum: int
     modes: frozenset[TransportMode] | None = None
     """What counts; None: all modes."""
+    key: str = ""
+    """Its name in the claim index."""
+    closed: str = ""
+    """Why it lets nothing new in, whatever is used; empty: it does."""
+
+    def is_full(self, mode: TransportMode | None) -> bool:
+        """Whether it stands in the way of a task in that mode; None: of one that opens no disk of vSphere."""
+        counts = self.modes is None or mode in self.modes
+        return counts and bool(self.closed or (self.maximum and self.used >= self.maximum))
+
+    @property
+    def why(self) -> str:
+        return self.closed or f"{self.what} has all {self.maximum} tasks it may have"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +127,8 @@ class Decision:
     """Of the chosen pair: worth knowing, and refuses nothing."""
     warning: str = ""
     """What an administrator set cannot be followed here; empty: it is."""
+    others: Mapping[str, int] = field(default_factory=dict)
+    """Candidates that are not listed, counted by reason."""
 
     def to_json(self) -> dict[str, Any]:
         """For the task's row. Of a large fleet the best candidates are named and the others counted by
@@ -125,7 +145,7 @@ class Decision:
             "fallbacks": [mode.value for mode in self.fallbacks],
             "remarks": [*self.remarks, *((self.warning,) if self.warning else ())],
             "modes": refused_json(self.refused),
-            "others": dict(Counter(candidate.reason or "accepted" for candidate in rest)),
+            "others": dict(Counter(_said(candidate) for candidate in rest) + Counter(self.others)),
             "candidates": [
                 {
                     "proxy": candidate.proxy_id,
@@ -139,6 +159,10 @@ class Decision:
                 for candidate in named
             ],
         }
+
+
+def _said(candidate: Candidate) -> str:
+    return candidate.reason or "accepted"
 
 
 def refused_json(refused: Sequence[ModeRefused]) -> list[dict[str, str]]:
@@ -367,9 +391,7 @@ def decide(
     if wish.impossible:
         return Decision(chosen=None, reason=wish.impossible, candidates=(), refused=tuple(refused))
     seen = known or survey(wish, proxies)
-    # A mode that no proxy offers would be refused for each of them in the same words.
-    offered = {mode for proxy in proxies for mode in proxy.offered_modes}
-    modes = [mode for mode in wish.modes if mode in offered] or wish.modes or (FILE_MODE,)
+    modes = _modes_in_question(wish, proxies)
     full = {mode: _full(limits, mode if wish.modes else None) for mode in modes}
     candidates = tuple(_judge(proxy, mode, seen, full[mode]) for proxy in proxies for mode in modes)
     eligible = [
@@ -377,9 +399,7 @@ def decide(
         for candidate in candidates
         if candidate.accepted and claimed_by in (None, candidate.proxy_id)
     ]
-    unasked = tuple(refused) + tuple(
-        ModeRefused(mode=mode, reason="no proxy offers it") for mode in wish.modes if mode not in modes
-    )
+    unasked = (*refused, *_not_offered(wish, modes))
     if not eligible:
         reason = _why_none(candidates)
         return Decision(chosen=None, reason=reason, candidates=candidates, refused=unasked)
@@ -387,13 +407,95 @@ def decide(
     assert chosen is not None
     return Decision(
         chosen=chosen,
-        reason=f"{chosen.proxy_name} by {chosen.mode.value}: best mode with a free slot"
-        f"{_why_near(chosen, wish)}, {chosen.used} of {chosen.slots} slots taken",
+        reason=_why_chosen(chosen, wish),
         candidates=candidates,
         fallbacks=seen.after(chosen.proxy_id, chosen.mode) if wish.modes else (),
         refused=unasked,
         remarks=remarks_of(chosen, wish, proxies),
         warning=seen.warning,
+    )
+
+
+def _modes_in_question(wish: Wish, proxies: Sequence[ProxyFacts]) -> Sequence[TransportMode]:
+    # A mode that no proxy offers would be refused for each of them in the same words.
+    offered = {mode for proxy in proxies for mode in proxy.offered_modes}
+    return [mode for mode in wish.modes if mode in offered] or wish.modes or (FILE_MODE,)
+
+
+def _not_offered(wish: Wish, modes: Sequence[TransportMode]) -> list[ModeRefused]:
+    return [
+        ModeRefused(mode=mode, reason="no proxy offers it") for mode in wish.modes if mode not in modes
+    ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lineup:
+    """What decisions about tasks of one wish share at one moment: all pairs judged, best first, without limits of
+    single tasks.
+    """
+
+    wish: Wish
+    seen: Survey
+    named: tuple[Candidate, ...]
+    """The best of them."""
+    counted: Mapping[str, int]
+    """All of them by reason."""
+    best: Mapping[str, Candidate]
+    """Proxy id -> its best pair; only of proxies that may take a task now."""
+    refused: tuple[ModeRefused, ...]
+
+
+def lineup(wish: Wish, proxies: Sequence[ProxyFacts], known: Survey | None = None) -> Lineup:
+    seen = known or survey(wish, proxies)
+    modes = _modes_in_question(wish, proxies)
+    judged = [_judge(proxy, mode, seen, "") for proxy in proxies for mode in modes]
+    judged.sort(key=lambda c: (not c.accepted, _preference(c)))
+    best: dict[str, Candidate] = {}
+    for candidate in judged:
+        if candidate.accepted:
+            best.setdefault(candidate.proxy_id, candidate)
+    return Lineup(
+        wish=wish,
+        seen=seen,
+        named=tuple(judged[:NAMED_CANDIDATES]),
+        counted=Counter(_said(candidate) for candidate in judged),
+        best=best,
+        refused=tuple(_not_offered(wish, modes)),
+    )
+
+
+def confirm(
+    lined_up: Lineup,
+    claimed_by: ProxyFacts,
+    *,
+    taken: int,
+    refused: Sequence[ModeRefused] = (),
+) -> Decision | None:
+    """The decision for a task that the claim index gave to a proxy; None: the proxy may not take it. Limits are
+    not looked at again: the claim was counted in them. `taken`: slots of that proxy that are in use.
+    """
+    found = lined_up.best.get(claimed_by.id)
+    if found is None:
+        return None
+    chosen = replace(found, used=taken)
+    others = [c for c in lined_up.named if (c.proxy_id, c.mode) != (chosen.proxy_id, chosen.mode)]
+    listed = (chosen, *others[: NAMED_CANDIDATES - 1])
+    return Decision(
+        chosen=chosen,
+        reason=_why_chosen(chosen, lined_up.wish),
+        candidates=listed,
+        others=Counter(lined_up.counted) - Counter(_said(candidate) for candidate in listed),
+        fallbacks=lined_up.seen.after(chosen.proxy_id, chosen.mode) if lined_up.wish.modes else (),
+        refused=(*refused, *lined_up.refused),
+        remarks=remarks_of(chosen, lined_up.wish, (claimed_by,)),
+        warning=lined_up.seen.warning,
+    )
+
+
+def _why_chosen(chosen: Candidate, wish: Wish) -> str:
+    return (
+        f"{chosen.proxy_name} by {chosen.mode.value}: best mode with a free slot"
+        f"{_why_near(chosen, wish)}, {chosen.used} of {chosen.slots} slots taken"
     )
 
 
@@ -444,13 +546,7 @@ def better_modes(decision: Decision) -> list[ModeRefused]:
 
 def _full(limits: Sequence[Limit], mode: TransportMode | None) -> str:
     """Which limits leave no room in that mode; `mode` None: of a task that opens no disk of vSphere."""
-    return "; ".join(
-        f"{limit.what} has all {limit.maximum} tasks it may have"
-        for limit in limits
-        if limit.maximum
-        and limit.used >= limit.maximum
-        and (limit.modes is None or mode in limit.modes)
-    )
+    return "; ".join(limit.why for limit in limits if limit.is_full(mode))
 
 
 def _not_now(proxy: ProxyFacts) -> str:

@@ -17,13 +17,20 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Session as DbSession
 
-from backup_server.db.states import Result, SessionState, StaleStateError, TaskState, change_state
+from backup_server.db.states import (
+    Result,
+    SessionState,
+    StaleStateError,
+    TaskState,
+    change_state,
+    change_states,
+)
 from backup_server.db.tables import OutboxRow, Proxy, Repository, Session, Task
 from backup_server.log import task_ids
 from backup_server.services import events
 from backup_server.services.proxy_settings import preferred_networks
 from backup_server.services.repository_agent import days_of
-from proxy_worker.contracts.codec import decode_order, to_json
+from proxy_worker.contracts.codec import MessageError, decode_order, to_json
 from proxy_worker.contracts.events import EventName
 from proxy_worker.contracts.ids import Attempt, ProxyId, SessionId, TaskId
 from proxy_worker.contracts.messages import (
@@ -103,50 +110,87 @@ def start_attempt(
     Raises StaleStateError when the task is no longer pending with the attempt that `row` shows, and
     MessageError when its stored order cannot be read (no attempt can succeed then).
     """
-    attempt = row.attempt + 1
-    expires_at = now + timedelta(seconds=order_ttl_s)
-    request = _request(db, row, placement, attempt, expires_at, lease_s)
-    change_state(
-        db,
-        Task,
-        row.id,
-        TaskState.PENDING,
-        TaskState.RUNNING,
-        attempt=row.attempt,
-        started_at=row.started_at or now,
-        proxy_id=placement.proxy_id,
-        proxy_name=placement.proxy_name,
-        proxy_boot_id=placement.boot_id,
-        mode=placement.mode.value,
-        leased_until=now + timedelta(seconds=lease_s),
-        decision=dict(placement.decision),
-        not_before=None,
-        reason="",
-        progress={},
-    )
-    # The row is ours now (its state was changed just above, in this transaction), so the number that
-    # the guard stood on can be raised.
-    db.execute(sa.update(Task).where(Task.id == row.id).values(attempt=attempt))
-    db.add(
-        OutboxRow(
-            kind=OUTBOX_TASK,
-            proxy_id=placement.proxy_id,
-            task_id=row.id,
-            attempt=attempt,
-            body=to_json(request),
-            created_at=now,
-        )
-    )
-    events.record(
-        db,
-        now,
-        EventName.TASK_PLACED,
-        f"{row.title}: attempt {attempt} goes to {placement.proxy_name} by {placement.mode.value}",
-        session_id=row.session_id,
-        task_id=row.id,
-        ids={**task_ids(row), "attempt": attempt, "proxy": placement.proxy_name},
-    )
+    started = start_attempts(db, [(row, placement)], now=now, lease_s=lease_s, order_ttl_s=order_ttl_s)
+    request = started[row.id]
+    if isinstance(request, MessageError):
+        raise request
     return request
+
+
+def start_attempts(
+    db: DbSession,
+    starts: Sequence[tuple[Task, Placement]],
+    *,
+    now: datetime,
+    lease_s: float,
+    order_ttl_s: float,
+) -> dict[str, TaskRequest | MessageError]:
+    """As `start_attempt` for many tasks, with a handful of statements for all of them. Answers by task id; a
+    MessageError for a task whose stored order cannot be read, and which is still pending. StaleStateError when any of
+    the tasks moved on: then the transaction must not be committed.
+    """
+    # Known to the session from here on, for _request.
+    kept = [
+        *db.scalars(sa.select(Proxy).where(Proxy.id.in_({p.proxy_id for _, p in starts}))),
+        *db.scalars(
+            sa.select(Repository).where(Repository.id.in_({r.repository_id for r, _ in starts}))
+        ),
+    ]
+    answers: dict[str, TaskRequest | MessageError] = {}
+    changes: list[dict[str, Any]] = []
+    outbox: list[dict[str, Any]] = []
+    lines: list[events.Line] = []
+    expires_at = now + timedelta(seconds=order_ttl_s)
+    for row, placement in starts:
+        attempt = row.attempt + 1
+        try:
+            request = _request(db, row, placement, attempt, expires_at, lease_s)
+        except MessageError as error:
+            answers[row.id] = error
+            continue
+        answers[row.id] = request
+        changes.append(_started(row, placement, attempt, now, now + timedelta(seconds=lease_s)))
+        outbox.append(
+            {
+                "kind": OUTBOX_TASK,
+                "proxy_id": placement.proxy_id,
+                "task_id": row.id,
+                "attempt": attempt,
+                "body": to_json(request),
+                "created_at": now,
+            }
+        )
+        text = (
+            f"{row.title}: attempt {attempt} goes to {placement.proxy_name} by {placement.mode.value}"
+        )
+        ids = {**task_ids(row), "attempt": attempt, "proxy": placement.proxy_name}
+        lines.append(events.Line(text=text, session_id=row.session_id, task_id=row.id, ids=ids))
+    del kept
+    change_states(db, Task, TaskState.PENDING, TaskState.RUNNING, changes)
+    if outbox:
+        db.execute(sa.insert(OutboxRow), outbox)
+    events.record_all(db, now, EventName.TASK_PLACED, lines)
+    return answers
+
+
+def _started(
+    row: Task, placement: Placement, attempt: int, now: datetime, leased_until: datetime
+) -> dict[str, Any]:
+    return {
+        "id": row.id,
+        "attempt": row.attempt,
+        "new_attempt": attempt,
+        "started_at": row.started_at or now,
+        "proxy_id": placement.proxy_id,
+        "proxy_name": placement.proxy_name,
+        "proxy_boot_id": placement.boot_id,
+        "mode": placement.mode.value,
+        "leased_until": leased_until,
+        "decision": dict(placement.decision),
+        "not_before": None,
+        "reason": "",
+        "progress": {},
+    }
 
 
 def _request(

@@ -1,146 +1,219 @@
--- Give free slots of one proxy the best pending tasks that it may take now; one atomic step.
--- ARGV: proxy, want, now_ms, spill_ms (-1: never), rank from which on a mode uses the host's NFC service
--- Answers task, wish key, rank, attempt, ... for each task claimed.
-local p, want, now = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
-local spill, network = tonumber(ARGV[4]), tonumber(ARGV[5])
-local px = 'vmhaul:px:' .. p
-local st = redis.call('HMGET', px, 'st', 'max', 'used')
-if st[1] ~= 'on' then return {} end
-local free = tonumber(st[2]) - tonumber(st[3] or '0')
-if want < free then free = want end
-if free <= 0 then return {} end
+-- Give free slots of proxies the best pending tasks that they may take now; one atomic step.
+-- ARGV: now_ms, spill_ms (-1: never), rank from which on a mode uses the host's NFC service, first and last rank of
+--       HotAdd, most claims of one proxy, most claims in all, proxies ...
+-- Answers task, wish key, proxy, rank, attempt, ... for each task claimed.
+local now, spill = tonumber(ARGV[1]), tonumber(ARGV[2])
+local network, hotadd_first, hotadd_last = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
+local each, most = tonumber(ARGV[6]), tonumber(ARGV[7])
+local BAND, NEW = 1e9, 5e8  -- a score is band * BAND + NEW, unless its VM has begun, + virtual time
 
--- limits of hosts and repositories, read once in this call
-local most, used = {}, {}
-local function room(key)
+-- Limits, read once in this call. Counts only grow in it, so what is full stays full.
+local limit, used = {}, {}
+local function know(key)
   if used[key] == nil then
-    local limit = tonumber(redis.call('HGET', 'vmhaul:lim', key) or '0')
-    most[key] = limit > 0 and limit or 1e9
+    limit[key] = tonumber(redis.call('HGET', 'vmhaul:lim', key) or '0')
     used[key] = tonumber(redis.call('HGET', 'vmhaul:use', key) or '0')
   end
-  return used[key] < most[key]
+end
+local function room(key)
+  know(key)
+  return limit[key] == 0 or used[key] < limit[key]
+end
+-- A proxy that is not known, off or closed has no slots, not slots without limit.
+local function slot(p)
+  local key = 'p:' .. p
+  know(key)
+  return limit[key] > 0 and used[key] < limit[key]
 end
 
--- is there a proxy with a free slot that reaches this wish in a better mode?
-local known = {}
-local function better(place, rank)
-  local key = place .. ':' .. rank
-  if known[key] ~= nil then return known[key] end
-  for r = 1, rank - 1 do
-    for _, other in ipairs(redis.call('SMEMBERS', 'vmhaul:reach:' .. place .. ':' .. r)) do
-      if other ~= p then
-        local s = redis.call('HMGET', 'vmhaul:px:' .. other, 'st', 'max', 'used')
-        if s[1] == 'on' and tonumber(s[3] or '0') < tonumber(s[2]) then
-          known[key] = true
-          return true
-        end
-      end
+local function attaches(rank) return rank >= hotadd_first and rank <= hotadd_last end
+local function attachable(p, rank) return not attaches(rank) or room('a:' .. p) end
+
+-- The keys of a bucket: those that count in every mode, and those of hosts.
+local parsed = {}
+local function keys_of(bucket)
+  local found = parsed[bucket]
+  if not found then
+    found = {all = {}, hosts = {}}
+    for key in string.gmatch(bucket, '[^\t]+') do
+      local list = string.sub(key, 1, 2) == 'h:' and found.hosts or found.all
+      list[#list + 1] = key
     end
+    parsed[bucket] = found
   end
-  known[key] = false
-  return false
+  return found
 end
-
--- the limits that a task of this bucket counts in, claimed with that rank
-local function limits(bucket, rank)
-  local gap = string.find(bucket, ' ', 1, true)
-  local repo, host = string.sub(bucket, 1, gap - 1), string.sub(bucket, gap + 1)
-  if host == '' or rank < network then return {'r:' .. repo}, repo, '' end
-  return {'r:' .. repo, 'h:' .. host}, repo, host
-end
-
-local function fits(bucket, rank)
-  for _, key in ipairs((limits(bucket, rank))) do
-    if not room(key) then return false end
+local function fits(bucket, nfc)
+  local keys = keys_of(bucket)
+  for _, key in ipairs(keys.all) do if not room(key) then return false end end
+  if nfc then
+    for _, key in ipairs(keys.hosts) do if not room(key) then return false end end
   end
   return true
 end
 
--- best head of one wish whose repository and host have room
-local function best(place, rank)
-  local from = 0
+-- Is there another proxy with a free slot that reaches this place in a better mode?
+local reach = {}
+local function better(place, rank, p)
+  for r = 1, rank - 1 do
+    local key = 'vmhaul:reach:' .. place .. ':' .. r
+    reach[key] = reach[key] or redis.call('SMEMBERS', key)
+    for _, other in ipairs(reach[key]) do
+      if other ~= p and slot(other) and attachable(other, r) then return true end
+    end
+  end
+  return false
+end
+
+-- Best head of a place whose keys have room, remembered until the place changes or a key is full.
+local best_of = {[true] = {}, [false] = {}}
+local function best(place, nfc)
+  local kept = best_of[nfc][place]
+  if kept == false or (kept and fits(kept.bucket, nfc)) then return kept end
+  local from, step = 0, 4
   while true do
-    local heads = redis.call('ZRANGE', 'vmhaul:heads:' .. place, from, from + 3, 'WITHSCORES')
-    if #heads == 0 then return nil end
+    local heads = redis.call('ZRANGE', 'vmhaul:heads:' .. place, from, from + step - 1, 'WITHSCORES')
     for i = 1, #heads, 2 do
-      if fits(heads[i], rank) then
+      if fits(heads[i], nfc) then
         local score = tonumber(heads[i + 1])
-        return {band = math.floor(score / 1e9), rank = rank, score = score, place = place,
-          bucket = heads[i]}
+        local band = math.floor(score / BAND)
+        local virtual = score - band * BAND
+        kept = {place = place, bucket = heads[i], score = score, band = band, virtual = virtual,
+          begun = virtual < NEW and 0 or 1}
+        best_of[nfc][place] = kept
+        return kept
       end
     end
-    from = from + 4
+    if #heads < 2 * step then
+      best_of[nfc][place] = false
+      return false
+    end
+    from, step = from + step, step * 2
   end
 end
-
-local cand = {}
-local elig = redis.call('HGETALL', 'vmhaul:elig:' .. p)
-for i = 1, #elig, 2 do
-  local c = best(elig[i], tonumber(elig[i + 1]))
-  if c then cand[#cand + 1] = c end
+local function forget(place)
+  best_of[true][place], best_of[false][place] = nil, nil
 end
 
-local function before(a, b)
+local function set_head(place, bucket)
+  local head = redis.call('ZRANGE', 'vmhaul:pend:' .. place .. '/' .. bucket, 0, 0, 'WITHSCORES')
+  if head[1] then redis.call('ZADD', 'vmhaul:heads:' .. place, head[2], bucket)
+  else redis.call('ZREM', 'vmhaul:heads:' .. place, bucket) end
+  forget(place)
+end
+
+-- The other disks of a VM that has begun come before VMs that have not.
+local function begin_vm(vm, tid)
+  for _, other in ipairs(redis.call('SMEMBERS', 'vmhaul:vm:' .. vm)) do
+    if other ~= tid then
+      local t = redis.call('HMGET', 'vmhaul:t:' .. other, 'place', 'bucket', 'score')
+      if t[1] then
+        local score = tonumber(t[3]) - NEW
+        redis.call('HSET', 'vmhaul:t:' .. other, 'score', score)
+        redis.call('ZADD', 'vmhaul:pend:' .. t[1] .. '/' .. t[2], 'XX', score, other)
+        redis.call('ZADD', 'vmhaul:heads:' .. t[1], 'LT', score, t[2])
+        forget(t[1])
+      end
+    end
+  end
+  redis.call('DEL', 'vmhaul:vm:' .. vm)
+end
+
+local out, claimed = {}, 0
+local function take(p, c, rank, tid)
+  local keys = {'p:' .. p}
+  local found = keys_of(c.bucket)
+  for _, key in ipairs(found.all) do keys[#keys + 1] = key end
+  if rank >= network then for _, key in ipairs(found.hosts) do keys[#keys + 1] = key end end
+  if attaches(rank) then keys[#keys + 1] = 'a:' .. p end
+  for _, key in ipairs(keys) do
+    know(key)
+    used[key] = used[key] + 1
+    redis.call('HINCRBY', 'vmhaul:use', key, 1)
+  end
+  redis.call('ZREM', 'vmhaul:pend:' .. c.place .. '/' .. c.bucket, tid)
+  local t = redis.call('HMGET', 'vmhaul:t:' .. tid, 'att', 'vm')
+  redis.call('HSET', 'vmhaul:li:' .. tid, 'p', p, 'att', t[1], 'keys', table.concat(keys, '\t'))
+  redis.call('ZADD', 'vmhaul:lease', now, tid)
+  if c.begun == 1 then
+    -- Disks of a VM that has begun are early; they do not move the time of the others.
+    local virtual = c.virtual - NEW
+    if virtual > tonumber(redis.call('HGET', 'vmhaul:vt', c.band) or '0') then
+      redis.call('HSET', 'vmhaul:vt', c.band, virtual)
+    end
+    if t[2] and t[2] ~= '' then begin_vm(t[2], tid) end
+  end
+  set_head(c.place, c.bucket)
+  for _, word in ipairs({tid, c.place, p, tostring(rank), t[1]}) do out[#out + 1] = word end
+  claimed = claimed + 1
+end
+
+local function before(a, a_rank, b, b_rank)
   if a.band ~= b.band then return a.band < b.band end
-  if a.rank ~= b.rank then return a.rank < b.rank end
+  if a.begun ~= b.begun then return a.begun < b.begun end
+  if a_rank ~= b_rank then return a_rank < b_rank end
   if a.score ~= b.score then return a.score < b.score end
   return a.place < b.place
 end
 
-local out = {}
-while free > 0 and #cand > 0 do
-  local bi = 1
-  for i = 2, #cand do if before(cand[i], cand[bi]) then bi = i end end
-  local c = cand[bi]
-  local pend = 'vmhaul:pend:' .. c.place .. '/' .. c.bucket
-  local first = redis.call('ZRANGE', pend, 0, 0, 'WITHSCORES')
-  local tid = first[1]
-  local take, stale = true, false
-  if not tid then
-    redis.call('ZREM', 'vmhaul:heads:' .. c.place, c.bucket)  -- a stale head heals itself
-    take, stale = false, true
-  elseif c.rank > 1 and better(c.place, c.rank) then
-    local waited = now - tonumber(redis.call('HGET', 'vmhaul:t:' .. tid, 'enq') or '0')
-    take = spill >= 0 and waited >= spill
+-- One task for one proxy; false when there is none that it may take now.
+local ranks_of = {}
+local function serve(p)
+  local ranks = ranks_of[p]
+  if not ranks then
+    ranks = {}
+    local flat = redis.call('HGETALL', 'vmhaul:elig:' .. p)
+    for i = 1, #flat, 2 do ranks[flat[i]] = tonumber(flat[i + 1]) end
+    ranks_of[p] = ranks
   end
-  table.remove(cand, bi)
-  if take then
-    redis.call('ZREM', pend, tid)
-    local keys, repo, host = limits(c.bucket, c.rank)
-    for _, key in ipairs(keys) do
-      redis.call('HINCRBY', 'vmhaul:use', key, 1)
-      used[key] = used[key] + 1
-    end
-    redis.call('HINCRBY', px, 'used', 1)
-    local att = redis.call('HGET', 'vmhaul:t:' .. tid, 'att')
-    redis.call('HSET', 'vmhaul:li:' .. tid, 'p', p, 'att', att, 'repo', repo, 'host', host)
-    redis.call('ZADD', 'vmhaul:lease', now, tid)
-    local score = tonumber(first[2])
-    local band = math.floor(score / 1e9)
-    local virtual = score - band * 1e9
-    if virtual > tonumber(redis.call('HGET', 'vmhaul:vt', band) or '0') then
-      redis.call('HSET', 'vmhaul:vt', band, virtual)
-    end
-    out[#out + 1] = tid
-    out[#out + 1] = c.place
-    out[#out + 1] = tostring(c.rank)
-    out[#out + 1] = att
-    free = free - 1
-  end
-  if take or stale then
-    local head = redis.call('ZRANGE', pend, 0, 0, 'WITHSCORES')
-    if head[1] then redis.call('ZADD', 'vmhaul:heads:' .. c.place, head[2], c.bucket)
-    else redis.call('ZREM', 'vmhaul:heads:' .. c.place, c.bucket) end
-    local again = best(c.place, c.rank)
-    if again then cand[#cand + 1] = again end
-    -- what was taken may have filled a host or a repository that other candidates stand on
-    for i = #cand, 1, -1 do
-      local o = cand[i]
-      if not fits(o.bucket, o.rank) then
-        local other = best(o.place, o.rank)
-        if other then cand[i] = other else table.remove(cand, i) end
+  local passed = {}  -- places whose head waits for a better mode
+  while true do
+    local found, found_rank
+    for place, rank in pairs(ranks) do
+      if not passed[place] and attachable(p, rank) then
+        local c = best(place, rank >= network)
+        if c and (not found or before(c, rank, found, found_rank)) then
+          found, found_rank = c, rank
+        end
       end
     end
+    if not found then return false end
+    local first = redis.call('ZRANGE', 'vmhaul:pend:' .. found.place .. '/' .. found.bucket, 0, 0)
+    local tid = first[1]
+    if not tid then
+      set_head(found.place, found.bucket)  -- a stale head heals itself
+    elseif found_rank > 1 and better(found.place, found_rank, p)
+      and not (spill >= 0
+        and now - tonumber(redis.call('HGET', 'vmhaul:t:' .. tid, 'enq') or '0') >= spill) then
+      passed[found.place] = true
+    else
+      take(p, found, found_rank, tid)
+      return true
+    end
   end
+end
+
+-- Least busy first, one task for each in turn: so tasks spread.
+local turns = {}
+for i = 8, #ARGV do
+  local p = ARGV[i]
+  if slot(p) then turns[#turns + 1] = {p = p, order = i, taken = 0} end
+end
+local function emptier(a, b)
+  local x, y = used['p:' .. a.p] / limit['p:' .. a.p], used['p:' .. b.p] / limit['p:' .. b.p]
+  if x ~= y then return x < y end
+  return a.order < b.order
+end
+while #turns > 0 and claimed < most do
+  table.sort(turns, emptier)
+  local again = {}
+  for _, turn in ipairs(turns) do
+    if claimed >= most then break end
+    if serve(turn.p) then
+      turn.taken = turn.taken + 1
+      if turn.taken < each and slot(turn.p) then again[#again + 1] = turn end
+    end
+  end
+  turns = again
 end
 return out

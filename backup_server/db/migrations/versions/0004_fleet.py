@@ -112,3 +112,11 @@ def upgrade() -> None:
                 "rate_bytes_per_s", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=True
             )
         )
+        table.drop_index("ix_tasks_state")
+        table.create_index("ix_tasks_state", ["state", "created_at"])
+        table.create_index(
+            "ix_tasks_not_before",
+            ["not_before"],
+            sqlite_where=sa.text("not_before IS NOT NULL"),
+            postgresql_where=sa.text("not_before IS NOT NULL"),
+        )

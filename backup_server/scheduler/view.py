@@ -1,0 +1,156 @@
+"""What the dispatcher knows between two rounds: the fleet, the wishes of what waits, and the limits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+
+from backup_server.db.tables import Task
+from backup_server.scheduler import facts
+from backup_server.scheduler.claims import CLOSED, DATASTORE, HOST, REPOSITORY, ProxyEntry
+from backup_server.scheduler.needs import SchedulerContext
+from backup_server.services import datastore_loads, placement, proxy_facts
+from backup_server.services.placement import Limit, ProxyFacts, Survey
+from backup_server.services.wishes import Wish
+from transports.base import TransportMode
+from transports.rules import NETWORK_MODES
+
+
+@dataclass(slots=True)
+class View:
+    """Filled by `read`; one thread uses it."""
+
+    machines: proxy_facts.Machines = field(default_factory=proxy_facts.Machines)
+    proxies: list[ProxyFacts] = field(default_factory=list)
+    """Without what they have in use: that is the index's to say."""
+    by_id: dict[str, ProxyFacts] = field(default_factory=dict)
+    fleet: proxy_facts.Fleet = field(default_factory=proxy_facts.Fleet)
+    repositories: dict[str, tuple[str, int]] = field(default_factory=dict)
+    """Row id -> name and most tasks."""
+    repository_rows: dict[str, str] = field(default_factory=dict)
+    """Id inside the repository -> row id."""
+    loads: datastore_loads.Loads | None = None
+    host_tasks: int = 0
+    """Most tasks through the NFC service of a host."""
+    named: set[str] = field(default_factory=set)
+    """Limit keys of datastores and hosts that tasks have."""
+    wishes: dict[str, Wish] = field(default_factory=dict)
+    surveys: dict[str, Survey] = field(default_factory=dict)
+    """Wish -> what every proxy reaches of it."""
+    surveyed: int = 0
+    """Raised whenever a survey changed."""
+    read_at: datetime | None = None
+
+    def read(self, ctx: SchedulerContext, now: datetime) -> None:
+        settings = ctx.settings
+        # A proxy whose lease just ran out must not be the one that gets the task again.
+        silent_s = min(settings.proxy_offline_after_s, settings.lease_s)
+        with ctx.db.read() as s:
+            self.repositories = facts.repository_limits(s)
+            self.repository_rows = facts.repository_rows(s)
+            self.loads = datastore_loads.read(s, settings, now)
+            proxies = proxy_facts.proxy_facts(s, now, silent_s, {}, self.machines)
+        self.host_tasks = settings.host_nfc_tasks
+        if proxies != self.proxies:
+            self.proxies = proxies
+            self.by_id = {proxy.id: proxy for proxy in proxies}
+            self.fleet = proxy_facts.fleet_of(proxies)
+            self.surveys.clear()
+        self.read_at = now
+
+    def survey(self) -> None:
+        """Bring the surveys up to date."""
+        for key, wish in self.wishes.items():
+            if key not in self.surveys:
+                self.surveys[key] = placement.survey(wish, self.proxies)
+                self.surveyed += 1
+
+    def forget_wish(self, key: str) -> None:
+        self.wishes.pop(key, None)
+        if self.surveys.pop(key, None) is not None:
+            self.surveyed += 1
+
+    # -- for the index
+
+    def keys(self, row: Task) -> tuple[str, ...]:
+        keys = facts.task_keys(row, self.repository_rows)
+        self.named.update(key for key in keys if key.startswith((DATASTORE, HOST)))
+        return keys
+
+    def limits(self) -> dict[str, int]:
+        """Limit key -> most, of all keys that tasks have."""
+        limits = {REPOSITORY + row_id: most for row_id, (_, most) in self.repositories.items()}
+        closed = self.loads.closed if self.loads else {}
+        for key in self.named:
+            limits[key] = CLOSED if key in closed else self._most(key)
+        return limits
+
+    def _most(self, key: str) -> int:
+        if key.startswith(HOST):
+            return self.host_tasks
+        return self.loads.max_tasks(key.removeprefix(DATASTORE)) if self.loads else 0
+
+    def entries(self) -> list[ProxyEntry]:
+        return [
+            ProxyEntry(
+                proxy_id=proxy.id,
+                on=is_on(proxy),
+                slots=proxy.slots,
+                attachable=_attachable(proxy),
+                ranks={
+                    key: seen.rank(proxy.id)
+                    for key, seen in self.surveys.items()
+                    if proxy.id in seen.best
+                },
+            )
+            for proxy in self.proxies
+        ]
+
+    # -- for people
+
+    def with_used(self, used: Mapping[str, int]) -> list[ProxyFacts]:
+        """`used`: as ClaimIndex.usage()."""
+        return [replace(proxy, used=used.get(f"p:{proxy.id}", 0)) for proxy in self.proxies]
+
+    def limits_of(self, row: Task, usage: Mapping[str, int]) -> list[Limit]:
+        keys = facts.task_keys(row, self.repository_rows)
+        closed = self.loads.closed if self.loads else {}
+        limits = self.limits()
+        return [
+            Limit(
+                key=key,
+                what=limit_name(key, {k: name for k, (name, _) in self.repositories.items()}),
+                used=usage.get(key, 0),
+                maximum=max(0, limits.get(key, self._most(key))),
+                modes=NETWORK_MODES if key.startswith(HOST) else None,
+                closed=closed.get(key, ""),
+            )
+            for key in keys
+        ]
+
+
+def is_on(proxy: ProxyFacts) -> bool:
+    """Whether it takes tasks."""
+    return proxy.enabled and proxy.enrolled and proxy.online and not proxy.stopping
+
+
+def _attachable(proxy: ProxyFacts) -> int:
+    """Disks that may be attached to the proxy's VM at once: it is one VM, or the rules refuse it."""
+    if TransportMode.HOTADD not in proxy.offered_modes or proxy.machine is None:
+        return 0
+    return max((vm.free_slots for vm in proxy.machine.vms), default=0)
+
+
+def limit_name(key: str, repositories: Mapping[str, str]) -> str:
+    """For people. `repositories`: names by row id."""
+    kind, _, rest = key.partition(":")
+    own = rest.partition("/")[2] or rest
+    return {
+        "r": f"repository {repositories.get(rest, rest)}",
+        "d": f"datastore {own}",
+        "h": f"the NFC service of host {own}",
+    }.get(kind, key)
+
+
+__all__: Sequence[str] = ("View", "is_on", "limit_name")

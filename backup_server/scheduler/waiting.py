@@ -1,0 +1,107 @@
+"""Tasks that nobody takes: why, for people; and their end when waiting cannot help."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime, timedelta
+from typing import Final
+
+from sqlalchemy.orm import Session as DbSession
+
+from backup_server.db.states import StaleStateError
+from backup_server.db.tables import Task
+from backup_server.scheduler import facts
+from backup_server.scheduler.claims import ClaimIndex
+from backup_server.scheduler.needs import SchedulerContext, Timing
+from backup_server.scheduler.view import View
+from backup_server.services import placement, tasks
+from backup_server.services.placement import Decision, ProxyFacts
+from proxy_worker.contracts.events import EventName
+
+_EXPLAINED_TASKS: Final = 200
+"""How many tasks that wait for the same proxies get the explanation stored; the others wait alike."""
+
+
+class Waiting:
+    def __init__(self, ctx: SchedulerContext, index: ClaimIndex, view: View, timing: Timing) -> None:
+        self._ctx = ctx
+        self._index = index
+        self._view = view
+        self._timing = timing
+        self._unreached_since: dict[str, datetime] = {}
+        self._explained: dict[str, Decision] = {}
+
+    def look(self, indexed: Mapping[str, str], now: datetime) -> None:
+        """`indexed`: pending tasks with the keys of their wishes."""
+        usage = self._index.usage()
+        proxies = self._view.with_used(usage)
+        places: dict[str, list[str]] = {}
+        for task_id, place in indexed.items():
+            places.setdefault(place, []).append(task_id)
+        for place in self._view.wishes.keys() - places.keys():
+            self._view.forget_wish(place)
+        for kept in (self._unreached_since, self._explained):
+            for place in kept.keys() - places.keys():
+                kept.pop(place, None)  # type: ignore[attr-defined]
+        if not places:
+            return
+        with self._ctx.db.read() as s:
+            found = facts.tasks_by_id(s, {waiting[0] for waiting in places.values()})
+        heads = {row.id: row for row in found}
+        changed: list[tuple[list[str], Decision]] = []
+        for place, waiting in places.items():
+            head = heads.get(waiting[0])
+            if head is not None:
+                self._explain(place, waiting, head, proxies, usage, now, changed)
+        if changed:
+            with self._ctx.db() as s:
+                for waiting, decision in changed:
+                    tasks.explain_waiting(s, waiting[:_EXPLAINED_TASKS], decision.to_json())
+
+    def _explain(
+        self,
+        place: str,
+        waiting: list[str],
+        head: Task,
+        proxies: list[ProxyFacts],
+        usage: Mapping[str, int],
+        now: datetime,
+        changed: list[tuple[list[str], Decision]],
+    ) -> None:
+        view = self._view
+        wish = view.wishes[place]
+        seen = view.surveys.get(place) or placement.survey(wish, view.proxies)
+        decision = placement.decide(wish, proxies, view.limits_of(head, usage), known=seen)
+        if decision.chosen is None and self._explained.get(place) != decision:
+            self._explained[place] = decision
+            changed.append((waiting, decision))
+        if wish.left and not seen.best:
+            # Every way was tried or is none: another proxy that comes back would not help.
+            self._give_up(waiting, f"no way to this disk is left: {decision.reason}", now)
+            return
+        if any(proxy.online and proxy.slots > 0 and proxy.id in seen.best for proxy in proxies):
+            self._unreached_since.pop(place, None)
+            return
+        since = self._unreached_since.setdefault(place, now)
+        if since == now:
+            self._ctx.log.warning(
+                EventName.TASK_WAITS, text=decision.reason, tasks=len(waiting), place=place
+            )
+        if now - since < timedelta(seconds=self._timing.no_proxy_timeout_s):
+            return
+        minutes = self._timing.no_proxy_timeout_s / 60
+        reason = f"no proxy could take this disk for {minutes:.0f} minutes: {decision.reason}"
+        self._give_up(waiting, reason, now)
+
+    def _give_up(self, waiting: Iterable[str], reason: str, now: datetime) -> None:
+        with self._ctx.db() as s:
+            for row in facts.tasks_by_id(s, set(waiting)):
+                _give_up(s, row, reason, now)
+        self._ctx.wake_engine.set()
+
+
+def _give_up(s: DbSession, row: Task, reason: str, now: datetime) -> None:
+    try:
+        tasks.give_up(s, row, reason, now)
+    except StaleStateError:
+        return  # it moved on by itself
