@@ -17,8 +17,9 @@ from backup_server.scheduler import facts
 from backup_server.scheduler.claims import PROXY, Claim
 from backup_server.scheduler.needs import SchedulerContext
 from backup_server.scheduler.view import View
-from backup_server.services import placement, proxy_facts, tasks
-from backup_server.services.placement import Decision, Lineup
+from backup_server.services import lineup, proxy_facts, tasks
+from backup_server.services.lineup import Lineup
+from backup_server.services.placement import Decision
 from proxy_worker.contracts.codec import MessageError
 
 
@@ -102,10 +103,10 @@ class _Round:
         if by is None or wish.impossible:
             return None
         if wish.key not in self._lineups:
-            self._lineups[wish.key] = placement.lineup(
+            self._lineups[wish.key] = lineup.lineup(
                 wish, self._present, self._view.surveys.get(wish.key)
             )
-        decision = placement.confirm(
+        decision = lineup.confirm(
             self._lineups[wish.key],
             by,
             taken=self._used[claim.proxy_id],

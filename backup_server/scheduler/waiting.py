@@ -42,7 +42,7 @@ class Waiting:
             self._view.forget_wish(place)
         for kept in (self._unreached_since, self._explained):
             for place in kept.keys() - places.keys():
-                kept.pop(place, None)  # type: ignore[attr-defined]
+                kept.pop(place, None)
         if not places:
             return
         with self._ctx.db.read() as s:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from backup_server.services.wishes import FILE_MODE, ModeRefused, Wish
@@ -135,7 +135,7 @@ class Decision:
         reason: with 200 proxies and 30,000 tasks a night, all of them would be a gigabyte.
         """
         ordered = sorted(
-            self.candidates, key=lambda c: (c != self.chosen, not c.accepted, _preference(c))
+            self.candidates, key=lambda c: (c != self.chosen, not c.accepted, preference(c))
         )
         named, rest = ordered[:NAMED_CANDIDATES], ordered[NAMED_CANDIDATES:]
         return {
@@ -145,7 +145,7 @@ class Decision:
             "fallbacks": [mode.value for mode in self.fallbacks],
             "remarks": [*self.remarks, *((self.warning,) if self.warning else ())],
             "modes": refused_json(self.refused),
-            "others": dict(Counter(_said(candidate) for candidate in rest) + Counter(self.others)),
+            "others": dict(Counter(said_of(candidate) for candidate in rest) + Counter(self.others)),
             "candidates": [
                 {
                     "proxy": candidate.proxy_id,
@@ -161,7 +161,7 @@ class Decision:
         }
 
 
-def _said(candidate: Candidate) -> str:
+def said_of(candidate: Candidate) -> str:
     return candidate.reason or "accepted"
 
 
@@ -391,15 +391,15 @@ def decide(
     if wish.impossible:
         return Decision(chosen=None, reason=wish.impossible, candidates=(), refused=tuple(refused))
     seen = known or survey(wish, proxies)
-    modes = _modes_in_question(wish, proxies)
+    modes = modes_in_question(wish, proxies)
     full = {mode: _full(limits, mode if wish.modes else None) for mode in modes}
-    candidates = tuple(_judge(proxy, mode, seen, full[mode]) for proxy in proxies for mode in modes)
+    candidates = tuple(judge_pair(proxy, mode, seen, full[mode]) for proxy in proxies for mode in modes)
     eligible = [
         candidate
         for candidate in candidates
         if candidate.accepted and claimed_by in (None, candidate.proxy_id)
     ]
-    unasked = (*refused, *_not_offered(wish, modes))
+    unasked = (*refused, *not_offered(wish, modes))
     if not eligible:
         reason = _why_none(candidates)
         return Decision(chosen=None, reason=reason, candidates=candidates, refused=unasked)
@@ -407,7 +407,7 @@ def decide(
     assert chosen is not None
     return Decision(
         chosen=chosen,
-        reason=_why_chosen(chosen, wish),
+        reason=why_chosen(chosen, wish),
         candidates=candidates,
         fallbacks=seen.after(chosen.proxy_id, chosen.mode) if wish.modes else (),
         refused=unasked,
@@ -416,83 +416,19 @@ def decide(
     )
 
 
-def _modes_in_question(wish: Wish, proxies: Sequence[ProxyFacts]) -> Sequence[TransportMode]:
+def modes_in_question(wish: Wish, proxies: Sequence[ProxyFacts]) -> Sequence[TransportMode]:
     # A mode that no proxy offers would be refused for each of them in the same words.
     offered = {mode for proxy in proxies for mode in proxy.offered_modes}
     return [mode for mode in wish.modes if mode in offered] or wish.modes or (FILE_MODE,)
 
 
-def _not_offered(wish: Wish, modes: Sequence[TransportMode]) -> list[ModeRefused]:
+def not_offered(wish: Wish, modes: Sequence[TransportMode]) -> list[ModeRefused]:
     return [
         ModeRefused(mode=mode, reason="no proxy offers it") for mode in wish.modes if mode not in modes
     ]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Lineup:
-    """What decisions about tasks of one wish share at one moment: all pairs judged, best first, without limits of
-    single tasks.
-    """
-
-    wish: Wish
-    seen: Survey
-    named: tuple[Candidate, ...]
-    """The best of them."""
-    counted: Mapping[str, int]
-    """All of them by reason."""
-    best: Mapping[str, Candidate]
-    """Proxy id -> its best pair; only of proxies that may take a task now."""
-    refused: tuple[ModeRefused, ...]
-
-
-def lineup(wish: Wish, proxies: Sequence[ProxyFacts], known: Survey | None = None) -> Lineup:
-    seen = known or survey(wish, proxies)
-    modes = _modes_in_question(wish, proxies)
-    judged = [_judge(proxy, mode, seen, "") for proxy in proxies for mode in modes]
-    judged.sort(key=lambda c: (not c.accepted, _preference(c)))
-    best: dict[str, Candidate] = {}
-    for candidate in judged:
-        if candidate.accepted:
-            best.setdefault(candidate.proxy_id, candidate)
-    return Lineup(
-        wish=wish,
-        seen=seen,
-        named=tuple(judged[:NAMED_CANDIDATES]),
-        counted=Counter(_said(candidate) for candidate in judged),
-        best=best,
-        refused=tuple(_not_offered(wish, modes)),
-    )
-
-
-def confirm(
-    lined_up: Lineup,
-    claimed_by: ProxyFacts,
-    *,
-    taken: int,
-    refused: Sequence[ModeRefused] = (),
-) -> Decision | None:
-    """The decision for a task that the claim index gave to a proxy; None: the proxy may not take it. Limits are
-    not looked at again: the claim was counted in them. `taken`: slots of that proxy that are in use.
-    """
-    found = lined_up.best.get(claimed_by.id)
-    if found is None:
-        return None
-    chosen = replace(found, used=taken)
-    others = [c for c in lined_up.named if (c.proxy_id, c.mode) != (chosen.proxy_id, chosen.mode)]
-    listed = (chosen, *others[: NAMED_CANDIDATES - 1])
-    return Decision(
-        chosen=chosen,
-        reason=_why_chosen(chosen, lined_up.wish),
-        candidates=listed,
-        others=Counter(lined_up.counted) - Counter(_said(candidate) for candidate in listed),
-        fallbacks=lined_up.seen.after(chosen.proxy_id, chosen.mode) if lined_up.wish.modes else (),
-        refused=(*refused, *lined_up.refused),
-        remarks=remarks_of(chosen, lined_up.wish, (claimed_by,)),
-        warning=lined_up.seen.warning,
-    )
-
-
-def _why_chosen(chosen: Candidate, wish: Wish) -> str:
+def why_chosen(chosen: Candidate, wish: Wish) -> str:
     return (
         f"{chosen.proxy_name} by {chosen.mode.value}: best mode with a free slot"
         f"{_why_near(chosen, wish)}, {chosen.used} of {chosen.slots} slots taken"
@@ -526,7 +462,7 @@ def choose(candidates: Iterable[Candidate], taken: Mapping[str, int] | None = No
     more = taken or {}
     return min(
         (candidate for candidate in candidates if candidate.accepted),
-        key=lambda one: _preference(one, more.get(one.proxy_id, 0)),
+        key=lambda one: preference(one, more.get(one.proxy_id, 0)),
         default=None,
     )
 
@@ -561,7 +497,7 @@ def _not_now(proxy: ProxyFacts) -> str:
     return ""
 
 
-def _judge(proxy: ProxyFacts, mode: TransportMode, seen: Survey, full: str) -> Candidate:
+def judge_pair(proxy: ProxyFacts, mode: TransportMode, seen: Survey, full: str) -> Candidate:
     obstacle = seen.reasons[proxy.id, mode]
     reason = obstacle or _not_now(proxy) or full
     return Candidate(
@@ -577,7 +513,7 @@ def _judge(proxy: ProxyFacts, mode: TransportMode, seen: Survey, full: str) -> C
     )
 
 
-def _preference(candidate: Candidate, more: int = 0) -> tuple[int, float, str]:
+def preference(candidate: Candidate, more: int = 0) -> tuple[int, float, str]:
     return (
         candidate.rank,
         (candidate.used + more) / max(1, candidate.slots),
