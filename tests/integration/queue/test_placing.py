@@ -149,14 +149,11 @@ class Site:
         self.alive()
         while self.dispatcher.step():
             self.alive()
-        self.dispatcher._audit(utc_now(), self.limits())
+        self.dispatcher._audit(utc_now())
 
     def alive(self) -> None:
         with self.rig.db() as s:
             s.execute(sa.update(Proxy).values(last_seen_at=utc_now()))
-
-    def limits(self) -> dict[str, tuple[str, int]]:
-        return {self.rig.repository_id: ("main", 50)}
 
     def end(self, task_id: str) -> None:
         row = self.rig.task(task_id)
