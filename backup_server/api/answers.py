@@ -183,6 +183,9 @@ class Proxy(Answer):
     preferred_networks: list[str]
     hotadd_nfs3_any_host: bool
     max_nfs_hops: int | None
+    repositories: list[str]
+    vm_confirmed: Literal["local", "address", "administrator"] | None
+    """By what it is believed to be the VM that it says; null: by nothing, so no disk is attached to it."""
     looked_at: str | None
     version: str | None
     last_seen_at: str | None

@@ -25,8 +25,8 @@ class Doorstep:
     token: Secret
     console_link: Callable[[], dict[str, Any]]
     """Makes a one-time link into the console: {path, expires_at}."""
-    answer_proxy: Callable[[str, type[Any]], str]
-    """A signed question of that class in, its signed answer out."""
+    answer_proxy: Callable[[str, type[Any], str], str]
+    """A signed question of that class, and the address from which it came, in; its signed answer out."""
     enrolment: Callable[[], dict[str, Any]] = field(repr=False)
     """What a proxy learns when it enrols: {server_key, broker_url}."""
 

@@ -203,6 +203,16 @@ class ProxyChanges(Body):
     max_nfs_hops: int | None = Field(
         default=None, description="Direct NFS to servers at most so many routers away; null: any."
     )
+    repositories: list[str] | None = Field(
+        default=None,
+        description="Repositories, by name or id, whose tasks it takes before other proxies.",
+    )
+
+
+class ConfirmVmBody(Body):
+    vm_uuid: str = Field(
+        description="SMBIOS UUID that the proxy shows, as `discovery.vm_uuid` told it."
+    )
 
 
 class EnrolBody(Body):

@@ -196,6 +196,17 @@ def edit(
             rich_help_panel=MODES,
         ),
     ] = None,
+    repository: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--repository",
+            metavar="NAME",
+            help="Repository that it is near to: its tasks go to such proxies before others; repeat for more.",
+        ),
+    ] = None,
+    any_repository: Annotated[
+        bool, typer.Option("--any-repository", help="Near to no repository more than to others.")
+    ] = False,
 ) -> None:
     """Change a proxy: what is not named stays. After a change of its modes it looks around again."""
     changes: dict[str, Any] = {}
@@ -215,6 +226,8 @@ def edit(
         changes["hotadd_nfs3_any_host"] = nfs3_any_host
     if max_nfs_hops is not None:
         changes["max_nfs_hops"] = None if max_nfs_hops < 0 else max_nfs_hops
+    if repository or any_repository:
+        changes["repositories"] = [] if any_repository else list(repository or ())
     if not changes:
         raise CliError("nothing to change: name at least one option", Exit.USAGE)
     _show(door, door.api.patch(f"/proxies/{part(name)}", changes))
@@ -249,6 +262,32 @@ def rescan(
             "it looks around when it comes back, `vmhaul proxy show` tells what it found"
         )
     _show(door, proxy)
+
+
+@app.command("confirm-vm")
+@with_door
+def confirm_vm(
+    door: Door,
+    name: NameArgument,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Confirm that a proxy is the VM that it says it is: disks are attached to that VM for HotAdd.
+
+    Not needed for proxies on the server's machine, nor where VMware Tools of the VM tell the address from which the
+    proxy calls. A proxy that shows another SMBIOS UUID later has to be confirmed again.
+    """
+    from backup_server.cli.proxy_view import print_discovery_vm
+
+    path = f"/proxies/{part(name)}"
+    found = door.api.get(path)["discovery"]
+    if not yes and not door.json:
+        print_discovery_vm(found)
+    secrets_in.confirm(f"Is proxy '{name}' this VM?", assume_yes=yes, option="--yes")
+    proxy = door.api.post(f"{path}/confirm-vm", {"vm_uuid": found["vm_uuid"]})
+    if door.json:
+        output.print_json(proxy)
+    else:
+        output.say(f"Confirmed: proxy '{name}' is {formats.proxy_vms(found)}.")
 
 
 @app.command("enable")

@@ -33,6 +33,8 @@ def print_proxy(proxy: dict[str, Any]) -> None:
                 "direct NFS",
                 "however far" if hops is None else f"at most {formats.plural(hops, 'router')} away",
             ),
+            ("near repositories", proxy.get("repositories") or "none"),
+            ("its VM is confirmed", _confirmed(proxy)),
             ("version", proxy.get("version")),
             ("last seen", formats.moment(proxy.get("last_seen_at"))),
             ("clock offset", None if offset is None else f"{offset:+.1f}s"),
@@ -53,14 +55,34 @@ def _datastores(proxy: dict[str, Any]) -> str | list[str]:
     return list(named) or "none"
 
 
-def print_discovery(found: dict[str, Any]) -> None:
+def _confirmed(proxy: dict[str, Any]) -> str:
+    said = {
+        "local": "it runs on the server's machine",
+        "address": "by the address from which it calls",
+        "administrator": "by an administrator",
+    }
+    how = proxy.get("vm_confirmed")
+    return said[str(how)] if how else f"no (`vmhaul proxy confirm-vm {proxy['name']}`)"
+
+
+def print_discovery_vm(found: dict[str, Any]) -> None:
+    """Which VM it says it is."""
     output.facts(
         [
             ("SMBIOS UUID", found["vm_uuid"] or "not shown by its machine"),
             ("is the VM", formats.proxy_vms(found)),
             ("addresses", found["addresses"] or "none"),
+            (
+                "addresses of that VM",
+                sorted({a for vm in found["vms"] for a in vm["addresses"]}) or "none",
+            ),
+            ("it called last from", found["called_from"] or "this machine"),
         ]
     )
+
+
+def print_discovery(found: dict[str, Any]) -> None:
+    print_discovery_vm(found)
     output.table(
         ("vCenter", "datastore", "mode", "reads", "writes", "hops", "reason"),
         [

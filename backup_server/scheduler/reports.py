@@ -38,6 +38,7 @@ from proxy_worker.contracts.messages import (
 )
 from proxy_worker.contracts.names import STREAM_FIELD, up_stream
 from proxy_worker.contracts.older import down_for
+from transports.rules import same_uuid
 
 _ENTRIES: Final = 500
 _FRESH_ENTRY_S: Final = 60.0
@@ -225,8 +226,11 @@ class ReportReader:
         row = s.get(Proxy, proxy_id)
         if row is None:
             return
-        is_new = row.connections.get("vm_uuid") != found.vm_uuid
+        before = proxy_vms.uuid_of(row)
+        is_new = before != found.vm_uuid
         row.connections, row.connections_at = to_json(found), now
+        if before and not same_uuid(before, found.vm_uuid):
+            proxy_vms.unconfirm(row)
         s.flush()
         if is_new:
             proxy_vms.follow_uuid(s, proxy_id, found.vm_uuid)
@@ -262,13 +266,13 @@ class ReportReader:
         seen = row.last_seen_at
         back = seen is None or (now - seen).total_seconds() > settings.proxy_offline_after_s
         new_facts = {
+            **row.facts,
             "slots": report.slots,
             "running": len(report.running),
             "stopping": report.stopping,
             "modes": [mode.value for mode in report.modes],
             "cpu_share": report.cpu_share,
             "free_memory_bytes": report.free_memory_bytes,
-            proxy_vms.VMS: row.facts.get(proxy_vms.VMS, []),
         }
         if back or any(row.facts.get(key) != new_facts[key] for key in ("slots", "stopping", "modes")):
             effect.changed_proxies = True

@@ -26,7 +26,7 @@ from backup_server.db.states import IntentKind, IntentState, TaskState, change_s
 from backup_server.db.tables import Intent, Proxy, Task, new_id
 from backup_server.errors import ConflictError, ForbiddenError, NotFoundError, UnavailableError
 from backup_server.log import task_ids
-from backup_server.services import leases
+from backup_server.services import leases, proxy_vms
 from backup_server.services.context import Context
 from proxy_worker.contracts.codec import decode_order
 from proxy_worker.contracts.messages import (
@@ -117,12 +117,17 @@ def _proxy_vm(ctx: Context, client: Vsphere, task: Task, disk: DiskRef) -> Attac
     """The VM of the task's vCenter in which its proxy runs."""
     with ctx.db.read() as s:
         proxy = s.get_one(Proxy, task.proxy_id)
-    # As the proxy told it: what is no UUID is none.
-    uuid = str(proxy.connections.get("vm_uuid", ""))
+    # As the proxy told it: what is no UUID is none, and one that nobody confirmed may be another machine's.
+    uuid = proxy_vms.uuid_of(proxy)
     if not _UUID.fullmatch(uuid):
         raise ConflictError(
             f"proxy {proxy.name} shows no SMBIOS UUID, so its VM cannot be found; run its worker as root, or "
             "set vm_uuid in its proxy.toml"
+        )
+    if not proxy_vms.is_confirmed(proxy):
+        raise ConflictError(
+            f"only proxy {proxy.name} itself says that it is the VM with the SMBIOS UUID {uuid}: no disk is attached "
+            f"there; `vmhaul proxy confirm-vm {proxy.name}` confirms it"
         )
     morefs = client.vms_by_bios_uuid(uuid)
     if not morefs:

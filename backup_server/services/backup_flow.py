@@ -23,6 +23,7 @@ from backup_server.services import (
     doubts,
     events,
     job_plan,
+    proxy_vms,
     retention,
     steps,
     storage_snapshots,
@@ -118,12 +119,23 @@ def _check_space(ctx: Context, client: Vsphere, work: Work, info: VmInfo) -> Non
             )
 
 
+def _is_proxy(ctx: Context, work: Work) -> bool:
+    with ctx.db.read() as s:
+        return (work.vcenter_id, work.vm.moref) in proxy_vms.all_confirmed(s)
+
+
 def _track_changes(ctx: Context, client: Vsphere, work: Work, info: VmInfo, *, clean: bool) -> None:
     """Switch change tracking on where the job wants it and it is safe; a warning where it is not."""
     if not work.job["options"]["change_tracking"]:
         return
     if info.change_tracking_enabled:
         _reset_tracking_when_wrong(ctx, client, work, info, clean=clean)
+        return
+    if _is_proxy(ctx, work):
+        # What is tracked of the proxy's VM would be tracked of every disk that is added to it.
+        with ctx.db() as s:
+            text = "change tracking stays off: the VM is a proxy, to which disks are added; it is read as a whole"
+            steps.note(s, ctx, work, "change-tracking.proxy", text)
         return
     if not info.change_tracking_supported:
         steps.warn(ctx, work, "change tracking is not supported by this VM: everything is read")

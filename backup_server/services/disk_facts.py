@@ -12,6 +12,7 @@ from transports.vsphere.model import DatastoreInfo, DiskInfo, PowerState, VmInfo
 
 VVOL: Final = "VVOL"
 _REASON_CHARS: Final = 300
+_NVME_NAMES: Final = ("eui.", "t10.nvme")
 
 
 def to_read(
@@ -38,6 +39,8 @@ def to_read(
         controller=controller_kind(disk),
         host_moref=vm.host_moref,
         host_version=vm.host_version,
+        host_address=vm.host_address,
+        on_nvme=_on_nvme(stores.get(disk.datastore)),
         thin=disk.thin,
         eager=disk.eager,
         is_delta=disk.path != disk.base_path,
@@ -71,6 +74,8 @@ def to_write(
         write=True,
         host_moref=vm.host_moref,
         host_version=vm.host_version,
+        host_address=vm.host_address,
+        on_nvme=_on_nvme(store),
         thin=disk.thin,
         eager=disk.eager,
         is_delta=disk.path != disk.base_path,
@@ -87,6 +92,12 @@ def is_windows(guest_os: str) -> bool:
 def controller_kind(disk: DiskInfo) -> str:
     """As the device tells: of "SCSI (0:1)" the first word."""
     return disk.controller.partition(" ")[0]
+
+
+def _on_nvme(store: DatastoreInfo | None) -> bool:
+    """By the names that hosts give namespaces: SCSI disks may be named by EUI-64 too, and are then listed as well."""
+    extents = store.storage.extents if store is not None and store.storage is not None else ()
+    return any(extent.lun.lower().startswith(_NVME_NAMES) for extent in extents)
 
 
 def _kind(store: DatastoreInfo | None) -> str:

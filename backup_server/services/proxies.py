@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Mapping
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,14 +17,15 @@ from sqlalchemy.exc import IntegrityError as DuplicateError
 from sqlalchemy.orm import Session as DbSession
 
 from backup_server.credentials import new_join_token, token_hash
-from backup_server.db.tables import Job, Proxy, new_id
-from backup_server.errors import ConflictError, UnauthorizedError
-from backup_server.services import join_tokens, proxy_discovery, proxy_settings
+from backup_server.db.tables import Job, Proxy, Repository, new_id
+from backup_server.errors import ConflictError, NotFoundError, UnauthorizedError
+from backup_server.services import events, join_tokens, proxy_discovery, proxy_settings, proxy_vms
 from backup_server.services.about import broker_url
 from backup_server.services.context import Context
 from backup_server.services.proxy_facts import running_by_proxy
 from backup_server.services.shapes import Fields, by_ref, when
 from transports.base import TransportMode
+from transports.rules import same_uuid
 from transports.vsphere.model import Secret
 
 DEFAULT_NAME: Final = "default"
@@ -37,13 +39,14 @@ def list_all(ctx: Context) -> list[dict[str, Any]]:
     with ctx.db.read() as s:
         rows = s.scalars(sa.select(Proxy).order_by(Proxy.name)).all()
         running = running_by_proxy(s)
-        return [_shape(ctx, row, running.get(row.id, 0)) for row in rows]
+        names = _repository_names(s)
+        return [_shape(ctx, row, running.get(row.id, 0), names) for row in rows]
 
 
 def get(ctx: Context, ref: str) -> dict[str, Any]:
     with ctx.db.read() as s:
         row = by_ref(s, Proxy, ref)
-        shown = _shape(ctx, row, running_by_proxy(s).get(row.id, 0))
+        shown = _shape(ctx, row, running_by_proxy(s).get(row.id, 0), _repository_names(s))
         return {**shown, "discovery": proxy_discovery.shape(s, row)}
 
 
@@ -97,6 +100,7 @@ def new_token(ctx: Context, ref: str) -> dict[str, Any]:
         row.join_token_hash = token_hash(token)
         row.join_token_expires_at = None if row.local else _expiry(ctx, ctx.clock())
         row.signing_key = row.sealing_key = None
+        proxy_vms.unconfirm(row)
     if row.local:
         _write_join_token(ctx, row.name, token)
         return get(ctx, row.id)
@@ -117,7 +121,8 @@ def edit(ctx: Context, ref: str, changes: Mapping[str, Any]) -> dict[str, Any]:
         values["description"] = given.text("description", empty=True)
     if given.has("modes"):
         values["modes"] = given.checked("modes", check_modes)
-    settings = proxy_settings.changes(given)
+    with ctx.db.read() as s:
+        settings = proxy_settings.changes(given, partial(_repository_id, s))
     given.finish("the change of the proxy")
     with ctx.db() as s:
         row = by_ref(s, Proxy, ref)
@@ -125,11 +130,51 @@ def edit(ctx: Context, ref: str, changes: Mapping[str, Any]) -> dict[str, Any]:
             setattr(row, name, value)
         if settings:
             row.settings = {**row.settings, **settings}
-        if settings or "modes" in values:
+        if set(settings) - {proxy_settings.REPOSITORIES} or "modes" in values:
             proxy_discovery.ask(s, [row.id], ctx.clock())
     write_local_proxies(ctx)
     ctx.wake_dispatcher.set()
     return get(ctx, row.id)
+
+
+def _repository_id(s: DbSession, ref: str) -> str:
+    """ValueError for a repository that there is not."""
+    try:
+        return by_ref(s, Repository, ref).id
+    except NotFoundError as error:
+        raise ValueError(str(error)) from None
+
+
+def confirm_vm(ctx: Context, ref: str, vm_uuid: str) -> dict[str, Any]:
+    """An administrator stands for it that the proxy is the VM with that SMBIOS UUID. ConflictError when it shows
+    another one, or is no VM, or one of several, as far as inventories tell.
+    """
+    with ctx.db() as s:
+        # With the row locked: what it shows must not change between the look and the note.
+        row = s.get_one(Proxy, by_ref(s, Proxy, ref).id, with_for_update=True, populate_existing=True)
+        shown, vms = proxy_vms.uuid_of(row), proxy_vms.of_facts(row.facts)
+        if not shown:
+            raise ConflictError(
+                f"proxy {row.name!r} shows no SMBIOS UUID; run its worker as root or set vm_uuid in its proxy.toml"
+            )
+        if not same_uuid(shown, vm_uuid):
+            raise ConflictError(
+                f"proxy {row.name!r} shows the SMBIOS UUID {shown}, not {vm_uuid}: look at it again before you confirm"
+            )
+        if not vms:
+            raise ConflictError(
+                f"no registered vCenter has a VM with the SMBIOS UUID {shown} of proxy {row.name!r}; if it is a new "
+                "VM, read the inventory again with `vmhaul vcenter inventory NAME --refresh`"
+            )
+        proxy_vms.confirm(row, "administrator")
+        events.record(
+            s,
+            ctx.clock(),
+            "proxy.vm-confirmed",
+            f"proxy {row.name} is VM {', '.join(f'{vm.name} ({vm.moref})' for vm in vms)}: confirmed",
+        )
+    ctx.wake_dispatcher.set()
+    return get(ctx, ref)
 
 
 def remove(ctx: Context, ref: str) -> None:
@@ -295,7 +340,11 @@ def _replace_file(path: Path, text: str) -> None:
     new.replace(path)
 
 
-def _shape(ctx: Context, row: Proxy, running: int) -> dict[str, Any]:
+def _repository_names(s: DbSession) -> dict[str, str]:
+    return {row.id: row.name for row in s.execute(sa.select(Repository.id, Repository.name))}
+
+
+def _shape(ctx: Context, row: Proxy, running: int, repositories: Mapping[str, str]) -> dict[str, Any]:
     return {
         "id": row.id,
         "name": row.name,
@@ -308,7 +357,9 @@ def _shape(ctx: Context, row: Proxy, running: int) -> dict[str, Any]:
         "running": running,
         "modes": row.modes or row.facts.get("modes", []),
         "offered_modes": row.facts.get("modes", []),
-        **proxy_settings.shape(row.settings),
+        **proxy_settings.shape(row.settings, repositories),
+        "vm_confirmed": proxy_vms.how_confirmed(row.settings, proxy_vms.uuid_of(row), local=row.local)
+        or None,
         "looked_at": when(row.connections_at),
         "version": row.version,
         "last_seen_at": when(row.last_seen_at),

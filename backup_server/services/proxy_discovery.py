@@ -57,6 +57,7 @@ def shape(s: DbSession, row: Proxy) -> dict[str, Any]:
         "at": when(row.connections_at),
         "vm_uuid": found.get("vm_uuid", ""),
         "addresses": list(found.get("addresses", ())),
+        "called_from": str(row.facts.get(proxy_vms.PEER, "")),
         "vms": [_vm(vm, names) for vm in proxy_vms.of_facts(row.facts)],
         "datastores": [_datastore(one, names) for one in found.get("connections", ())],
         "missing": list(found.get("missing", ())),
@@ -72,6 +73,7 @@ def _vm(vm: ProxyVm, names: Mapping[str, str]) -> dict[str, Any]:
         "host": vm.host_moref,
         "datastores": list(vm.datastores),
         "free_slots": vm.free_slots,
+        "addresses": list(vm.addresses),
         "encrypted": vm.encrypted,
     }
 

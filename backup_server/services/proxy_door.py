@@ -12,7 +12,7 @@ from nacl.signing import SigningKey, VerifyKey
 from backup_server.credentials import load_or_create_key
 from backup_server.db.tables import Proxy
 from backup_server.errors import ForbiddenError, UnauthorizedError
-from backup_server.services import datastore_probes, presentations, task_secrets
+from backup_server.services import datastore_probes, presentations, proxy_vms, task_secrets
 from backup_server.services.context import Context
 from proxy_worker.contracts.codec import MessageError, seal_secrets
 from proxy_worker.contracts.envelope import SERVER, Opener, Sealer
@@ -42,6 +42,7 @@ class ProxyDoor:
         """`redeem` gives the secrets of an attempt to the proxy that holds it, or raises."""
         self._ctx = ctx
         self._redeem = redeem
+        self._peers: dict[str, str] = {}
         key = SigningKey(load_or_create_key(ctx.settings.signing_key_file))
         self._sealer = Sealer(SERVER, key, self._now_s)
         self._opener = Opener(SERVER, self._verify_key, self._now_s)
@@ -56,8 +57,9 @@ class ProxyDoor:
             return None
         return VerifyKey(bytes.fromhex(row.signing_key))
 
-    def answer(self, text: str | bytes, expect: type[Any]) -> str:
-        """Answer the envelope of a question of class `expect` with an envelope.
+    def answer(self, text: str | bytes, expect: type[Any], peer: str = "") -> str:
+        """Answer the envelope of a question of class `expect` with an envelope. `peer`: the IP address from which
+        it came; empty: not known.
 
         UnauthorizedError when the envelope is not to be believed; ForbiddenError when the proxy does not hold
         that attempt now; ConflictError for what another transport mode may do.
@@ -66,12 +68,21 @@ class ProxyDoor:
             envelope = self._opener.open(text, expect={expect})
         except MessageError as error:
             raise UnauthorizedError(f"a proxy's question was refused: {error}") from error
+        self._note_peer(envelope.sender, peer)
         message = envelope.message
         if isinstance(message, SecretsRequest):
             secrets = self._redeem(self._ctx, envelope.sender, message.task_id, message.attempt)
             return self._sealer.seal(self._sealed(envelope.sender, secrets), to=envelope.sender)
         answer = _ANSWERS[expect](self._ctx, envelope.sender, message)
         return self._sealer.seal(answer, to=envelope.sender)
+
+    def _note_peer(self, proxy_id: str, peer: str) -> None:
+        """Only what tells machines apart, and only when it is another than before."""
+        if self._peers.get(proxy_id) == peer or not proxy_vms.is_telling(peer):
+            return
+        with self._ctx.db() as db:
+            proxy_vms.note_peer(db, proxy_id, peer)
+        self._peers[proxy_id] = peer
 
     def _sealed(self, proxy_id: str, secrets: TaskSecrets) -> SealedSecrets:
         with self._ctx.db.read() as db:

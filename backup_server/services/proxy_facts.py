@@ -52,6 +52,7 @@ _COLUMNS: Final = (
     Proxy.facts,
     Proxy.settings,
     Proxy.connections_at,
+    Proxy.local,
 )
 
 
@@ -108,6 +109,9 @@ def _machine(
         id=row.id,
         vm_uuid="" if report is None else report.vm_uuid,
         vms=proxy_vms.of_facts(row.facts),
+        confirmed=proxy_vms.confirmed_vms(
+            row.facts, row.settings, "" if report is None else report.vm_uuid, local=row.local
+        ),
         connections={}
         if report is None
         else {

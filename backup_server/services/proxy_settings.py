@@ -12,7 +12,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from ipaddress import ip_network
 from typing import Any, Final
 
@@ -29,8 +29,10 @@ MOST_HOPS: Final = 255
 _LONGEST_LIST: Final = 1000
 
 
-def shape(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """All settings with their values, for people and programs."""
+def shape(settings: Mapping[str, Any], repositories: Mapping[str, str]) -> dict[str, Any]:
+    """All settings with their values, for people and programs. `repositories`: names by row id; those that exist no
+    more are left out.
+    """
     kept = connected_datastores(settings)
     return {
         FAILOVER: failover_to_network(settings),
@@ -38,6 +40,9 @@ def shape(settings: Mapping[str, Any]) -> dict[str, Any]:
         NETWORKS: list(preferred_networks(settings)),
         NFS3_ANY_HOST: hotadd_nfs3_any_host(settings),
         MAX_HOPS: max_nfs_hops(settings),
+        REPOSITORIES: sorted(
+            repositories[one] for one in near_repositories(settings) if one in repositories
+        ),
     }
 
 
@@ -68,8 +73,10 @@ def near_repositories(settings: Mapping[str, Any]) -> frozenset[str]:
     return frozenset(str(one) for one in settings.get(REPOSITORIES) or ())
 
 
-def changes(given: Fields) -> dict[str, Any]:
-    """Those that the request names, checked; problems go into `given`."""
+def changes(given: Fields, repository_id: Callable[[str], str]) -> dict[str, Any]:
+    """Those that the request names, checked; problems go into `given`. `repository_id`: the row id of a repository by
+    name or id; ValueError when there is none.
+    """
     found: dict[str, Any] = {}
     for name in (FAILOVER, NFS3_ANY_HOST):
         if given.has(name):
@@ -80,6 +87,10 @@ def changes(given: Fields) -> dict[str, Any]:
         found[NETWORKS] = given.checked(NETWORKS, _check_networks)
     if given.has(MAX_HOPS):
         found[MAX_HOPS] = given.checked(MAX_HOPS, _check_hops)
+    if given.has(REPOSITORIES):
+        found[REPOSITORIES] = given.checked(
+            REPOSITORIES, lambda value: sorted({repository_id(one) for one in _texts(value or [])})
+        )
     return found
 
 

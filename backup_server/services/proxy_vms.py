@@ -8,6 +8,7 @@ attached after all is read in another mode; nothing rests on this being of this 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from ipaddress import ip_address
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -21,7 +22,10 @@ from transports.rules.facts import VMFS3_LARGEST_BYTES
 from transports.vsphere.model import DatastoreInfo, DiskInfo, HostInfo, Inventory, VmInfo
 
 VMS: Final = "vms"
-"""Name in `Proxy.facts`."""
+PEER: Final = "peer"
+"""Names in `Proxy.facts`: its VMs; the address from which it called last."""
+CONFIRMED: Final = "confirmed_vm"
+"""Name in `Proxy.settings`: {vm_uuid, by}. Only what stands here or is local is believed to be a VM."""
 SCSI_BUSES: Final = 4
 DISKS_PER_BUS: Final = 15
 _ATTACHED: Final = "independent_nonpersistent"
@@ -59,6 +63,9 @@ def _proxy_vm(
         encrypted=vm.encrypted,
         scsi0=0 in vm.scsi_buses,
         free_slots=SCSI_BUSES * DISKS_PER_BUS - sum(_on_scsi(disk) for disk in own),
+        tracked=vm.change_tracking_enabled,
+        tools_version=vm.tools_version,
+        addresses=vm.guest_addresses,
     )
 
 
@@ -108,6 +115,93 @@ def _note(s: DbSession, proxy_id: str, found: Sequence[ProxyVm], vcenter_id: str
     row = s.get(Proxy, proxy_id, with_for_update={"key_share": True}, populate_existing=True)
     if row is not None:
         row.facts = {**row.facts, VMS: _with(row.facts, found, vcenter_id)}
+        confirm_by_address(row)
+        s.flush()
+
+
+# ---- whether it is that VM for certain -------------------------------------------------------------
+
+
+def how_confirmed(settings: Mapping[str, Any], vm_uuid: str, *, local: bool) -> str:
+    """By what all VMs with the proxy's UUID are believed to be it: "local", "address", "administrator"; empty: by
+    nothing but its own word.
+    """
+    if local:
+        return "local"
+    noted = settings.get(CONFIRMED) or {}
+    return str(noted.get("by", "")) if same_uuid(vm_uuid, str(noted.get("vm_uuid", ""))) else ""
+
+
+def confirmed_vms(
+    facts: Mapping[str, Any], settings: Mapping[str, Any], vm_uuid: str, *, local: bool
+) -> frozenset[tuple[str, str]]:
+    """vCenter id and moref of the VMs that the proxy may be taken for."""
+    if not how_confirmed(settings, vm_uuid, local=local):
+        return frozenset()
+    return frozenset((vm.vcenter_id, vm.moref) for vm in of_facts(facts))
+
+
+def all_confirmed(s: DbSession) -> frozenset[tuple[str, str]]:
+    """Of all proxies."""
+    uuid = Proxy.connections["vm_uuid"].as_string()
+    rows = s.execute(sa.select(Proxy.facts, Proxy.settings, Proxy.local, uuid.label("vm_uuid")))
+    return frozenset().union(
+        *(
+            confirmed_vms(row.facts, row.settings, row.vm_uuid or "", local=row.local)
+            for row in rows.all()
+        )
+    )
+
+
+def is_confirmed(row: Proxy) -> bool:
+    return bool(how_confirmed(row.settings, uuid_of(row), local=row.local))
+
+
+def uuid_of(row: Proxy) -> str:
+    """SMBIOS UUID that its machine shows; empty: none."""
+    return str((row.connections or {}).get("vm_uuid", ""))
+
+
+def confirm(row: Proxy, by: str) -> None:
+    """Note that the proxy is the VM whose UUID it shows now."""
+    noted = {"vm_uuid": uuid_of(row), "by": by}
+    row.settings = {**row.settings, CONFIRMED: noted}
+
+
+def unconfirm(row: Proxy) -> None:
+    """Its machine or its keys are others: what was confirmed of the earlier says nothing of it."""
+    row.settings = {name: value for name, value in row.settings.items() if name != CONFIRMED}
+
+
+def confirm_by_address(row: Proxy) -> None:
+    """Where it calls from the address that the one VM with its UUID has: another machine cannot speak from there.
+
+    The addresses that it tells of itself prove nothing, and are not looked at.
+    """
+    if is_confirmed(row) or not uuid_of(row):
+        return
+    vms = of_facts(row.facts)
+    peer = str(row.facts.get(PEER, ""))
+    alone = len({vm.vcenter_id for vm in vms}) == len(vms)
+    if alone and any(is_telling(peer) and peer in vm.addresses for vm in vms):
+        confirm(row, "address")
+
+
+def is_telling(address: str) -> bool:
+    """Whether an address tells machines apart."""
+    try:
+        one = ip_address(address)
+    except ValueError:
+        return False
+    return not (one.is_loopback or one.is_link_local or one.is_unspecified)
+
+
+def note_peer(s: DbSession, proxy_id: str, address: str) -> None:
+    """From where a call came that the proxy signed."""
+    row = s.get(Proxy, proxy_id, with_for_update={"key_share": True}, populate_existing=True)
+    if row is not None and row.facts.get(PEER) != address:
+        row.facts = {**row.facts, PEER: address}
+        confirm_by_address(row)
         s.flush()
 
 

@@ -12,6 +12,7 @@ from backup_server.db.states import Result, TaskState, change_state
 from backup_server.db.tables import Proxy, Task
 from backup_server.errors import ConflictError
 from backup_server.services import presentations
+from backup_server.services.proxy_vms import CONFIRMED
 from proxy_worker.contracts.messages import PresentRequest, TaskKind, WithdrawRequest
 from tests.fakes.server import FakeProxies, Rig
 from tests.fakes.vsphere import FakeVm
@@ -22,7 +23,7 @@ UUID = "42209f1e-0c2d-4b3a-8f10-aabbccddeeff"
 PROXY = "proxy-1"
 
 
-def add_proxy(rig: Rig, name: str = PROXY, uuid: str = UUID) -> FakeVm:
+def add_proxy(rig: Rig, name: str = PROXY, uuid: str = UUID, *, confirmed: bool = True) -> FakeVm:
     """An enrolled proxy in a VM of the vCenter, which has a disk of its own and one that a person attached."""
     with DbSession(rig.ctx.db.engine) as s, s.begin():
         s.add(
@@ -33,6 +34,7 @@ def add_proxy(rig: Rig, name: str = PROXY, uuid: str = UUID) -> FakeVm:
                 slots=4,
                 signing_key="00" * 32,
                 connections={"vm_uuid": uuid} if uuid else {},
+                settings={CONFIRMED: {"vm_uuid": uuid, "by": "administrator"}} if confirmed else {},
                 created_at=rig.clock(),
             )
         )

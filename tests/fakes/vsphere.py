@@ -111,6 +111,7 @@ class FakeVm:
     bios_uuid: str = ""
     attached: dict[tuple[int, int], DiskToAttach] = field(default_factory=dict)
     """Disks of other VMs, by controller bus and unit."""
+    guest_addresses: tuple[str, ...] = ()
 
     def info(self) -> VmInfo:
         return VmInfo(
@@ -137,6 +138,7 @@ class FakeVm:
             disks=tuple(disk.info() for disk in self.disks),
             host_version="8.0.3",
             scsi_buses=(0,),
+            guest_addresses=self.guest_addresses,
         )
 
 

@@ -108,12 +108,6 @@ def _not_eager(disk: DiskFacts) -> str:
     return ""
 
 
-def _changed_blocks(disk: DiskFacts) -> str:
-    if not disk.changed_blocks_only:
-        return ""
-    return "only changed blocks are restored, into a disk whose changes are tracked; direct SAN writes whole disks"
-
-
 def _delta_written(disk: DiskFacts) -> str:
     return (
         "the disk has a parent (snapshot or linked clone): its blocks are not its own"
@@ -260,13 +254,6 @@ DISK_RULES: Final = (
         use=Use.WRITE,
         text="Thick disks only, zeroed when they were made: blocks are overwritten, never allocated.",
         check=_not_eager,
-    ),
-    DiskRule(
-        id="san-write-whole",
-        modes=SAN,
-        use=Use.WRITE,
-        text="Not for a restore of changed blocks alone, nor while changes of the disk are tracked.",
-        check=_changed_blocks,
     ),
     DiskRule(
         id="san-write-base",

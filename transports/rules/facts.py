@@ -59,8 +59,6 @@ class DiskFacts:
     """"SCSI", "SATA", "NVMe", "IDE"; empty: not known."""
     write: bool = False
     """For a restore; else it is read."""
-    changed_blocks_only: bool = False
-    """A restore that writes changed blocks into a disk which is in use as it is."""
     host_moref: str = ""
     """ESXi host on which the VM is registered."""
     host_version: str = ""
@@ -183,6 +181,12 @@ class ProxyVm:
     """It has a SCSI controller 0, with a disk or without."""
     free_slots: int = 0
     """Places for further disks on up to four SCSI controllers."""
+    tracked: bool = False
+    """Changes of its own disks are tracked: something backs it up."""
+    tools_version: str = ""
+    """How its VMware Tools stand, in vSphere's words ("guestToolsCurrent"); empty: not told."""
+    addresses: tuple[str, ...] = ()
+    """Its guest's, as its VMware Tools tell."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,6 +209,8 @@ class ProxyMachine:
     """SMBIOS UUID; empty: it shows none."""
     vms: tuple[ProxyVm, ...] = ()
     """All VMs of all vCenters that have it, in either byte order."""
+    confirmed: frozenset[tuple[str, str]] = frozenset()
+    """Of these VMs, by vCenter id and moref, those that the proxy is for certain, not by its own word alone."""
     connections: Mapping[tuple[str, TransportMode], Connected] = field(default_factory=dict)
     """By "<vcenter id>/<datastore>" and mode."""
     datastores: frozenset[str] | None = None

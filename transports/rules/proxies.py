@@ -11,6 +11,19 @@ from transports.rules.rule import ProxyRule, Use
 
 _RESCAN: Final = "`vmhaul proxy rescan` looks again"
 
+# States of a VM's Tools as vSphere names them (guest.toolsVersionStatus2). The kernel of the proxy's guest finds an added
+# disk by itself, so that Tools are absent, or kept by the distribution, keeps nobody from HotAdd; a release that VMware
+# itself calls too old or harmful is not relied on while devices come and go.
+_REFUSED_TOOLS: Final = {
+    "guestToolsTooOld": "too old to be supported",
+    "guestToolsBlacklisted": "a release with a known grave fault",
+}
+_REMARKED_TOOLS: Final = {
+    "guestToolsNotInstalled": "not installed",
+    "guestToolsNeedUpgrade": "not the latest",
+    "guestToolsSupportedOld": "not the latest",
+}
+
 
 # -- storage snapshots
 
@@ -51,6 +64,16 @@ def _not_writable(reach: Reach, proxy: ProxyMachine, mode: TransportMode) -> str
     if found is None or not found.readable or found.writable:
         return ""
     return f"the proxy may only read datastore {reach.datastore}: {found.reason or 'writing is not allowed'}"
+
+
+def _nvme_not_listed(reach: Reach, proxy: ProxyMachine, mode: TransportMode) -> str:
+    del mode
+    if not reach.on_nvme or (proxy.datastores is not None and reach.datastore in proxy.datastores):
+        return ""
+    return (
+        f"datastore {reach.datastore} lies on NVMe namespaces: such ones are read only where an administrator named "
+        "the datastore, with `vmhaul proxy edit NAME --datastore`"
+    )
 
 
 def _too_far(reach: Reach, proxy: ProxyMachine, mode: TransportMode) -> str:
@@ -94,6 +117,43 @@ def _ambiguous(reach: Reach, proxy: ProxyMachine, mode: TransportMode) -> str:
         return ""
     names = ", ".join(sorted(f"{vm.name} ({vm.moref})" for vm in vms))
     return f"several VMs have the proxy's SMBIOS UUID {proxy.vm_uuid}: {names}; give the copies one of their own"
+
+
+def _unconfirmed(reach: Reach, proxy: ProxyMachine, mode: TransportMode) -> str:
+    del mode
+    vm = _own_vm(reach, proxy)
+    if vm is None or (vm.vcenter_id, vm.moref) in proxy.confirmed:
+        return ""
+    return f"only the proxy itself says that it is VM {vm.name} ({vm.moref}); `vmhaul proxy confirm-vm NAME` confirms it"
+
+
+def _tracked(reach: Reach, proxy: ProxyMachine, mode: TransportMode) -> str:
+    del mode
+    vm = _own_vm(reach, proxy)
+    if vm is None or not vm.tracked:
+        return ""
+    return (
+        f"changes of the disks of VM {vm.name}, the proxy, are tracked, and those of a disk added to it would be too; "
+        "switch its change tracking off (changeTrackingEnabled, then make a snapshot and remove it)"
+    )
+
+
+def _tools_faulty(reach: Reach, proxy: ProxyMachine, mode: TransportMode) -> str:
+    del mode
+    vm = _own_vm(reach, proxy)
+    if vm is None or vm.tools_version not in _REFUSED_TOOLS:
+        return ""
+    return (
+        f"VMware Tools of VM {vm.name}, the proxy, are {_REFUSED_TOOLS[vm.tools_version]}; update them"
+    )
+
+
+def _tools_not_latest(reach: Reach, proxy: ProxyMachine, mode: TransportMode) -> str:
+    del mode
+    vm = _own_vm(reach, proxy)
+    if vm is None or vm.tools_version not in _REMARKED_TOOLS:
+        return ""
+    return f"VMware Tools of VM {vm.name}, the proxy, are {_REMARKED_TOOLS[vm.tools_version]}"
 
 
 def _own_disk(reach: Reach, proxy: ProxyMachine, mode: TransportMode) -> str:
@@ -220,6 +280,13 @@ PROXY_RULES: Final = (
         check=_not_writable,
     ),
     ProxyRule(
+        id="san-nvme-listed",
+        modes=SAN,
+        text="Datastores on NVMe namespaces are read only by proxies for which they are set by hand: names of namespaces "
+        "are not found by NAA id, and must be meant.",
+        check=_nvme_not_listed,
+    ),
+    ProxyRule(
         id="nfs-hops",
         modes=NFS,
         text="The NFS server is not further away than the proxy's setting allows, in routers. Of several proxies those "
@@ -237,6 +304,14 @@ PROXY_RULES: Final = (
         modes=HOTADD,
         text="No other VM of that vCenter has the same SMBIOS UUID, as clones may.",
         check=_ambiguous,
+    ),
+    ProxyRule(
+        id="hotadd-confirmed",
+        modes=HOTADD,
+        text="That the proxy is the VM whose SMBIOS UUID it shows does not rest on its word: it runs on the backup "
+        "server's machine, or the address from which it calls is one that the VM's VMware Tools tell, or an "
+        "administrator confirmed it. Another UUID has to be confirmed anew.",
+        check=_unconfirmed,
     ),
     ProxyRule(
         id="hotadd-not-itself",
@@ -293,6 +368,27 @@ PROXY_RULES: Final = (
         text="Disks on NFS 3 need a proxy on the host of the VM, unless the proxy's setting allows others: the VM is "
         "stunned for long when its snapshot is removed.",
         check=_nfs3_elsewhere,
+    ),
+    ProxyRule(
+        id="hotadd-tracking",
+        modes=HOTADD,
+        text="Changes of the disks of the proxy's VM are not tracked: those of added disks would be as well. vmhaul does "
+        "not switch tracking on for a VM that is a proxy.",
+        check=_tracked,
+    ),
+    ProxyRule(
+        id="hotadd-tools",
+        modes=HOTADD,
+        text="VMware Tools of the proxy's VM, where it has them, are none that VMware calls too old or faulty.",
+        check=_tools_faulty,
+    ),
+    ProxyRule(
+        id="hotadd-tools-latest",
+        modes=HOTADD,
+        text="VMware Tools of the proxy's VM that are absent or not the latest are remarked: an added disk is found by "
+        "the guest's kernel, not by them.",
+        check=_tools_not_latest,
+        remark=True,
     ),
     ProxyRule(
         id="hotadd-vmfs3-file",

@@ -14,16 +14,17 @@ from transports.vsphere.session import Connection
 BACKUP_SERVICE: Final = "vSphereBackupNFC"
 """Tag of VMkernel adapters for backup over the network, from vSphere 7.0 on."""
 _VNICS: Final = "config.network.vnic"
-_SERVICES: Final = "config.virtualNicManagerInfo.netConfig"
+SERVICES: Final = "config.virtualNicManagerInfo.netConfig"
+_MANAGEMENT: Final = "management"
 
 
 def read_host_addresses(connection: Connection, host_moref: str) -> tuple[HostAddress, ...]:
     """In the order of the adapters. Nothing for a host that does not tell."""
     host = connection.object(vim.HostSystem, host_moref)
-    seen = read(connection, host, _VNICS, _SERVICES)
+    seen = read(connection, host, _VNICS, SERVICES)
     tagged = {
         key
-        for service in seen.get(_SERVICES) or []
+        for service in seen.get(SERVICES) or []
         if str(service.nicType) == BACKUP_SERVICE
         for key in _selected(service)
     }
@@ -32,6 +33,17 @@ def read_host_addresses(connection: Connection, host_moref: str) -> tuple[HostAd
         for nic in seen.get(_VNICS) or []
         for address in _addresses(nic)
     )
+
+
+def service_address(services: Any) -> str:
+    """First address of the adapter for backup traffic, else of the one for management; empty: none is told."""
+    for kind in (BACKUP_SERVICE, _MANAGEMENT):
+        for service in services or []:
+            chosen = set(_selected(service)) if str(service.nicType) == kind else set()
+            for nic in service.candidateVnic or []:
+                if chosen & {str(nic.key), str(nic.device)}:
+                    return next(_addresses(nic), "")
+    return ""
 
 
 def _selected(service: Any) -> Iterator[str]:

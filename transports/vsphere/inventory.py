@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address
 from typing import Any, Final
 
 from pyVmomi import vim
@@ -9,6 +10,7 @@ from pyVmomi import vim
 from transports.base import DatastoreRef, LunExtent
 from transports.errors import ObjectGoneError, PermanentTransportError
 from transports.vsphere.devices import disk_infos, scsi_buses
+from transports.vsphere.host_addresses import SERVICES, service_address
 from transports.vsphere.model import About, DatastoreInfo, HostInfo, Inventory, PowerState, VmInfo
 from transports.vsphere.places import Place, Places, moref, read_places, unescape
 from transports.vsphere.properties import Properties, read, read_view
@@ -30,6 +32,8 @@ VM_PROPERTIES: Final = (
     "config.keyId",
     "capability.changeTrackingSupported",
     "guest.toolsRunningStatus",
+    "guest.toolsVersionStatus2",
+    "guest.net",
     "runtime.powerState",
     "runtime.host",
     "runtime.consolidationNeeded",
@@ -117,6 +121,11 @@ def vm_info(vm_moref: str, properties: Properties, places: Places, tags: tuple[s
         encrypted=properties.get("config.keyId") is not None,
         host_version=_host_version(places.get(host)),
         scsi_buses=scsi_buses(properties.get("config.hardware.device")),
+        host_address=_host_address(places.get(host)),
+        tools_version=str(properties.get("guest.toolsVersionStatus2") or ""),
+        guest_addresses=tuple(
+            str(address) for nic in properties.get("guest.net") or [] for address in nic.ipAddress or []
+        ),
     )
 
 
@@ -186,6 +195,19 @@ def _host_version(host: Place | None) -> str:
     return "" if host is None else str(host.properties.get("summary.config.product.version") or "")
 
 
+def _host_address(host: Place | None) -> str:
+    """Of a host that does not tell its adapters the name, where that is an address."""
+    if host is None:
+        return ""
+    told = service_address(host.properties.get(SERVICES))
+    for text in (told, host.name):
+        try:
+            return str(ip_address(text))
+        except ValueError:
+            continue
+    return ""
+
+
 def _host(place: Place, places: Places) -> HostInfo:
     seen = place.properties
     stores = [places.get(moref(store)) for store in seen.get("datastore") or []]
@@ -199,6 +221,7 @@ def _host(place: Place, places: Places) -> HostInfo:
         cluster=places.cluster(place.moref),
         datacenter=places.datacenter(place.moref),
         datastores=tuple(store.name for store in stores if store is not None),
+        address=_host_address(place),
     )
 
 

@@ -142,6 +142,12 @@ class VmInfo:
     """Of ESXi on `host_moref`, "8.0.2"; empty: not told."""
     scsi_buses: tuple[int, ...] = ()
     """Bus numbers of its SCSI controllers, with disks on them or without."""
+    host_address: str = ""
+    """Of HostInfo.address."""
+    tools_version: str = ""
+    """How the version of its VMware Tools stands (`guest.toolsVersionStatus2`): "guestToolsCurrent"; empty: not told."""
+    guest_addresses: tuple[str, ...] = ()
+    """IP addresses that its VMware Tools tell; none while they do not run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,6 +175,8 @@ class HostInfo:
     cluster: str
     datacenter: str
     datastores: tuple[str, ...]
+    address: str = ""
+    """IP address of the adapter that carries backup traffic, or else management; empty: not told."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -126,6 +126,7 @@ def read_places(connection: Connection) -> Places:
                 "runtime.inMaintenanceMode",
                 "datastore",
                 "network",
+                "config.virtualNicManagerInfo.netConfig",
             ),
         ),
         (

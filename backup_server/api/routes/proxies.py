@@ -8,7 +8,7 @@ from fastapi import APIRouter
 
 from backup_server.api import answers
 from backup_server.api.deps import DEFAULT_LIMIT, Ctx, Cursor, Limit, page
-from backup_server.api.schemas import NothingBody, ProxyBody, ProxyChanges
+from backup_server.api.schemas import ConfirmVmBody, NothingBody, ProxyBody, ProxyChanges
 from backup_server.services import proxies, proxy_discovery
 
 router = APIRouter(prefix="/proxies", tags=["proxies"])
@@ -47,6 +47,12 @@ def rescan_proxy(ctx: Ctx, ref: str, body: NothingBody | None = None) -> Any:
     """Ask it to look around now: datastores that it reaches, the VM that it is. `looked_at` tells when it did."""
     del body
     return proxies.get(ctx, proxy_discovery.rescan(ctx, ref))
+
+
+@router.post("/{ref}/confirm-vm", responses=answers.ok(answers.ProxyWithDiscovery, 404, 409))
+def confirm_vm(ctx: Ctx, ref: str, body: ConfirmVmBody) -> Any:
+    """Stand for it that the proxy is the VM with the SMBIOS UUID that it shows, so that disks may be attached to it."""
+    return proxies.confirm_vm(ctx, ref, body.vm_uuid)
 
 
 @router.post("/{ref}/join-token", responses=answers.ok(answers.ProxyWithToken, 404, 409))

@@ -97,5 +97,8 @@ async def _answered(
         envelope = text.decode("ascii")
     except UnicodeDecodeError:
         raise BadRequestError("the body is not an envelope") from None
-    answer = await to_thread.run_sync(partial(step.answer_proxy, envelope, expect), limiter=limiter)
+    peer = "" if request.client is None else request.client.host
+    answer = await to_thread.run_sync(
+        partial(step.answer_proxy, envelope, expect, peer), limiter=limiter
+    )
     return Response(answer, media_type="text/plain")

@@ -17,6 +17,7 @@ def routes() -> list[Route]:
         Route("/proxies", page("proxies.html")(list_proxies)),
         Route("/proxies/{ref}", page("proxy.html")(show_proxy)),
         Route("/proxies/{ref}/rescan", action(rescan_proxy), methods=["POST"]),
+        Route("/proxies/{ref}/confirm-vm", action(confirm_vm), methods=["POST"]),
         Route("/fragments/proxies", page("fragments/proxies.html")(list_proxies)),
         Route("/repositories", page("repositories.html")(list_repositories)),
         Route("/storage", page("storage.html")(list_storage)),
@@ -37,6 +38,12 @@ def show_proxy(request: Request) -> dict[str, Any]:
 def rescan_proxy(request: Request, form: dict[str, str]) -> str:
     del form
     return f"/proxies/{proxy_discovery.rescan(pages_of(request).ctx, request.path_params['ref'])}"
+
+
+def confirm_vm(request: Request, form: dict[str, str]) -> str:
+    """What the page showed is what is confirmed: another UUID by now is refused."""
+    ctx, ref = pages_of(request).ctx, request.path_params["ref"]
+    return f"/proxies/{proxies.confirm_vm(ctx, ref, form.get('vm_uuid', ''))['id']}"
 
 
 def list_repositories(request: Request) -> dict[str, Any]:

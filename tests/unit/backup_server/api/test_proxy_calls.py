@@ -20,7 +20,8 @@ from transports.vsphere.model import Secret
 def test_disks_that_take_long_to_attach_keep_nobody_else_waiting(ctx: Context) -> None:
     begun, attached = threading.Semaphore(0), threading.Event()
 
-    def answer(text: str, expect: type[Any]) -> str:
+    def answer(text: str, expect: type[Any], peer: str) -> str:
+        assert peer
         if expect is PresentRequest:
             begun.release()
             attached.wait(60)

@@ -161,6 +161,8 @@ PROXY = {
     "preferred_networks": ["192.0.2.0/24"],
     "hotadd_nfs3_any_host": True,
     "max_nfs_hops": 2,
+    "repositories": ["main"],
+    "vm_confirmed": None,
     "looked_at": "2026-11-23T02:00:00Z",
     "version": "0.3.0",
     "last_seen_at": None,
@@ -168,6 +170,7 @@ PROXY = {
     "discovery": {
         "vm_uuid": "",
         "addresses": [],
+        "called_from": "192.0.2.8",
         "vms": [],
         "datastores": [
             {
@@ -196,6 +199,9 @@ def test_a_proxy(capsys: pytest.CaptureFixture[str]) -> None:
         "none that a vCenter knows",
         "read only",
         "does not offer direct-san: no parser",
+        "vmhaul proxy confirm-vm px",
+        "192.0.2.8",
+        "main",
     ):
         assert text in shown
     proxy_view.print_proxy(

@@ -62,6 +62,7 @@ def machine(name: str, *modes: TransportMode, hops: int = 1, vm: bool = True) ->
         id=name,
         vm_uuid="420a1b2c-3d4e-5f60-7182-93a4b5c6d7e8",
         vms=(replace(VM, moref=f"vm-{name}"),) if vm and HOTADD in modes else (),
+        confirmed=frozenset({("vc", f"vm-{name}")}),
         connections={
             ("vc/ds", mode): Connected(readable=True, writable=True, hops=hops)
             for mode in modes

@@ -64,6 +64,7 @@ PROXY = ProxyMachine(
     id="p1",
     vm_uuid=UUID_TEXT,
     vms=(VM,),
+    confirmed=frozenset({("vc", "vm-1")}),
     connections={("vc/ds1", SAN): BOTH_WAYS, ("vc/ds1", NFS): BOTH_WAYS},
     offered_modes=tuple(TransportMode),
 )
@@ -148,7 +149,13 @@ REFUSED: list[tuple[str, TransportMode, dict[str, Any], dict[str, Any], str]] = 
     ("san-rdm", SAN, {"is_rdm": True}, {}, "LUN of its own"),
     ("san-write-thick", SAN, {**WRITE, "thin": True, "eager": False}, {}, "thin"),
     ("san-write-thick", SAN, {**WRITE, "eager": False}, {}, "not zeroed when it was made"),
-    ("san-write-whole", SAN, {**WRITE, "changed_blocks_only": True}, {}, "only changed blocks"),
+    ("san-nvme-listed", SAN, {"on_nvme": True}, {}, "lies on NVMe namespaces"),
+    ("san-nvme-listed", SAN, {**WRITE, "on_nvme": True}, {}, "`vmhaul proxy edit NAME --datastore`"),
+    ("hotadd-confirmed", HOTADD, {}, {"confirmed": frozenset()}, "`vmhaul proxy confirm-vm NAME`"),
+    ("hotadd-confirmed", HOTADD, {}, {"confirmed": frozenset({("vc", "vm-2")})}, "proxy1 (vm-1)"),
+    ("hotadd-tracking", HOTADD, {}, vm(tracked=True), "switch its change tracking off"),
+    ("hotadd-tools", HOTADD, {}, vm(tools_version="guestToolsTooOld"), "too old to be supported"),
+    ("hotadd-tools", HOTADD, {}, vm(tools_version="guestToolsBlacklisted"), "known grave fault"),
     ("san-write-base", SAN, {**WRITE, "is_delta": True}, {}, "parent"),
     ("nfs-kind", NFS, {}, {}, "VMFS, not NFS"),
     ("nfs-no-delta", NFS, {**ON_NFS, "is_delta": True}, {}, "delta"),
@@ -234,6 +241,8 @@ def test_every_rule_has_a_refused_candidate_or_a_remark() -> None:
         (HOTADD, {"capacity_bytes": 300 * GIB}, vm(home_largest_file_bytes=512 * GIB)),
         (HOTADD, {}, {"vms": (VM, replace(VM, vcenter_id="other"))}),
         (SAN, {}, {"datastores": frozenset({"ds1"}), "connections": {}}),
+        (SAN, {"on_nvme": True}, {"datastores": frozenset({"ds1"})}),
+        (HOTADD, {}, vm(tools_version="guestToolsUnmanaged")),
         (SAN, {}, link(SAN, writable=False)),
         (NFS, ON_NFS, {**link(NFS, hops=2), "max_nfs_hops": 2}),
         (NFS, ON_NFS, {**link(NFS, hops=-1), "max_nfs_hops": 0}),
@@ -249,6 +258,24 @@ def test_an_at_sign_is_remarked_and_read() -> None:
     verdict = verdicts({"path": "[ds1] a@b/a@b.vmdk"}, {}, NBDSSL)
     assert verdict.usable
     assert [remark.rule for remark in verdict.remarks] == ["network-at-sign"]
+
+
+@pytest.mark.parametrize(
+    ("version", "said"),
+    [
+        ("guestToolsNotInstalled", "not installed"),
+        ("guestToolsSupportedOld", "not the latest"),
+        ("guestToolsNeedUpgrade", "not the latest"),
+        ("guestToolsCurrent", ""),
+        ("guestToolsUnmanaged", ""),
+        ("", ""),
+    ],
+)
+def test_tools_that_are_not_the_latest_are_remarked_and_the_disk_added(version: str, said: str) -> None:
+    verdict = verdicts({}, vm(tools_version=version), HOTADD)
+    assert verdict.usable
+    assert [remark.rule for remark in verdict.remarks] == (["hotadd-tools-latest"] if said else [])
+    assert all(said in remark.text for remark in verdict.remarks)
 
 
 def test_all_reasons_are_told() -> None:
