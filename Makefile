@@ -4,8 +4,10 @@ PYTHON := .venv/bin/python
 KEEP ?=
 SIZE ?= normal
 FUZZ_SECONDS ?= 60
+ROUNDS ?= 200
+SEED ?=
 
-.PHONY: help demo test lint fix unit bench fuzz clean setup-demo setup-test setup-bench lab
+.PHONY: help demo test lint fix unit bench fuzz chaos clean setup-demo setup-test setup-bench lab
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -46,6 +48,9 @@ bench: setup-bench lab  ## data mover beside its roofline and its peers; writes 
 
 fuzz: setup-test  ## every parser for FUZZ_SECONDS (60) each, guided by what an input reaches
 	$(PYTHON) -m tests.fuzz all $(FUZZ_SECONDS)
+
+chaos: setup-test lab  ## ROUNDS (200) rounds of kills, cuts, freezes and false clocks during backups; SEED=n repeats
+	$(PYTHON) -m tests.chaos --rounds $(ROUNDS) $(if $(SEED),--seed $(SEED))
 
 clean:  ## remove what was made here (not the system packages)
 	rm -rf .venv .demo lab/build build dist *.egg-info lab/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

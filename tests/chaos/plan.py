@@ -1,0 +1,190 @@
+"""What a round is: drawn from its seed, and nothing else. Pure."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+LEASE_S: Final = 6.0
+"""Leases of the rounds' servers: faults last shorter and longer than this."""
+
+
+class FaultKind(StrEnum):
+    KILL = "kill"  # kill -9, started again when the fault ends
+    STOP = "stop"  # SIGSTOP, SIGCONT when the fault ends
+    MOVER_KILL = "mover-kill"
+    MOVER_STOP = "mover-stop"
+    CUT = "cut"  # a proxy's link carries nothing
+    CLOCK = "clock"  # the part's clock shows another time, or stands still
+    REDIS_LOST = "redis-lost"  # killed, and started again without its files
+    REDIS_FLUSH = "redis-flush"
+    DISK_FULL = "disk-full"
+    VCENTER_FORGETS = "vcenter-forgets"  # every session of the vCenter ends
+    NFC_CUT = "nfc-cut"  # a connection to an ESXi host breaks
+
+
+class Link(StrEnum):
+    """What a proxy reaches, each over a cable of its own."""
+
+    BROKER = "broker"
+    SERVER = "server"
+    SITE = "site"
+
+
+REDIS: Final = "redis"
+POSTGRES: Final = "postgres"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """One thing that goes wrong. Seconds from the begin of the work."""
+
+    at_s: float
+    kind: FaultKind
+    part: str = ""
+    """Name of the part that it hits: server1, px1, redis, postgres; empty where the kind says it."""
+    link: str = ""
+    lasts_s: float = 0.0
+    shift_s: float = 0.0
+    """Of a clock: how far it goes wrong; 0: it stands still."""
+
+    def __str__(self) -> str:
+        words = [f"{self.at_s:5.1f} s", self.kind.value, self.part, self.link]
+        if self.shift_s:
+            words.append(f"by {self.shift_s:+.0f} s")
+        if self.lasts_s:
+            words.append(f"for {self.lasts_s:.1f} s")
+        return " ".join(word for word in words if word)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundPlan:
+    """One round."""
+
+    seed: int
+    number: int
+    postgres: bool
+    servers: int
+    proxies: int
+    hotadd: bool
+    """The first proxy is a VM of the site and attaches disks to itself."""
+    user_snapshot: bool
+    """One VM has a snapshot that a person made."""
+    read_delay_s: float
+    """Every read from an ESXi host takes at least so long, so that tasks last."""
+    baseline: bool
+    """A backup without faults comes first."""
+    copies: bool
+    restores: bool
+    cancels: bool
+    lasts_s: float
+    faults: tuple[Fault, ...]
+
+    @property
+    def server_names(self) -> tuple[str, ...]:
+        return tuple(f"server{number}" for number in range(1, self.servers + 1))
+
+    @property
+    def proxy_names(self) -> tuple[str, ...]:
+        """The first is the one that every server has from its first start."""
+        return ("default", *(f"px{number}" for number in range(2, self.proxies + 1)))
+
+    @property
+    def clocked(self) -> tuple[str, ...]:
+        """Parts whose clocks go wrong."""
+        return tuple({fault.part: None for fault in self.faults if fault.kind is FaultKind.CLOCK})
+
+    def lines(self) -> list[str]:
+        """For people."""
+        database = "PostgreSQL" if self.postgres else "SQLite"
+        does = [
+            name
+            for name, on in (
+                ("baseline", self.baseline),
+                ("copies", self.copies),
+                ("restores", self.restores),
+                ("cancels", self.cancels),
+                ("HotAdd", self.hotadd),
+                ("a user's snapshot", self.user_snapshot),
+            )
+            if on
+        ]
+        head = (
+            f"round {self.number} of seed {self.seed}: {database}, {self.servers} server(s), "
+            f"{self.proxies} proxies, {self.lasts_s:.0f} s, reads take {self.read_delay_s:.2f} s; "
+            + ", ".join(does)
+        )
+        return [head, *(f"  {fault}" for fault in self.faults)]
+
+
+def draw(seed: int, number: int) -> RoundPlan:
+    """The round of that number."""
+    rng = random.Random(f"vmhaul chaos {seed} {number}")
+    postgres = rng.random() < 0.5
+    servers = 2 if postgres and rng.random() < 0.3 else 1
+    proxies = rng.choice((2, 2, 3))
+    lasts_s = rng.uniform(9.0, 15.0)
+    parts = [f"server{n}" for n in range(1, servers + 1)]
+    workers = ["default", *(f"px{n}" for n in range(2, proxies + 1))]
+    count = rng.choice((1, 2, 2, 3, 3, 4, 5))
+    faults = sorted(
+        (_fault(rng, parts, workers, lasts_s, postgres=postgres) for _ in range(count)),
+        key=lambda fault: fault.at_s,
+    )
+    return RoundPlan(
+        seed=seed,
+        number=number,
+        postgres=postgres,
+        servers=servers,
+        proxies=proxies,
+        hotadd=rng.random() < 0.35,
+        user_snapshot=rng.random() < 0.3,
+        read_delay_s=rng.choice((0.1, 0.3, 0.6, 1.0)),
+        baseline=rng.random() < 0.6,
+        copies=rng.random() < 0.4,
+        restores=rng.random() < 0.5,
+        cancels=rng.random() < 0.25,
+        lasts_s=lasts_s,
+        faults=tuple(faults),
+    )
+
+
+def _fault(
+    rng: random.Random, servers: list[str], workers: list[str], lasts_s: float, *, postgres: bool
+) -> Fault:
+    kinds = {
+        FaultKind.KILL: 5.0,
+        FaultKind.STOP: 4.0,
+        FaultKind.MOVER_KILL: 2.0,
+        FaultKind.MOVER_STOP: 1.0,
+        FaultKind.CUT: 4.0,
+        FaultKind.CLOCK: 1.5,
+        FaultKind.REDIS_LOST: 1.0,
+        FaultKind.REDIS_FLUSH: 1.0,
+        FaultKind.DISK_FULL: 1.0,
+        FaultKind.VCENTER_FORGETS: 0.7,
+        FaultKind.NFC_CUT: 0.7,
+    }
+    kind = rng.choices(list(kinds), list(kinds.values()))[0]
+    at_s = rng.uniform(0.0, lasts_s - 1.0)
+    brief_s = rng.uniform(0.2, 3.0)
+    # Shorter and longer than a lease.
+    long_s = rng.choice((rng.uniform(0.5, LEASE_S), rng.uniform(LEASE_S + 1, LEASE_S + 8)))
+    anything = [*servers, *servers, *workers, REDIS, *([POSTGRES] if postgres else [])]
+    part, link, span_s, shift_s = "", "", 0.0, 0.0
+    if kind is FaultKind.KILL:
+        part, span_s = rng.choice(anything), brief_s
+    elif kind is FaultKind.STOP:
+        part, span_s = rng.choice([p for p in anything if p != POSTGRES]), long_s
+    elif kind is FaultKind.MOVER_STOP:
+        span_s = long_s
+    elif kind is FaultKind.CUT:
+        part, link, span_s = rng.choice(workers), rng.choice(list(Link)).value, long_s
+    elif kind is FaultKind.CLOCK:
+        part, span_s = rng.choice([*servers, *workers]), long_s
+        shift_s = rng.choice((0.0, rng.uniform(5, 60), -rng.uniform(5, 60)))
+    elif kind in (FaultKind.REDIS_LOST, FaultKind.DISK_FULL):
+        span_s = brief_s
+    return Fault(at_s=at_s, kind=kind, part=part, link=link, lasts_s=span_s, shift_s=shift_s)

@@ -1,0 +1,269 @@
+"""A round's stand: simulated site, broker, database, servers, proxies, repositories; and how it is asked for things."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from vmhaul_lab.images import DiskPlan
+from vmhaul_lab.plan import SitePlan, VmPlan
+from vmhaul_lab.proxies import ProxyPlan
+from vmhaul_lab.site import LabSite
+
+from tests.chaos import network
+from tests.chaos.api import Api, AwayError
+from tests.chaos.network import ADDRESSES, Cables
+from tests.chaos.parts import FalseClock, Keeper, Part, Postgres, Redis, server_command, worker_command
+from tests.chaos.plan import LEASE_S, Link, RoundPlan
+
+MIB: Final = 1 << 20
+PASSWORD: Final = "correct horse battery"
+VMS: Final = ("vm01", "vm02")
+DISK_BYTES: Final = (6 * MIB, 9 * MIB)
+START_S: Final = 90.0
+SERVER_SETTINGS: Final = {
+    "flower": False,
+    "default_proxy_slots": 3,
+    "heartbeat_s": 1,
+    "lease_s": LEASE_S,
+    "proxy_offline_after_s": 4,
+    "order_ttl_s": 20,
+    "task_attempts": 8,
+    "task_retry_wait_s": 0.5,
+    "dispatch_interval_s": 0.3,
+    "reaper_interval_s": 0.7,
+    "engine_interval_s": 0.3,
+    "engine_threads": 4,
+    "step_wait_s": 0.5,
+    "step_tries": 8,
+    "free_space_floor_bytes": 0,
+    "prune_min_age_s": 0,
+    "inventory_max_age_s": 5,
+    "janitor_interval_s": 2,
+    "janitor_wait_s": 1,
+    "janitor_wait_max_s": 4,
+    "agent_timeout_s": 60,
+}
+PROXY_SETTINGS: Final = {
+    "heartbeat_s": 1.0,
+    "progress_s": 0.3,
+    "resend_s": 2.0,
+    "secrets_timeout_s": 20.0,
+    "stop_grace_s": 0.5,
+    "kill_grace_s": 5.0,
+}
+
+
+def wait_for(what: str, probe: Callable[[], Any], timeout_s: float, pause_s: float = 0.1) -> Any:
+    """The first true answer; TimeoutError that names `what`."""
+    until = time.monotonic() + timeout_s
+    while time.monotonic() < until:
+        if answer := probe():
+            return answer
+        time.sleep(pause_s)
+    raise TimeoutError(f"waited {timeout_s:.0f} s in vain: {what}")
+
+
+class Stand:
+    """Everything of a round. `start` once, `stop` once, whatever `start` did."""
+
+    def __init__(self, directory: Path, plan: RoundPlan, template: Path) -> None:
+        self.directory = directory
+        self.plan = plan
+        self.repositories = directory / "repositories"
+        self.parts: dict[str, Part] = {}
+        self.cables: dict[str, Cables] = {}
+        self._template = template
+        self._keeper: Keeper | None = None
+        proxies = (ProxyPlan(name="proxyvm"),) if plan.hotadd else ()
+        disks = tuple(
+            DiskPlan(label=f"disk{n}", capacity_bytes=size, layout="raw", thin=n == 0)
+            for n, size in enumerate(DISK_BYTES)
+        )
+        site_plan = SitePlan(vms=tuple(VmPlan(name=name, disks=disks) for name in VMS), proxies=proxies)
+        self.site = LabSite(
+            directory / "site", site_plan, seed=plan.number, listen=f"{ADDRESSES[Link.SITE]}:0"
+        )
+
+    # -- life
+
+    def start(self) -> None:
+        network.set_up()
+        self.repositories.mkdir()
+        # Small, so that it can be filled for a moment, and in memory: what is tested is not the disk.
+        mount = ["mount", "-t", "tmpfs", "-o", "size=400m", "tmpfs", str(self.repositories)]
+        subprocess.run(mount, check=True)
+        self.site.start()
+        redis = Redis(self.directory / "redis", ADDRESSES[Link.BROKER])
+        self._add(redis)
+        database = ""
+        if self.plan.postgres:
+            postgres = Postgres(self.directory / "postgres", self._template / "postgres")
+            self._add(postgres)
+            database = postgres.url
+        for part in list(self.parts.values()):
+            part.start()
+        self._await(*self.parts)
+        for number, name in enumerate(self.plan.server_names):
+            self._add_server(name, number, database, redis.url)
+            self.parts[name].start()
+            self._await(name)
+            if not number:
+                # In its data directory: its tokens must be spent before another server finds none in its own.
+                self._start_proxies()
+        self._keeper = Keeper(list(self.parts.values()))
+        self._keeper.start()
+
+    def _add(self, part: Part) -> None:
+        self.parts[part.name] = part
+        if part.name in self.plan.clocked:
+            part.clock = FalseClock(
+                self.directory / f"{part.name}.clock", self._template / "false_clock.so"
+            )
+
+    def _await(self, *names: str) -> None:
+        for name in names:
+            wait_for(f"{name} answers", self.parts[name].answers, START_S)
+
+    def data_dir(self, server: str) -> Path:
+        return self.directory / server
+
+    @property
+    def database_url(self) -> str:
+        postgres = self.parts.get("postgres")
+        if isinstance(postgres, Postgres):
+            return postgres.url
+        return f"sqlite:///{self.data_dir('server1') / 'vmhaul.db'}"
+
+    @property
+    def redis_url(self) -> str:
+        redis = self.parts["redis"]
+        assert isinstance(redis, Redis)
+        return redis.url
+
+    def _add_server(self, name: str, number: int, database: str, broker: str) -> None:
+        data = self.data_dir(name)
+        (data / "run").mkdir(parents=True, mode=0o700)
+        if number:
+            first = self.data_dir(self.plan.server_names[0])
+            for key in ("server.key", "server-signing.key", "api-token"):
+                shutil.copy2(first / key, data / key)
+        elif not database:
+            shutil.copyfile(self._template / "jobs.db", data / "vmhaul.db")
+        settings = {
+            **SERVER_SETTINGS, "host": ADDRESSES[Link.SERVER], "port": 8470 + number,
+            "broker": broker, **({"database": database} if database else {}),
+        }  # fmt: skip
+        file = data / "run" / "up.json"
+        file.write_text(json.dumps(settings))
+        api = Api(data)
+
+        def healthy() -> bool:
+            try:
+                api.get("/about")
+            except AwayError:
+                return False
+            return True
+
+        log = self.directory / f"{name}.log"
+        self._add(Part(name, server_command(data, file), log, answers=healthy))
+
+    def _start_proxies(self) -> None:
+        data = self.data_dir("server1")
+        for number, name in enumerate(self.plan.proxy_names):
+            if number:
+                self.api().post("/proxies", {"name": name, "local": True, "slots": 2})
+            directory = data / "proxies" / name
+            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            lines = [f"{key} = {value}\n" for key, value in PROXY_SETTINGS.items()]
+            (directory / "proxy.toml").write_text("".join(lines))
+            if self.plan.hotadd and not number:
+                self.site.proxy("proxyvm").write_settings(directory)
+            self.cables[name] = Cables(number)
+            command = worker_command(self.cables[name].inside, directory)
+            part = Part(name, command, self.directory / f"{name}.log")
+            self._add(part)
+            part.start()
+        wait_for("all proxies are online", lambda: self.online() == len(self.plan.proxy_names), START_S)
+
+    def online(self) -> int:
+        """How many proxies the server hears of."""
+        try:
+            found = self.api().get("/proxies")["items"]
+        except AwayError:
+            return 0
+        return sum(proxy["state"] == "online" for proxy in found)
+
+    def stop(self) -> list[str]:
+        """End everything; what did not end by itself."""
+        if self._keeper is not None:
+            self._keeper.stop()
+        stuck = []
+        order = [*self.plan.proxy_names, *self.plan.server_names, "redis", "postgres"]
+        for name in order:
+            part = self.parts.get(name)
+            if part is not None and not part.end():
+                stuck.append(f"{name} did not end when it was asked to")
+        self.site.stop()
+        subprocess.run(["umount", "-l", str(self.repositories)], check=False, capture_output=True)
+        return stuck
+
+    # -- asking
+
+    def api(self, number: int = 0) -> Api:
+        names = self.plan.server_names
+        return Api(self.data_dir(names[number % len(names)]))
+
+    def proxy_devices(self) -> int:
+        """Block devices that the proxy's VM has; one is its own."""
+        return len(self.site.proxy("proxyvm").devices())
+
+    def set_up(self) -> None:
+        """vCenter, repositories, jobs."""
+        api, site = self.api(), self.site
+        api.post(
+            "/vcenters",
+            {
+                "name": "lab",
+                "host": site.vcenter_host,
+                "port": site.vcenter_port,
+                "username": site.user,
+                "password": site.password,
+                "thumbprint_sha256": site.thumbprint_sha256,
+            },
+        )
+        for name in ("main", "second"):
+            api.post(
+                "/repositories",
+                {"name": name, "location": str(self.repositories / name), "password": PASSWORD},
+            )
+        for vm in VMS:
+            api.post(
+                "/jobs",
+                {
+                    "name": f"nightly-{vm}",
+                    "vcenter": "lab",
+                    "repository": "main",
+                    "selection": {"include": [{"type": "vm", "name": vm}]},
+                    "retries": {"count": 1, "wait_s": 1},
+                    "retention": {"keep": 5},
+                },
+            )
+        if self.plan.copies:
+            api.post(
+                "/jobs",
+                {
+                    "name": "copy",
+                    "kind": "copy",
+                    "repository": "second",
+                    "source_repository": "main",
+                    "selection": {"include": [{"type": "all"}]},
+                    "retries": {"count": 0, "wait_s": 1},
+                    "retention": {"keep": 5},
+                },
+            )
