@@ -128,7 +128,7 @@ def draw(seed: int, number: int) -> RoundPlan:
     lasts_s = rng.uniform(9.0, 15.0)
     parts = [f"server{n}" for n in range(1, servers + 1)]
     workers = ["default", *(f"px{n}" for n in range(2, proxies + 1))]
-    count = rng.choice((1, 2, 2, 3, 3, 4, 5))
+    count = rng.choice((1, 2, 3, 3, 4, 5, 6))
     faults = sorted(
         (_fault(rng, parts, workers, lasts_s, postgres=postgres) for _ in range(count)),
         key=lambda fault: fault.at_s,
@@ -160,7 +160,7 @@ def _fault(
         FaultKind.MOVER_KILL: 2.0,
         FaultKind.MOVER_STOP: 1.0,
         FaultKind.CUT: 4.0,
-        FaultKind.CLOCK: 1.5,
+        FaultKind.CLOCK: 2.0,
         FaultKind.REDIS_LOST: 1.0,
         FaultKind.REDIS_FLUSH: 1.0,
         FaultKind.DISK_FULL: 1.0,
@@ -184,7 +184,9 @@ def _fault(
         part, link, span_s = rng.choice(workers), rng.choice(list(Link)).value, long_s
     elif kind is FaultKind.CLOCK:
         part, span_s = rng.choice([*servers, *workers]), long_s
-        shift_s = rng.choice((0.0, rng.uniform(5, 60), -rng.uniform(5, 60)))
+        # Some more than messages may be old.
+        far_s = rng.choice((rng.uniform(5, 60), rng.uniform(5, 60), rng.uniform(60, 900)))
+        shift_s = rng.choice((0.0, far_s, -far_s))
     elif kind in (FaultKind.REDIS_LOST, FaultKind.DISK_FULL):
         span_s = brief_s
     return Fault(at_s=at_s, kind=kind, part=part, link=link, lasts_s=span_s, shift_s=shift_s)
