@@ -220,6 +220,9 @@ class Job(Answer):
     first: str | None
     selection: dict[str, Any]
     schedule: dict[str, Any] | None
+    window: dict[str, Any] | None
+    after_job: str | None
+    after_result: Literal["good", "any"]
     retention: dict[str, Any]
     quiesce: str
     compression: str
@@ -295,6 +298,8 @@ class Session(Answer):
     counts: dict[str, int]
     retry_of: str | None
     attempt: int
+    stop_reason: str
+    waits_until: str | None
 
 
 class SessionWithVms(Session):

@@ -245,6 +245,15 @@ class Schedule(Body):
     missed: Literal["run-once", "skip"] = "run-once"
 
 
+class Window(Body):
+    """Weekly hours, as `hours` ({days, from, to}) or as `text` ("mon-fri 22:00-06:00, sat,sun 00:00-24:00")."""
+
+    time_zone: str | None = Field(default=None, description="The schedule's, else UTC.")
+    rule: Literal["allowed", "denied"] = "allowed"
+    hours: list[dict[str, Any]] | None = None
+    text: str | None = None
+
+
 class Retention(Body):
     """`keep` or `days`, and on top of either what stands for weeks, months and years."""
 
@@ -286,6 +295,13 @@ class JobChanges(Body):
     )
     selection: Selection | None = None
     schedule: Schedule | None = None
+    window: Window | None = Field(default=None, description="When it may run; null: always.")
+    after_job: str | None = Field(
+        default=None, description="It runs when a session of that job has ended."
+    )
+    after_result: Literal["good", "any"] | None = Field(
+        default=None, description="After success and warning only, or after a failure as well."
+    )
     retention: Retention | None = None
     quiesce: Literal["off", "try", "require"] | None = None
     compression: Literal["none", "fast", "balanced", "high"] | None = None
@@ -327,6 +343,9 @@ class JobBody(JobChanges):
 class RunBody(Body):
     full: bool = False
     only_failed: bool = False
+    ignore_window: bool = Field(
+        default=False, description="Begin outside of the job's window too, and run to the end."
+    )
 
 
 class RestoreDiskBody(Body):

@@ -47,6 +47,10 @@ def create(
     schedule: options.ScheduleOption = None,
     time_zone: options.TimeZoneOption = None,
     missed: options.MissedOption = None,
+    window: options.WindowOption = None,
+    window_zone: options.WindowZoneOption = None,
+    after: options.AfterOption = None,
+    after_failure: options.AfterFailureOption = None,
     keep: options.KeepOption = None,
     keep_days: options.KeepDaysOption = None,
     weekly: options.WeeklyOption = None,
@@ -104,6 +108,9 @@ def create(
         failover_to_network=failover,
         storage_snapshots=storage_snapshots,
         storage_failover=storage_failover,
+        window=options.window(window, window_zone),
+        after_job=after,
+        after_result=options.after_result(after_failure),
     )
     if retries is not None or retry_wait is not None:
         body["retries"] = _retries(retries, retry_wait, {"count": 3, "wait_s": 600})
@@ -237,6 +244,8 @@ def _show(door: Door, job: dict[str, Any]) -> None:
             ),
             ("schedule", job_copy.describe_when(job)),
             ("missed runs", (job["schedule"] or {}).get("missed")),
+            ("window", options.describe_window(job.get("window"))),
+            ("follows job", options.describe_after(job)),
             ("next run", formats.moment(job.get("next_run_at"))),
             ("keeps", options.describe_retention(job["retention"])),
             ("VMs not in it", describe_gone(job["retention"])),
@@ -304,6 +313,16 @@ def edit(
     ] = False,
     time_zone: options.TimeZoneOption = None,
     missed: options.MissedOption = None,
+    window: options.WindowOption = None,
+    window_zone: options.WindowZoneOption = None,
+    no_window: Annotated[
+        bool, typer.Option("--no-window", help="Run at any time.", rich_help_panel=options.WHEN)
+    ] = False,
+    after: options.AfterOption = None,
+    after_failure: options.AfterFailureOption = None,
+    no_after: Annotated[
+        bool, typer.Option("--no-after", help="Follow no other job.", rich_help_panel=options.WHEN)
+    ] = False,
     keep: options.KeepOption = None,
     keep_days: options.KeepDaysOption = None,
     weekly: options.WeeklyOption = None,
@@ -383,7 +402,14 @@ def edit(
         storage_snapshots=storage_snapshots,
         storage_failover=storage_failover,
         after_backup=after_backup,
+        window=options.window(window, window_zone, old["window"]),
+        after_job=after,
+        after_result=options.after_result(after_failure),
     )
+    if no_window:
+        changes["window"] = None
+    if no_after:
+        changes["after_job"] = None
     picked = options.selection(
         _chosen(vm, folder, pool, cluster, datacenter, tag, everything=all_),
         _chosen(
@@ -475,7 +501,16 @@ def run(
         bool, typer.Option("--full", help="Read everything, not only what changed.")
     ] = False,
     failed_only: Annotated[
-        bool, typer.Option("--failed-only", help="Only the VMs that failed in the last session.")
+        bool,
+        typer.Option(
+            "--failed-only", "--only-failed", help="Only the VMs that failed in the last session."
+        ),
+    ] = False,
+    ignore_window: Annotated[
+        bool,
+        typer.Option(
+            "--ignore-window", help="Begin although its window is closed, and run to the end."
+        ),
     ] = False,
     no_follow: Annotated[
         bool, typer.Option("--no-follow", help="Start it and return at once.")
@@ -484,7 +519,9 @@ def run(
     """Run a job now and follow it. Ctrl-C detaches; the session goes on."""
     try:
         session = door.api.post(
-            f"/jobs/{part(job)}/run", {"full": full, "only_failed": failed_only}, slow=True
+            f"/jobs/{part(job)}/run",
+            {"full": full, "only_failed": failed_only, "ignore_window": ignore_window},
+            slow=True,
         )
     except ApiError as error:
         running = error.details.get("session")

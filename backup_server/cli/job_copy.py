@@ -56,6 +56,10 @@ def create_copy(
     schedule: options.ScheduleOption = None,
     time_zone: options.TimeZoneOption = None,
     missed: options.MissedOption = None,
+    window: options.WindowOption = None,
+    window_zone: options.WindowZoneOption = None,
+    after: options.AfterOption = None,
+    after_failure: options.AfterFailureOption = None,
     keep: options.KeepOption = None,
     keep_days: options.KeepDaysOption = None,
     weekly: options.WeeklyOption = None,
@@ -93,6 +97,9 @@ def create_copy(
         ),
         "compression": compression,
         "proxies": proxy,
+        "window": options.window(window, window_zone),
+        "after_job": after,
+        "after_result": options.after_result(after_failure),
     }
     body |= {field: value for field, value in given.items() if value is not None}
     made = door.api.post("/jobs", body)

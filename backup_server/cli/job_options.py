@@ -110,6 +110,43 @@ TimeZoneOption = Annotated[
         rich_help_panel=WHEN,
     ),
 ]
+WindowOption = Annotated[
+    str | None,
+    typer.Option(
+        "--window",
+        metavar="HOURS",
+        help="Hours in which it may run, as in 'mon-fri 22:00-06:00, sat,sun 00:00-24:00'; 'not mon-fri "
+        "08:00-18:00' for those in which it may not. What is not done when it closes goes on in the next.",
+        rich_help_panel=WHEN,
+    ),
+]
+WindowZoneOption = Annotated[
+    str | None,
+    typer.Option(
+        "--window-zone",
+        metavar="ZONE",
+        help="Time zone of the window; the schedule's by default.",
+        rich_help_panel=WHEN,
+    ),
+]
+AfterOption = Annotated[
+    str | None,
+    typer.Option(
+        "--after",
+        metavar="JOB",
+        help="Run when a session of that job has ended, its retries included.",
+        rich_help_panel=WHEN,
+    ),
+]
+AfterFailureOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--after-failure/--after-success",
+        help="Follow that job after a failure too, or after success and warning only (the default).",
+        show_default=False,
+        rich_help_panel=WHEN,
+    ),
+]
 MissedOption = Annotated[
     Missed | None,
     typer.Option(
@@ -351,6 +388,37 @@ def schedule(
         "time_zone": time_zone or before["time_zone"],
         "missed": missed.value if missed else before["missed"],
     }
+
+
+def window(
+    text: str | None, time_zone: str | None, old: dict[str, Any] | None = None
+) -> dict[str, Any] | None:
+    """The window, changed where an option was given; None when none was."""
+    if text is None and time_zone is None:
+        return None
+    if text is None and old is None:
+        raise CliError("--window-zone needs --window", Exit.USAGE)
+    value: dict[str, Any] = {"text": text if text is not None else (old or {})["text"]}
+    zone = time_zone or (old or {}).get("time_zone")
+    return value | ({"time_zone": zone} if zone else {})
+
+
+def describe_window(value: dict[str, Any] | None) -> str:
+    return f"{value['text']} ({value['time_zone']})" if value else "any time"
+
+
+def after_result(after_failure: bool | None) -> str | None:
+    if after_failure is None:
+        return None
+    return "any" if after_failure else "good"
+
+
+def describe_after(job: dict[str, Any]) -> str | None:
+    """Which job it follows."""
+    if not job.get("after_job"):
+        return None
+    how = "also after a failure" if job.get("after_result") == "any" else "after success or warning"
+    return f"{job['after_job']}, {how}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,7 @@ from backup_server.scheduler import facts
 from backup_server.scheduler.claims import PROXY, Claim
 from backup_server.scheduler.needs import SchedulerContext
 from backup_server.scheduler.view import View
-from backup_server.services import lineup, proxy_facts, tasks
+from backup_server.services import job_windows, lineup, proxy_facts, tasks
 from backup_server.services.lineup import Lineup
 from backup_server.services.placement import Decision
 from proxy_worker.contracts.codec import MessageError
@@ -83,11 +83,15 @@ class _Round:
     ) -> list[tuple[Claim, Task, tasks.Placement]]:
         rows = facts.lock_pending(s, [claim.task_id for claim in claims])
         proxies = facts.proxies_by_id(s, {claim.proxy_id for claim in claims})
+        # Between the end of a window and the stop of its sessions there is a moment.
+        closed = job_windows.closed_ids(s, {row.session_id for row in rows.values()}, self._now)
         starts = []
         for claim in claims:
             row = rows.get(claim.task_id)
             if row is None or row.attempt + 1 != claim.attempt or row.cancel_requested:
                 answer.stale = True
+                continue
+            if row.session_id in closed:
                 continue
             proxy = proxies.get(claim.proxy_id)
             decision = self._decide(claim, row)

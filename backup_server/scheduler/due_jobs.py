@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import datetime
 
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError as DuplicateError
@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session as DbSession
 from backup_server.db.tables import Job, JobRun
 from backup_server.errors import VmhaulError
 from backup_server.scheduler.needs import SchedulerContext
-from backup_server.services import events, schedule
+from backup_server.services import events, job_windows
 
 StartBackup = Callable[[DbSession, Job, datetime], str]
 """Makes a session of a job in the caller's transaction and answers its id; ConflictError when one of the
@@ -51,7 +51,7 @@ class DueJobs:
         """No job waits for a time that was reckoned while the clock was ahead."""
         with self._ctx.db() as s:
             for job in s.scalars(sa.select(Job).where(Job.next_run_at > now).with_for_update()):
-                due = schedule.next_run(job.schedule, now)
+                due = job_windows.next_start(job.schedule, job.window, now)
                 if due is not None and job.next_run_at is not None and due < job.next_run_at:
                     job.next_run_at = due
 
@@ -73,9 +73,7 @@ class DueJobs:
         if job.schedule is None:
             job.next_run_at = None
             return False
-        # due_runs looks at times after `since`, and next_run_at itself is due
-        since = job.next_run_at - timedelta(microseconds=1)
-        due = schedule.due_runs(job.schedule, since, now)
+        due = job_windows.due_starts(job.schedule, job.window, job.next_run_at, now)
         for missed in due.missed:
             self._record(s, job, missed, "missed", None)
         if due.missed:
@@ -86,7 +84,7 @@ class DueJobs:
                 f"{job.name}: {len(due.missed)} runs were missed",
                 level=events.WARNING,
             )
-        job.next_run_at = schedule.next_run(job.schedule, now)
+        job.next_run_at = job_windows.following_start(job.schedule, job.window, due, now)
         if due.fire is None:
             return False
         outcome, session_id = "started", None

@@ -11,10 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import sqlalchemy as sa
-
 from backup_server.db.states import Result, TaskState, VmState, change_state
-from backup_server.db.tables import Intent, Session, SessionVm, Task, new_id
+from backup_server.db.tables import Intent, SessionVm, Task, new_id
 from backup_server.errors import VmhaulError
 from backup_server.services import (
     catalogue,
@@ -26,6 +24,7 @@ from backup_server.services import (
     proxy_vms,
     retention,
     steps,
+    stopping,
     storage_snapshots,
     tracking,
     vm_snapshots,
@@ -304,10 +303,7 @@ def _make_tasks(
 
 def _refuse_when_cancelled(s: Any, session_id: str) -> None:
     # With the row locked: a cancel either comes before, and is seen, or after, and sees the tasks.
-    wanted = s.scalar(
-        sa.select(Session.cancel_requested).where(Session.id == session_id).with_for_update()
-    )
-    _check_cancel(bool(wanted))
+    _check_cancel(bool(stopping.end_wanted(s, session_id, lock=True)))
 
 
 def _base(
@@ -498,7 +494,7 @@ def _verdict(ctx: Context, work: Work) -> tuple[Result, str]:
             return Result.FAILED, f"{GONE} ({'; '.join(reasons)})"
         return Result.FAILED, "; ".join(reasons)
     if bad:
-        return Result.CANCELLED, "cancelled"
+        return Result.CANCELLED, work.session.stop_reason or "cancelled"
     warnings = [
         f"{task.disk_label}: {task.reason}" for task in tasks if task.result == Result.WARNING.value
     ]

@@ -33,6 +33,7 @@ from backup_server.services import (
     retention,
     session_begin,
     steps,
+    stopping,
 )
 from backup_server.services.context import Context
 from backup_server.services.copy_selection import VmToCopy
@@ -193,7 +194,7 @@ def _check_cancel(ctx: Context, work: Work) -> None:
 
 def _refuse_when_cancelled(s: DbSession, session_id: str) -> None:
     # With the row locked: a cancel either comes before, and is seen, or after, and sees the tasks.
-    if s.scalar(sa.select(Session.cancel_requested).where(Session.id == session_id).with_for_update()):
+    if stopping.end_wanted(s, session_id, lock=True):
         raise StepCancelledError("cancelled before the disks were read")
 
 

@@ -33,11 +33,13 @@ from backup_server.services import (
     backup_flow,
     copy_flow,
     events,
+    job_windows,
     maintenance_flow,
     restore_flow,
     session_begin,
     session_end,
     steps,
+    stopping,
 )
 from backup_server.services.context import Context
 from backup_server.services.steps import StepCancelledError, StepFailedError, Work
@@ -125,12 +127,16 @@ class SessionEngine:
                     .order_by(Session.created_at, Session.id)
                 )
             )
+            closed = job_windows.closed(s, sessions, now)
         for session in sessions:
             if self._stop.is_set():
                 return
             try:
+                if session.id in closed and not session.cancel_requested:
+                    self._window_closed(session, now)
                 if session.state == SessionState.QUEUED.value:
-                    self._look_queued(session, sessions, now)
+                    if session.id not in closed or session.cancel_requested:
+                        self._look_queued(session, sessions, now)
                 elif session.kind in _WITH_VMS:
                     self._look_vms(session, sessions, now)
                 else:
@@ -140,6 +146,15 @@ class SessionEngine:
             except Exception:  # noqa: BLE001 - said below why
                 # One session's odd row must not keep all that come after it from being driven.
                 self._log.exception("engine.look-failed", session_id=session.id)
+
+    def _window_closed(self, session: Session, now: datetime) -> None:
+        """One that runs stops in order; one that waits goes on waiting."""
+        if session.state != SessionState.RUNNING.value or session.stop_reason:
+            return
+        with self._ctx.db() as s:
+            stopping.stop(s, session, stopping.WINDOW_CLOSED, now)
+        session.stop_reason = stopping.WINDOW_CLOSED  # for the rest of this look
+        self._ctx.wake_dispatcher.set()
 
     def _look_queued(self, session: Session, others: list[Session], now: datetime) -> None:
         if session.cancel_requested:
@@ -184,7 +199,8 @@ class SessionEngine:
         )
 
     def _look_vms(self, session: Session, others: list[Session], now: datetime) -> None:
-        if session.cancel_requested:
+        ends = session.cancel_requested or bool(session.stop_reason)
+        if ends:
             self._cancel_vms(session, now)
         if not _is_pruned(session, others):
             self._admit(session)
@@ -214,13 +230,14 @@ class SessionEngine:
                 with self._ctx.db() as s:
                     change_state(s, SessionVm, vm.id, VmState.RUNNING, VmState.FINISHING)
                 state = VmState.FINISHING
-            hurry = session.cancel_requested and state is VmState.PREPARING
+            hurry = ends and state is VmState.PREPARING
             if hurry or steps.is_due(vm.details, now):
                 self._submit(vm.id, self._pool, self._step, session.kind, vm.id, state)
 
     def _cancel_vms(self, session: Session, now: datetime) -> None:
         from backup_server.services.tasks import cancel_session_tasks
 
+        why = "cancelled" if session.cancel_requested else session.stop_reason
         with self._ctx.db() as s:
             cancel_session_tasks(s, session.id, now)
             waiting = s.scalars(
@@ -236,7 +253,7 @@ class SessionEngine:
                     VmState.PENDING,
                     VmState.DONE,
                     result=Result.CANCELLED.value,
-                    reason="cancelled before it began",
+                    reason=f"{why} before it began",
                     finished_at=now,
                 )
 
@@ -375,11 +392,11 @@ class SessionEngine:
             # It failed in what comes after its end; the result stands.
             self._log.exception("engine.after-end", vm=work.vm.name, exc_info=error)
             return
-        cancelled = isinstance(error, StepCancelledError) or (
-            work.vm.state == VmState.PREPARING.value and work.session.cancel_requested
-        )
-        if cancelled:
-            self._fail(work, Result.CANCELLED, "cancelled")
+        with self._ctx.db.read() as s:
+            ends = stopping.end_wanted(s, work.session.id)
+        preparing = work.vm.state == VmState.PREPARING.value
+        if isinstance(error, StepCancelledError) or (preparing and ends):
+            self._fail(work, Result.CANCELLED, ends or "cancelled")
             return
         known = isinstance(error, (StepFailedError, TransportError, VmhaulError))
         if not known:

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -14,7 +15,7 @@ from sqlalchemy.orm import Session as DbSession
 
 from backup_server.db.states import TaskState
 from backup_server.db.tables import Repository, Task
-from backup_server.services import placement, session_shapes
+from backup_server.services import job_windows, placement, session_shapes
 from backup_server.services.context import Context
 from backup_server.services.placement import Decision, Limit, ProxyFacts, Survey
 from backup_server.services.proxy_facts import (
@@ -26,6 +27,7 @@ from backup_server.services.proxy_facts import (
     task_refusals,
     task_wish,
 )
+from backup_server.services.shapes import when
 from backup_server.services.wishes import refused_modes, wish_of
 from proxy_worker.contracts.messages import TaskKind
 from transports.base import TransportMode
@@ -51,7 +53,9 @@ def why(ctx: Context, row: Task) -> dict[str, Any]:
     waits the decision as it would be now.
     """
     with ctx.db.read() as s:
-        fresh = decide_now(ctx, s, row) if row.state == TaskState.PENDING.value else None
+        pending = row.state == TaskState.PENDING.value
+        fresh = decide_now(ctx, s, row) if pending else None
+        opens = job_windows.session_opens_at(s, row.session_id, ctx.clock()) if pending else None
     return {
         "task_id": row.id,
         "session_id": row.session_id,
@@ -65,8 +69,13 @@ def why(ctx: Context, row: Task) -> dict[str, Any]:
         "left": list((row.facts or {}).get("left") or ()),
         "disk": {name: row.facts[name] for name in _SHOWN_FACTS if name in (row.facts or {})},
         "reason": row.reason,
-        "waits": session_shapes.waits(row),
+        "waits": _window_closed(opens) or session_shapes.waits(row),
+        "not_before": when(opens or row.not_before) if pending else None,
     }
+
+
+def _window_closed(opens: datetime | None) -> str:
+    return f"the job's window is closed until {when(opens)}" if opens is not None else ""
 
 
 def _whole(row: Task, stored: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,11 +13,20 @@ from sqlalchemy.orm import Session as DbSession
 from backup_server.db.states import JobKind, SessionState
 from backup_server.db.tables import Job, Proxy, Repository, Session, Vcenter, new_id
 from backup_server.errors import ConflictError, NotFoundError
-from backup_server.services import copy_jobs, job_plan, retention, sessions, tracking
+from backup_server.services import (
+    chains,
+    copy_jobs,
+    job_plan,
+    retention,
+    sessions,
+    tracking,
+    windows,
+)
 from backup_server.services.context import Context
+from backup_server.services.job_windows import IGNORE_WINDOW, next_start
 from backup_server.services.proxies import check_modes
 from backup_server.services.retention_rules import DEFAULT_RETENTION, MAX_KEEP, check_retention
-from backup_server.services.schedule import check_schedule, next_run
+from backup_server.services.schedule import check_schedule
 from backup_server.services.selection import check_selection
 from backup_server.services.shapes import Fields, by_ref, when
 from backup_server.services.vcenters import as_server_error
@@ -48,12 +57,12 @@ def create(ctx: Context, data: Mapping[str, Any]) -> dict[str, Any]:
     now = ctx.clock()
     try:
         with ctx.db() as s:
-            values = _values(s, data, {})
+            values = _values(s, data, {}, None)
             row = Job(
                 id=new_id(),
                 created_at=now,
                 updated_at=now,
-                next_run_at=next_run(values["schedule"], now) if values["enabled"] else None,
+                next_run_at=_next_start(values, now),
                 **values,
             )
             s.add(row)
@@ -74,19 +83,23 @@ def edit(
     try:
         with ctx.db() as s:
             row = by_ref(s, Job, ref)
-            timing = (row.schedule, row.enabled)
-            new = _values(s, changes, _shape(s, row))
+            timing = (row.schedule, row.enabled, row.window)
+            new = _values(s, changes, _shape(s, row), row.id)
             if new["retention"] != row.retention and not confirm_removal:
                 _refuse_removal(s, row, new["retention"], now)
             for name, value in new.items():
                 setattr(row, name, value)
             row.updated_at = now
-            if (row.schedule, row.enabled) != timing:
-                row.next_run_at = next_run(row.schedule, now) if row.enabled else None
+            if (row.schedule, row.enabled, row.window) != timing:
+                row.next_run_at = _next_start(new, now)
             s.flush()
     except DuplicateError:
         raise _taken(changes) from None
     return get(ctx, row.id)
+
+
+def _next_start(values: Mapping[str, Any], now: datetime) -> datetime | None:
+    return next_start(values["schedule"], values["window"], now) if values["enabled"] else None
 
 
 def _refuse_removal(s: DbSession, job: Job, wanted: Mapping[str, Any], now: datetime) -> None:
@@ -118,11 +131,29 @@ def remove(ctx: Context, ref: str) -> None:
         s.delete(row)
 
 
-def run(ctx: Context, ref: str, *, full: bool = False, only_failed: bool = False) -> dict[str, Any]:
-    """Begin a session now. ConflictError when one is open."""
+def run(
+    ctx: Context,
+    ref: str,
+    *,
+    full: bool = False,
+    only_failed: bool = False,
+    ignore_window: bool = False,
+) -> dict[str, Any]:
+    """Begin a session now. ConflictError when one is open, and outside of the job's window unless that is to
+    be ignored: the session then runs to its end whatever the window says.
+    """
+    now = ctx.clock()
     with ctx.db() as s:
         job = by_ref(s, Job, ref)
-        session = sessions.start_backup(s, job, now=ctx.clock(), full=full, only_failed=only_failed)
+        if not ignore_window and not windows.is_open(job.window, now):
+            opens = when(windows.next_open(job.window, now))
+            raise ConflictError(
+                f"the window of job {job.name!r} is closed until {opens}; wait for it, or run it all the same "
+                "with --ignore-window (API: ignore_window)",
+                details={"opens_at": opens},
+            )
+        more = {IGNORE_WINDOW: True} if ignore_window and job.window else {}
+        session = sessions.start_backup(s, job, now=now, full=full, only_failed=only_failed, more=more)
     ctx.wake_engine.set()
     return sessions.get(ctx, session.id)
 
@@ -143,7 +174,9 @@ def _taken(data: Mapping[str, Any]) -> ConflictError:
     return ConflictError(f"a job named {data.get('name')!r} exists already; give another name")
 
 
-def _values(s: DbSession, data: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
+def _values(
+    s: DbSession, data: Mapping[str, Any], old: Mapping[str, Any], job_id: str | None
+) -> dict[str, Any]:
     """Columns from a request, with `old` (the job's shape) for what it does not name."""
     given = Fields({**{k: v for k, v in old.items() if k not in _READ_ONLY}, **data})
     copies = copy_jobs.is_copy(given)
@@ -161,7 +194,17 @@ def _values(s: DbSession, data: Mapping[str, Any], old: Mapping[str, Any]) -> di
         "retries": given.checked("retries", check_retries, default=DEFAULT_RETRIES),
         "proxies": given.checked("proxies", lambda v: _proxy_ids(s, v), default=[]),
     }
+    zone = (values["schedule"] or {}).get("time_zone", "UTC")
+    values["window"] = given.checked("window", lambda v: _window(v, zone))
+    values["after_job_id"] = _reference(s, given, "after_job", Job) or None
+    shared[chains.AFTER_RESULT] = given.one_of(
+        chains.AFTER_RESULT, chains.AFTER_RESULTS, default=chains.GOOD
+    )
     values |= _copy_values(s, given, shared) if copies else _backup_values(s, given, shared)
+    if values["after_job_id"] and not given.problems:
+        round_ = chains.circle(s, job_id, values)
+        if round_:
+            given.wrong("after_job", f"these jobs would start each other for ever: {', '.join(round_)}")
     if copies:
         copy_jobs.check_ends(given, values["source_repository_id"], values["repository_id"])
     given.finish("the job", ignore=_READ_ONLY)
@@ -197,7 +240,19 @@ def _copy_values(s: DbSession, given: Fields, shared: dict[str, Any]) -> dict[st
     }
 
 
-def _reference(s: DbSession, given: Fields, name: str, table: type[Vcenter | Repository]) -> str:
+def _window(value: Any, time_zone: str) -> dict[str, Any] | None:
+    """A window in its full form; without a zone of its own it has the schedule's."""
+    if value is None:
+        return None
+    if isinstance(value, Mapping) and not value.get("time_zone"):
+        value = {**value, "time_zone": time_zone}
+    return windows.check_window(value)
+
+
+def _reference(s: DbSession, given: Fields, name: str, table: type[Vcenter | Repository | Job]) -> str:
+    if table is Job and not given.data.get(name):
+        given.take(name)
+        return ""
     ref = given.text(name)
     if not ref:
         return ""
@@ -265,6 +320,9 @@ def _shape(s: DbSession, row: Job) -> dict[str, Any]:
         "repository": s.get_one(Repository, row.repository_id).name,
         "selection": row.selection,
         "schedule": row.schedule,
+        "window": None if row.window is None else {**row.window, "text": windows.describe(row.window)},
+        "after_job": _after(s, row),
+        chains.AFTER_RESULT: chains.GOOD,  # jobs of earlier releases do not say
         "retention": row.retention,
         "sample_blocks": 0 if row.kind == JobKind.COPY.value else tracking.DEFAULT_SAMPLE_BLOCKS,
         **STANDARD_WAY,  # jobs that an earlier release made, and copies, say nothing of it
@@ -277,6 +335,12 @@ def _shape(s: DbSession, row: Job) -> dict[str, Any]:
         "created_at": when(row.created_at),
         "updated_at": when(row.updated_at),
     }
+
+
+def _after(s: DbSession, row: Job) -> str | None:
+    if row.after_job_id is None:
+        return None
+    return s.scalar(sa.select(Job.name).where(Job.id == row.after_job_id))
 
 
 def _last_session(row: Session) -> dict[str, Any]:

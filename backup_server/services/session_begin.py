@@ -98,6 +98,8 @@ def _rows(s: DbSession, session: Session, chosen: Selected) -> tuple[list[_Row],
     warnings = list(chosen.warnings)
     warnings += [f"VM {vm.name!r} skipped: {vm.reason}" for vm in chosen.skipped if not vm.expected]
     wanted = failed_vms(s, session.retry_of) if session.options.get("only_failed") else None
+    if session.options.get("only_left"):
+        wanted = left_vms(s, session.retry_of) | failed_vms(s, session.retry_of)
     rows: list[_Row] = []
     seen: dict[str, str] = {}
     for one in chosen.vms:
@@ -121,7 +123,36 @@ def _rows(s: DbSession, session: Session, chosen: Selected) -> tuple[list[_Row],
         for uuid, name in wanted.items():
             if uuid not in seen:
                 rows.append(_missing(name, uuid))
+    first = left_vms(s, stopped_before(s, session))
+    # Stable: within both the job's order stays.
+    rows.sort(key=lambda row: row.instance_uuid not in first)
     return rows, warnings
+
+
+def stopped_before(s: DbSession, session: Session) -> str | None:
+    """The job's last session that began, when it was stopped in order: what it left comes first now."""
+    last = s.scalar(
+        sa.select(Session)
+        .where(
+            Session.job_id == session.job_id,
+            Session.kind == session.kind,
+            Session.id != session.id,
+            Session.started_at.is_not(None),
+        )
+        .order_by(Session.created_at.desc(), Session.id)
+        .limit(1)
+    )
+    return last.id if last is not None and last.stop_reason else None
+
+
+def left_vms(s: DbSession, session_id: str | None) -> dict[str, str]:
+    """Instance uuid -> name of the VMs that a session which was stopped did not end."""
+    found = s.scalars(
+        sa.select(SessionVm).where(
+            SessionVm.session_id == session_id, SessionVm.result == Result.CANCELLED.value
+        )
+    )
+    return {vm.instance_uuid: vm.name for vm in found}
 
 
 def failed_vms(s: DbSession, session_id: str | None) -> dict[str, str]:
@@ -137,6 +168,7 @@ def failed_vms(s: DbSession, session_id: str | None) -> dict[str, str]:
 def _details(one: ChosenVm) -> dict[str, Any]:
     return {
         "datastores": sorted({disk.datastore for disk in one.disks}),
+        "disk_count": len(one.disks),
         "capacity_bytes": sum(disk.capacity_bytes for disk in one.disks),
         "skipped_disks": [f"{disk.label}: {disk.reason}" for disk in one.skipped_disks],
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
@@ -12,12 +12,25 @@ from sqlalchemy.orm import Session as DbSession
 
 from backup_server.db.states import Result, SessionKind, SessionState, change_state
 from backup_server.db.tables import Job, Session, SessionVm, Task
-from backup_server.services import copy_jobs, events, repository_facts, sessions
+from backup_server.services import (
+    chains,
+    copy_jobs,
+    events,
+    job_windows,
+    repository_facts,
+    sessions,
+    stopping,
+    windows,
+)
 from backup_server.services.context import Context
 from backup_server.services.session_shapes import session_figures
 
 _WORST_FIRST = (Result.FAILED, Result.CANCELLED, Result.WARNING, Result.SUCCESS)
 _NAMED_IN_REASON = 3
+_KEPT_OPTIONS = (job_windows.IGNORE_WINDOW, chains.AGAIN)
+"""Options of a session that hold for its retries."""
+_SCHEDULE_COMES = timedelta(minutes=1)
+"""A scheduled run so soon after the window opens takes up what is left; it takes all VMs of the job."""
 
 
 def finish(ctx: Context, session_id: str) -> None:
@@ -33,7 +46,7 @@ def finish(ctx: Context, session_id: str) -> None:
             )
         )
         tasks = list(s.scalars(sa.select(Task).where(Task.session_id == session_id)))
-        result, reason = verdict(session, vms)
+        result, reason = verdict(session, vms, tasks)
         session.finished_at = now  # for the figures; written with the state below
         figures = session_figures(session, vms, tasks, now)
         figures["progress"]["eta_s"] = None
@@ -53,17 +66,39 @@ def finish(ctx: Context, session_id: str) -> None:
         text = f"{result.value}{f': {reason}' if reason else ''}"
         events.record(s, now, "session.finished", text, session_id=session_id, level=level)
         if session.kind in {SessionKind.BACKUP.value, SessionKind.COPY.value}:
-            retry_failed(ctx, s, session, can_help=any(_worth_another(vm) for vm in vms))
+            if session.stop_reason:
+                _go_on_later(s, session, now)
+                again = False
+            else:
+                can_help = any(_worth_another(vm) for vm in vms)
+                again = retry_failed(ctx, s, session, can_help=can_help)
             _prune_after(ctx, s, session, vms)
             if vms or session.kind == SessionKind.BACKUP.value:
                 # Two jobs that copy to and fro would start each other for ever, with nothing to copy.
                 _copy_after(ctx, s, session)
+            if not again:
+                _follow(ctx, s, session, result, now)
     if session.kind in {SessionKind.BACKUP.value, SessionKind.COPY.value}:
         repository_facts.refresh_after(ctx, session.repository_id)
 
 
-def verdict(session: Session, vms: Sequence[SessionVm]) -> tuple[Result, str]:
-    """The worst of the VMs' results, and a line that says how many and which."""
+def verdict(
+    session: Session, vms: Sequence[SessionVm], tasks: Sequence[Task] = ()
+) -> tuple[Result, str]:
+    """The worst of the VMs' results, and a line that says how many and which. One that was stopped in order
+    is worth a warning, and says what is left.
+    """
+    if session.stop_reason and any(vm.result == Result.CANCELLED.value for vm in vms):
+        left = stopping.what_is_left(session.stop_reason, vms, tasks)
+        others = [vm for vm in vms if vm.result != Result.CANCELLED.value]
+        if not any(vm.result == Result.FAILED.value for vm in others):
+            return Result.WARNING, left
+        result, reason = _worst(session, others)
+        return result, f"{left}; {reason}" if reason else left
+    return _worst(session, vms)
+
+
+def _worst(session: Session, vms: Sequence[SessionVm]) -> tuple[Result, str]:
     warnings = [str(text) for text in session.report.get("warnings", [])]
     if not vms:
         if session.cancel_requested:
@@ -89,21 +124,26 @@ def _worth_another(vm: SessionVm) -> bool:
     return vm.result == Result.FAILED.value and not vm.details.get("missing")
 
 
-def retry_failed(ctx: Context, s: DbSession, session: Session, *, can_help: bool) -> None:
-    """Queue the automatic retry of the failed VMs (of all, when none had begun), if the job wants it."""
+def retry_failed(ctx: Context, s: DbSession, session: Session, *, can_help: bool) -> bool:
+    """Queue the automatic retry of the failed VMs (of all, when none had begun), if the job wants it. False:
+    there is none.
+    """
     job = s.get(Job, session.job_id) if session.job_id else None
     if job is None or not job.enabled or session.cancel_requested or not can_help:
-        return
+        return False
     retries = job.options["retries"]
     if session.attempt > retries["count"] or sessions.open_session(s, job.id) is not None:
-        return
+        return False
     now = ctx.clock()
     at = now + timedelta(seconds=retries["wait_s"])
+    if not session.options.get(job_windows.IGNORE_WINDOW):
+        at = windows.next_open(job.window, at)
     began = session.started_at is not None
     options: dict[str, Any] = {
         "full": bool(session.options.get("full")),
         "trigger": "retry",
         "not_before": at.isoformat(),
+        **{name: session.options[name] for name in _KEPT_OPTIONS if name in session.options},
     }
     # A retry that could not even begin leaves the same VMs to be tried.
     if began or session.options.get("only_failed"):
@@ -122,14 +162,52 @@ def retry_failed(ctx: Context, s: DbSession, session: Session, *, can_help: bool
     what = "the failed VMs are" if began else "the job is"
     text = f"{what} tried again at {at:%H:%M:%S} UTC (retry {session.attempt} of {retries['count']})"
     events.record(s, now, "session.retry", text, session_id=session.id)
+    return True
+
+
+def _go_on_later(s: DbSession, session: Session, now: datetime) -> None:
+    """Queue what is left of a session that was stopped for the next window, unless its schedule comes then."""
+    job = s.get(Job, session.job_id) if session.job_id else None
+    if job is None or not job.enabled or sessions.open_session(s, job.id) is not None:
+        return
+    opens = windows.next_open(job.window, now)
+    if job.next_run_at is not None and job.next_run_at <= opens + _SCHEDULE_COMES:
+        text = f"what is left goes on with the run that is due at {job.next_run_at:%Y-%m-%d %H:%M} UTC"
+        events.record(s, now, "session.goes-on", text, session_id=session.id)
+        return
+    sessions.insert(
+        s,
+        sessions.kind_of(job),
+        now=now,
+        job=job,
+        repository_id=job.repository_id,
+        vcenter_id=job.vcenter_id,
+        options={
+            "full": bool(session.options.get("full")),
+            "trigger": "window",
+            "only_left": True,
+            "not_before": opens.isoformat(),
+        },
+        retry_of=session.id,
+    )
+    text = f"what is left goes on at {opens:%Y-%m-%d %H:%M} UTC, when the window opens"
+    events.record(s, now, "session.goes-on", text, session_id=session.id)
+
+
+def _follow(ctx: Context, s: DbSession, session: Session, result: Result, now: datetime) -> None:
+    """Jobs that are to run after this one's end."""
+    if chains.start_followers(s, session, result, now):
+        ctx.wake_engine.set()
 
 
 def _copy_after(ctx: Context, s: DbSession, session: Session) -> None:
     """Queue the copy jobs that follow the backups of this repository."""
     s.flush()
     for job in copy_jobs.jobs_after(s, session):
-        if sessions.open_session(s, job.id) is None:
-            sessions.start_backup(s, job, now=ctx.clock(), trigger="session")
+        waiting = sessions.open_session(s, job.id)
+        if waiting is None or sessions.gives_way(waiting):
+            more = job_windows.until_open(job.window, ctx.clock())
+            sessions.start_backup(s, job, now=ctx.clock(), trigger="session", more=more)
             text = f"copy job {job.name} follows"
             events.record(s, ctx.clock(), "session.copy", text, session_id=session.id)
     ctx.wake_engine.set()

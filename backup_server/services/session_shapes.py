@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
@@ -12,6 +13,7 @@ from sqlalchemy.orm import Session as DbSession
 
 from backup_server.db.states import Result, SessionState, TaskState
 from backup_server.db.tables import RestorePointRow, Session, SessionVm, Task
+from backup_server.services import job_windows
 from backup_server.services.shapes import when
 from backup_server.services.wishes import WITHOUT_VSPHERE
 
@@ -45,6 +47,8 @@ def session_shape(
         "started_at": when(row.started_at),
         "finished_at": when(row.finished_at),
         "cancel_requested": row.cancel_requested,
+        "stop_reason": row.stop_reason,
+        "waits_until": _waits_until(s, row, now),
         "progress": figures["progress"],
         "counts": figures["counts"],
         "retry_of": row.retry_of,
@@ -65,6 +69,18 @@ def session_shape(
         )
         shape["vms"] = [vm_shape(vm, by_vm.get(vm.id, []), committed) for vm in vms]
     return shape
+
+
+def _waits_until(s: DbSession, row: Session, now: datetime) -> str | None:
+    """When a session that waits for its time, or for its job's window, can begin; None: nothing like that."""
+    if row.state != SessionState.QUEUED.value:
+        return None
+    times = [job_windows.opens_at(s, row, now)]
+    for name in ("not_before", "begin_after"):
+        with suppress(ValueError):  # the engine says what is wrong with it
+            times.append(datetime.fromisoformat(row.options.get(name) or ""))
+    later = [at for at in times if at is not None and at > now]
+    return when(max(later)) if later else None
 
 
 def session_figures(

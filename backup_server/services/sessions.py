@@ -150,14 +150,16 @@ def start_backup(
     full: bool = False,
     only_failed: bool = False,
     trigger: str = "manual",
+    more: Mapping[str, Any] | None = None,
 ) -> Session:
-    """A queued session of the job, in the caller's transaction; then set `ctx.wake_engine`.
+    """A queued session of the job, in the caller's transaction; then set `ctx.wake_engine`. `more`: options
+    besides.
 
-    ConflictError when one is open. A retry that still waits for its time gives way.
+    ConflictError when one is open. One that still waits for its time (a retry, the next window) gives way.
     """
     waiting = open_session(s, job.id)
     if waiting is not None:
-        if waiting.state != SessionState.QUEUED.value or "not_before" not in waiting.options:
+        if not gives_way(waiting):
             raise ConflictError(
                 f"job {job.name!r} is running already: session {waiting.id}; wait for it or cancel it",
                 details={"session": waiting.id},
@@ -169,11 +171,11 @@ def start_backup(
             SessionState.QUEUED,
             SessionState.FINISHED,
             result=Result.CANCELLED.value,
-            reason="a new run of the job took the place of this retry",
+            reason="a new run of the job took the place of this one, which waited for its time",
             finished_at=now,
         )
         s.flush()
-    options: dict[str, Any] = {"full": full, "trigger": trigger}
+    options: dict[str, Any] = {"full": full, "trigger": trigger, **(more or {})}
     retry_of = None
     if only_failed:
         retry_of = last_failed(s, job)
@@ -192,6 +194,11 @@ def start_backup(
             )
     except DuplicateError:
         raise ConflictError(f"job {job.name!r} is running already; wait for it or cancel it") from None
+
+
+def gives_way(session: Session) -> bool:
+    """Whether a new run of the job may take the place of this one, which waits for its time."""
+    return session.state == SessionState.QUEUED.value and "not_before" in session.options
 
 
 def kind_of(job: Job) -> SessionKind:

@@ -62,12 +62,14 @@ def load(ctx: Context, vm_id: str) -> Work:
 
 
 def cancel_check(ctx: Context, session_id: str) -> Callable[[], bool]:
-    """Answers whether the session is to be cancelled; reads it each time it is asked."""
+    """Answers whether the session is to end before its time; reads it each time it is asked."""
 
     def cancelled() -> bool:
         with ctx.db.read() as s:
-            wanted = s.scalar(sa.select(Session.cancel_requested).where(Session.id == session_id))
-        return bool(wanted)
+            row = s.execute(
+                sa.select(Session.cancel_requested, Session.stop_reason).where(Session.id == session_id)
+            ).one_or_none()
+        return row is not None and (row.cancel_requested or bool(row.stop_reason))
 
     return cancelled
 

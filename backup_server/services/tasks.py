@@ -274,7 +274,8 @@ def apply_result(
         if report.outcome is TaskOutcome.FAILED:
             return _end(db, row, Result.FAILED, report.reason, now, report)
         if report.outcome is TaskOutcome.CANCELLED and row.cancel_requested:
-            return _end(db, row, Result.CANCELLED, report.reason or "cancelled", now, report)
+            reason = _stop_reason(db, row.session_id) or report.reason or "cancelled"
+            return _end(db, row, Result.CANCELLED, reason, now, report)
         return _try_again(
             db, row, report.reason or "the proxy ended the attempt", policy, now, report.failovers
         )
@@ -377,7 +378,8 @@ def _try_again(
     they are what everything falls back to, and a host that was away comes back.
     """
     if row.cancel_requested:
-        return _end(db, row, Result.CANCELLED, "cancelled", now)
+        reason = _stop_reason(db, row.session_id) or "cancelled"
+        return _end(db, row, Result.CANCELLED, reason, now)
     _say_failovers(db, row, failovers, now)
     left = [one for one in failovers if one.mode not in NETWORK_MODES]
     facts = {**(row.facts or {}), "left": failures_of(row, left)} if left else row.facts
@@ -481,10 +483,11 @@ def cancel_session_tasks(db: DbSession, session_id: str, now: datetime) -> int:
         .where(Task.session_id == session_id, Task.state != TaskState.DONE.value)
         .execution_options(populate_existing=True)
     ).all()
+    why = _stop_reason(db, session_id) or "cancelled"
     running = 0
     for row in rows:
         if row.state == TaskState.PENDING.value:
-            _cancel_pending(db, row, now)
+            _cancel_pending(db, row, why, now)
         elif row.proxy_id is not None:
             running += 1
             answer = LeaseAnswer(
@@ -503,7 +506,12 @@ def cancel_session_tasks(db: DbSession, session_id: str, now: datetime) -> int:
     return running
 
 
-def _cancel_pending(db: DbSession, row: Task, now: datetime) -> None:
+def _stop_reason(db: DbSession, session_id: str) -> str:
+    """Why the session stops although nobody cancelled it; empty: it does not."""
+    return db.scalar(sa.select(Session.stop_reason).where(Session.id == session_id)) or ""
+
+
+def _cancel_pending(db: DbSession, row: Task, why: str, now: datetime) -> None:
     try:
         change_state(
             db,
@@ -513,12 +521,12 @@ def _cancel_pending(db: DbSession, row: Task, now: datetime) -> None:
             TaskState.DONE,
             attempt=row.attempt,
             result=Result.CANCELLED.value,
-            reason="cancelled before it was handed out",
+            reason=f"{why} before it was handed out",
             finished_at=now,
         )
     except StaleStateError:
         return  # handed out meanwhile; it bears the mark and ends with the next heartbeat
-    _say(db, row, now, EventName.TASK_CANCELLED, f"{row.title}: cancelled", events.INFO)
+    _say(db, row, now, EventName.TASK_CANCELLED, f"{row.title}: {why}", events.INFO)
 
 
 def sessions_to_cancel(db: DbSession) -> list[str]:
@@ -527,7 +535,7 @@ def sessions_to_cancel(db: DbSession) -> list[str]:
         db.scalars(
             sa.select(Session.id)
             .where(
-                Session.cancel_requested.is_(True),
+                sa.or_(Session.cancel_requested.is_(True), Session.stop_reason != ""),
                 Session.state != SessionState.FINISHED.value,
                 sa.exists().where(
                     Task.session_id == Session.id,

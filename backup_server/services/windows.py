@@ -38,12 +38,16 @@ Window = Mapping[str, Any]
 
 
 def check_window(value: Any) -> dict[str, Any]:
-    """A window in its full form; ValueError with the reason."""
+    """A window in its full form; ValueError with the reason. {"text", "time_zone"} says the same as `parse`;
+    a text beside hours is left out.
+    """
     if not isinstance(value, Mapping):
         raise ValueError("must be {time_zone, rule, hours} or null")  # noqa: TRY004 - the doors expect ValueError
-    unknown = set(value) - {"time_zone", "rule", "hours"}
+    unknown = set(value) - {"time_zone", "rule", "hours", "text"}
     if unknown:
         raise ValueError(f"has no field {min(map(str, unknown))!r}")
+    if "hours" not in value and value.get("text"):
+        return parse(str(value["text"]), str(value.get("time_zone") or "UTC"))
     rule = value.get("rule") or ALLOWED
     if rule not in RULES:
         raise ValueError(f"rule must be {ALLOWED} or {DENIED}, not {rule!r}")

@@ -45,9 +45,17 @@ def remove_job(ctx: Ctx, ref: str) -> None:
 
 @router.post("/{ref}/run", responses=answers.ok(answers.Session, 404, 409, 422))
 def run_job(ctx: Ctx, ref: str, body: RunBody | None = None) -> Any:
-    """Start a session; 409 with its id in `details.session` while one is running."""
+    """Start a session; 409 with its id in `details.session` while one is running, or with `details.opens_at`
+    while the job's window is closed.
+    """
     asked = body or RunBody()
-    return jobs.run(ctx, ref, full=asked.full, only_failed=asked.only_failed)
+    return jobs.run(
+        ctx,
+        ref,
+        full=asked.full,
+        only_failed=asked.only_failed,
+        ignore_window=asked.ignore_window,
+    )
 
 
 @router.get("/{ref}/plan", responses=answers.ok(dict[str, Any], 404, 503))
