@@ -52,6 +52,8 @@ class ProxySettings:
     log_level: str = "info"
     log_format: str = "console"
     """console, or json: one object a line."""
+    metrics_listen: str = ""
+    """ADDRESS:PORT for figures of this worker; empty: nowhere."""
     sys_path: str = "/sys"
     """Where the kernel shows devices: another place for a proxy in a container."""
     dev_path: str = "/dev"

@@ -66,7 +66,10 @@ class Runner:
         log: Any,
         presentations: Presentations | None = None,
         options: ModeOptions | None = None,
+        count: Callable[[str], None] = lambda _: None,
     ) -> None:
+        """`count` is told of movers that "started", and of those that "crashed"."""
+        self._count = count
         self._command = tuple(command)
         self._kill_grace_s = kill_grace_s
         self._log = log
@@ -86,6 +89,7 @@ class Runner:
             child = _Child(self._command, request, self._log)
         except OSError as error:
             return end_of(request, TaskOutcome.RETRY, f"the data mover could not be started: {error}")
+        self._count("started")
         self._log.info(
             EventName.MOVER_STARTED,
             text=request.title,
@@ -178,6 +182,7 @@ class Runner:
         if handle.reason is not StopReason.NONE:
             return end_of(request, TaskOutcome.RETRY, "the worker was stopped")
         tail = child.last_words()
+        self._count("crashed")
         self._log.error(
             EventName.MOVER_CRASHED,
             text=request.title,

@@ -34,6 +34,7 @@ from proxy_worker.errors import LeaseRefusedError, ServerUnavailableError
 from proxy_worker.heartbeat import Heartbeat
 from proxy_worker.identity import load_or_create_identity
 from proxy_worker.link import DownListener, UpLink, broker_client
+from proxy_worker.metrics import ProxyMetrics
 from proxy_worker.outbox import ResultOutbox
 from proxy_worker.reporter import Reporter
 from proxy_worker.runner import Runner, end_of
@@ -79,6 +80,12 @@ class ProxyService:
             resend_s=settings.resend_s,
             log=self._log,
         )
+        self._metrics = ProxyMetrics(
+            version=installed_version(),
+            running=lambda: len(self._slots.running()),
+            waiting=lambda: len(self._outbox.attempts()),
+            slots=settings.max_tasks,
+        )
         self._heartbeat = Heartbeat(
             link,
             proxy_id=proxy_id,
@@ -89,7 +96,7 @@ class ProxyService:
             running=self._running,
             every_s=settings.heartbeat_s,
             clock=clock,
-            after_each=self._reporter.resend,
+            after_each=self._after_heartbeat,
             log=self._log,
         )
         self._listener = DownListener(
@@ -114,6 +121,7 @@ class ProxyService:
             log=self._log,
             presentations=self._server,
             options=settings.mode_options(),
+            count=self._metrics.mover,
         )
         self._discovery = Discovery(
             proxy_id=proxy_id,
@@ -128,6 +136,8 @@ class ProxyService:
     # -- life
 
     def start(self) -> None:
+        if self._config.settings.metrics_listen:
+            self._metrics.listen(self._config.settings.metrics_listen)
         # What an earlier self finished goes out before the first heartbeat, which names a new boot and
         # so ends that self's leases.
         self._reporter.resend(all_of_them=True)
@@ -146,6 +156,7 @@ class ProxyService:
         self._discovery.stop(_STOP_S)
         self._heartbeat.stop(_STOP_S)
         self._listener.stop(_STOP_S)
+        self._metrics.close()
         self._outbox.close()
         for client in self._clients:
             client.close()
@@ -159,6 +170,10 @@ class ProxyService:
             handle.stop(StopReason.SHUTDOWN)
 
     # -- what runs
+
+    def _after_heartbeat(self) -> None:
+        self._metrics.heartbeat_sent(self._clock())
+        self._reporter.resend()
 
     def _running(self) -> list[RunningTask]:
         """Attempts that run, and those whose results were not heard yet: their leases have to last
@@ -262,6 +277,7 @@ class ProxyService:
                 self._log.info(EventName.TASK_FINISHED, text="lost; nothing is reported")
                 return
             self._reporter.result(result)
+            self._metrics.ended(request.kind.value, result)
             self._log.info(
                 EventName.TASK_FINISHED,
                 text=request.title,

@@ -99,6 +99,22 @@ if [ "$stage" != demo ] && [ ! -f "$guest_kernel/vmlinuz" ]; then
   cp "$scratch"/tree/boot/vmlinuz-* "$guest_kernel/vmlinuz"
 fi
 
+# What checks alert rules; taken out of its package, so that no Prometheus is installed and started on this machine.
+if [ "$stage" != demo ] && [ ! -x .venv/prometheus/promtool ]; then
+  say "fetching promtool"
+  (
+    beside="$(mktemp -d)"
+    trap 'rm -rf "$beside"' EXIT
+    chmod 777 "$beside"  # apt fetches as a user of its own
+    cd "$beside"
+    apt-get -q download prometheus >&2 || { apt-get -q update >&2; apt-get -q download prometheus >&2; }
+    dpkg-deb -x prometheus_*.deb tree
+    cd - >/dev/null
+    mkdir -p .venv/prometheus
+    cp "$beside/tree/usr/bin/promtool" .venv/prometheus/promtool
+  )
+fi
+
 # nbdkit's plugin for VDDK: Debian 12 has none, and the one of Debian 13 (contrib) works with its nbdkit. Taken out of its
 # package; this machine's sources and lists stay as they are.
 vddk_plugin=.venv/nbdkit-vddk

@@ -11,6 +11,7 @@ from datetime import datetime
 
 from sqlalchemy.orm import Session as DbSession
 
+from backup_server import instruments
 from backup_server.db.states import StaleStateError
 from backup_server.db.tables import Proxy, Task
 from backup_server.scheduler import facts
@@ -43,6 +44,9 @@ def confirm(
         with ctx.db() as s:
             round_ = _Round(ctx, view, usage, now)
             starts = round_.judge(s, claims, answer)
+            ready = {
+                row.id: max(row.created_at, row.not_before or row.created_at) for _, row, _ in starts
+            }
             begun = tasks.start_attempts(
                 s,
                 [(row, where) for _, row, where in starts],
@@ -64,6 +68,8 @@ def confirm(
         answer.stale = True
         return answer
     answer.held = held
+    for claim in held:
+        instruments.TASK_WAIT.observe(max(0.0, (now - ready[claim.task_id]).total_seconds()))
     return answer
 
 

@@ -14,6 +14,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError as DuplicateError
 
+from backup_server import instruments
 from backup_server.db.engine import Database
 from backup_server.db.tables import Leader
 from proxy_worker.contracts.events import EventName
@@ -63,6 +64,7 @@ class Leadership:
                 if was:
                     self._log.warning(EventName.LEADER_LOST, text="another server leads now")
                 self._until = None
+                instruments.LEADS.set(0)
                 return False
             if not was or fence != self._fence:
                 self._on_gain()
@@ -70,12 +72,14 @@ class Leadership:
             self._fence = fence
             # Counted from before the UPDATE: we must never believe longer than others do.
             self._until = now + self._ttl
+            instruments.LEADS.set(1)
         return False
 
     def release(self) -> None:
         """Let another server take over at once."""
         with self._lock:
             self._until = None
+            instruments.LEADS.set(0)
             with self._db() as s:
                 s.execute(
                     sa.update(Leader)

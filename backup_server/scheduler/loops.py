@@ -11,6 +11,7 @@ from typing import Any, Final
 import redis
 from kombu.exceptions import OperationalError as BrokerError
 
+from backup_server import instruments
 from proxy_worker.contracts.events import EventName
 
 AWAY: Final = (redis.ConnectionError, redis.TimeoutError, BrokerError, ConnectionError)
@@ -109,9 +110,11 @@ class Loop:
         self._failures = 0
         self._problem = ""
         self._last_success_at = self._clock()
+        instruments.LOOP_SUCCESS.labels(self._name).set(self._last_success_at.timestamp())
 
     def _failed(self, error: Exception, *, away: bool) -> None:
         self._failures += 1
+        instruments.LOOP_FAILURES.labels(self._name).inc()
         self._problem = f"{type(error).__name__}: {error}"
         if not away:
             self._log.exception("loop.failed", text=f"{self._name} failed; it tries again")

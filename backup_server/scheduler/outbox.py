@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from celery import Celery
 from structlog.contextvars import bound_contextvars
 
+from backup_server import instruments
 from backup_server.db.states import TaskState
 from backup_server.db.tables import OutboxRow, Task
 from backup_server.scheduler.down import DownLink
@@ -124,6 +125,8 @@ class OutboxSender:
             )
         except redis.RedisError as error:
             raise ConnectionError(f"the broker did not take a task: {error}") from error
+        waited = self._ctx.clock() - row.created_at
+        instruments.DISPATCH.observe(max(0.0, waited.total_seconds()))
         self._ctx.log.info(
             EventName.TASK_SENT,
             text=request.title,

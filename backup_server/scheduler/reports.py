@@ -18,6 +18,7 @@ import sqlalchemy as sa
 from nacl.signing import VerifyKey
 from sqlalchemy.orm import Session as DbSession
 
+from backup_server import instruments
 from backup_server.db.tables import Proxy, Task
 from backup_server.scheduler.claims import ClaimIndex
 from backup_server.scheduler.down import DownLink
@@ -179,6 +180,7 @@ class ReportReader:
             batch.heartbeats[proxy_id] = message
 
     def _refuse(self, proxy_id: str, error: MessageError) -> None:
+        instruments.PROXY_MESSAGES_REFUSED.inc()
         self._ctx.log.warning(EventName.MESSAGE_REFUSED, text=str(error), proxy_id=proxy_id)
 
     def _note_clock(self, batch: _Batch, proxy_id: str, entry_id: str, age_s: float) -> None:

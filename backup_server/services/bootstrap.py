@@ -8,7 +8,7 @@ from backup_server.config import Settings
 from backup_server.credentials import CredentialStore, load_or_create_key
 from backup_server.db.engine import Database, open_database
 from backup_server.db.tables import Setting, new_id
-from backup_server.services import proxies
+from backup_server.services import counters, proxies
 from backup_server.services.agent_link import AgentProcess, StartAgent
 from backup_server.services.context import Clock, Context
 from backup_server.services.repository_agent import AgentPool
@@ -64,6 +64,7 @@ def open_context(
 
 def _server_id(db: Database) -> str:
     with db() as s:
+        counters.prepare(s)
         row = s.get(Setting, SERVER_ID)
         if row is None:
             row = Setting(name=SERVER_ID, value=new_id())

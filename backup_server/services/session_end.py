@@ -15,6 +15,7 @@ from backup_server.db.tables import Job, Session, SessionVm, Task
 from backup_server.services import (
     chains,
     copy_jobs,
+    counters,
     events,
     job_windows,
     repository_facts,
@@ -65,6 +66,7 @@ def finish(ctx: Context, session_id: str) -> None:
         level = events.INFO if result is Result.SUCCESS else events.WARNING
         text = f"{result.value}{f': {reason}' if reason else ''}"
         events.record(s, now, "session.finished", text, session_id=session_id, level=level)
+        counters.add(s, "sessions_ended", (session.kind, result.value))
         if session.kind in {SessionKind.BACKUP.value, SessionKind.COPY.value}:
             if session.stop_reason:
                 _go_on_later(s, session, now)

@@ -27,7 +27,7 @@ from backup_server.db.states import (
 )
 from backup_server.db.tables import OutboxRow, Proxy, Repository, Session, Task
 from backup_server.log import task_ids
-from backup_server.services import events
+from backup_server.services import counters, events
 from backup_server.services.proxy_settings import preferred_networks
 from backup_server.services.repository_agent import days_of
 from proxy_worker.contracts.codec import MessageError, decode_order, to_json
@@ -304,6 +304,7 @@ def _say_failovers(db: DbSession, row: Task, failovers: Sequence[Failover], now:
     for one in failovers:
         text = f"{row.title}: {one.mode.value} on {row.proxy_name} was left: {one.reason}"
         _say(db, row, now, EventName.TASK_MODE_LEFT, text, events.WARNING)
+        counters.add(db, "task_failovers", (one.mode.value,))
 
 
 def _succeed(db: DbSession, row: Task, report: ResultReport, now: datetime) -> Applied:
@@ -347,6 +348,11 @@ def _end(
     )
     level = {Result.FAILED: events.ERROR, Result.WARNING: events.WARNING}.get(result, events.INFO)
     name = EventName.TASK_CANCELLED if result is Result.CANCELLED else EventName.TASK_FINISHED
+    counters.add(db, "tasks_ended", (row.kind, result.value))
+    if report is not None and report.stats is not None:
+        mode = report.mode.value if report.mode else ""
+        counters.add(db, "read_bytes", (row.kind, mode), report.stats.read_bytes)
+        counters.add(db, "stored_bytes", (row.kind,), report.stats.stored_bytes)
     tail = f": {reason}" if reason not in {"", result.value} else ""
     _say(db, row, now, name, f"{row.title}: {result.value}{tail}", level)
     return Applied.ENDED
@@ -403,6 +409,7 @@ def _try_again(
     )
     text = f"{row.title}: attempt {row.attempt} on {row.proxy_name} ended: {reason}; another follows"
     _say(db, row, now, EventName.TASK_RETRIED, text, events.WARNING)
+    counters.add(db, "task_attempts_repeated")
     return Applied.WAITS
 
 
@@ -456,6 +463,7 @@ def _take_back(
             applied = _try_again(db, row, reason, policy, now)
         except StaleStateError:
             continue  # its result came first
+        counters.add(db, "leases_expired")
         events.log_when_true(db, EventName.LEASE_EXPIRED, reason, events.WARNING, ids)
         ended.append(Ended(task_id=row.id, attempt=row.attempt, terminal=applied is Applied.ENDED))
     return ended
