@@ -294,9 +294,15 @@ class _Child:
         left out.
         """
         stdin = _pipe(self._process.stdin)
-        with contextlib.suppress(OSError, ValueError):
-            if select.select([], [stdin], [], 0)[1]:
-                self.write(data)
+        if not self._writing.acquire(blocking=False):
+            return
+        try:
+            with contextlib.suppress(OSError, ValueError):
+                if select.select([], [stdin], [], 0)[1]:
+                    stdin.write(data)
+                    stdin.flush()
+        finally:
+            self._writing.release()
 
     def messages(self) -> Any:
         """Lines of the child as objects, until it closes its output."""
