@@ -9,10 +9,11 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import redis
 
-from tests.chaos.parts import Redis, mover_pids
+from tests.chaos.parts import Redis, mover_pids, pids_of
 from tests.chaos.plan import Fault, FaultKind, Link
 from tests.chaos.stand import Stand
 
@@ -69,11 +70,27 @@ class Injector:
             FaultKind.REDIS_FLUSH: self._flush_redis,
             FaultKind.DISK_FULL: self._fill,
             FaultKind.VCENTER_FORGETS: lambda _: self._stand.site.control.drop_sessions(),
-            FaultKind.NFC_CUT: lambda _: self._stand.site.control.fault(
-                "nfc-cut", 1, after_bytes=1 << 20
+            FaultKind.AGENT_KILL: self._kill_agent,
+            FaultKind.SLOW_VCENTER: lambda fault: self._site_fault(
+                "soap-delay", method=fault.link, delay_s=fault.lasts_s
             ),
+            FaultKind.REFUSED_CALL: lambda fault: self._site_fault(
+                "soap-fault", method=fault.link, fault="SystemError", as_task_error=True
+            ),
+            FaultKind.SNAPSHOT_STUCK: lambda _: self._site_fault("snapshot-stuck"),
+            FaultKind.POWER_LOSS: lambda fault: self._stand.site.control.power_loss(fault.part),
+            FaultKind.NFC_CUT: lambda _: self._site_fault("nfc-cut", after_bytes=1 << 20),
         }
         make[fault.kind](fault)
+
+    def _site_fault(self, kind: str, **how: Any) -> None:
+        self._stand.site.control.fault(kind, 1, **how)
+
+    def _kill_agent(self, fault: Fault) -> None:
+        del fault
+        for pid in pids_of("proxy_worker.agent"):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def _kill(self, fault: Fault) -> None:
         part = self._stand.parts[fault.part]

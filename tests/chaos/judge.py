@@ -141,6 +141,15 @@ class Judge:
         if names.count(USER_SNAPSHOT) != 1:
             yield f"the user's snapshot is not there once: {names}"
 
+    def checks(self, sessions: list[str]) -> Iterator[str]:
+        """Checks that ran while everything else went on must have found nothing, or have said why they could not."""
+        for session in sessions:
+            for row in self._database.rows(
+                f"SELECT result, reason, report FROM sessions WHERE id = '{session}'"
+            ):
+                if "problems" in str(row.report) and row.result != "success":
+                    yield f"check {session} found: {row.reason}"
+
     def _points(self, name: str) -> Iterator[str]:
         path = self._stand.repositories / name
         if not path.exists():
@@ -190,12 +199,17 @@ class Judge:
             if restore.name not in there:
                 yield f"VM {restore.name} is not there although its restore ended with {result}"
                 continue
+            disks = sorted(site.disks(restore.name), key=lambda disk: disk.key)
+            got = {disk.key: verify.sha256(disk.live_file) for disk in disks}
             wanted = self._digests.get(restore.point)
             if wanted is None:
-                continue  # retention took the point since; its restore was compared with nothing
-            disks = sorted(site.disks(restore.name), key=lambda disk: disk.key)
-            got = [verify.sha256(disk.live_file) for disk in disks]
-            if got != [wanted[key] for key in sorted(wanted)]:
+                # The point is gone since; it was made of something that a snapshot has frozen.
+                same = all(
+                    got[key] in self._frozen.of_disk.get((restore.vm, key), set()) for key in got
+                )
+            else:
+                same = got == wanted
+            if not same:
                 yield f"VM {restore.name} is not equal to restore point {restore.point}"
 
 

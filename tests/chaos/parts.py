@@ -26,14 +26,18 @@ END_S = 45.0
 _BACK_S = 1.0
 
 
-def mover_pids() -> list[int]:
-    """Data movers of all proxies of this round: nobody else's processes are to be seen here."""
+def pids_of(module: str) -> list[int]:
+    """Processes of this round that run that module, oldest first: nobody else's are to be seen here."""
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
-            if "proxy_worker.mover_process" in process.cmdline() and process.ppid() > 1:
+            if module in process.cmdline() and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process.pid)
     return sorted(found)
+
+
+def mover_pids() -> list[int]:
+    return pids_of("proxy_worker.mover_process")
 
 
 class FalseClock:

@@ -23,6 +23,11 @@ class FaultKind(StrEnum):
     DISK_FULL = "disk-full"
     VCENTER_FORGETS = "vcenter-forgets"  # every session of the vCenter ends
     NFC_CUT = "nfc-cut"  # a connection to an ESXi host breaks
+    AGENT_KILL = "agent-kill"  # the process with which a server works in a repository
+    SLOW_VCENTER = "slow-vcenter"  # a call takes its time, so that other faults meet it half done
+    REFUSED_CALL = "refused-call"  # a task of vCenter fails
+    SNAPSHOT_STUCK = "snapshot-stuck"  # a removal leaves the VM in need of consolidation
+    POWER_LOSS = "power-loss"  # of a VM: its change tracking begins anew
 
 
 class Link(StrEnum):
@@ -35,6 +40,14 @@ class Link(StrEnum):
 
 REDIS: Final = "redis"
 POSTGRES: Final = "postgres"
+VMS: Final = ("vm01", "vm02")
+CALLS: Final = (
+    "CreateSnapshotEx_Task",
+    "CreateSnapshot_Task",
+    "RemoveSnapshot_Task",
+    "ReconfigVM_Task",
+)
+"""Of vCenter, those that change something."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,8 +57,9 @@ class Fault:
     at_s: float
     kind: FaultKind
     part: str = ""
-    """Name of the part that it hits: server1, px1, redis, postgres; empty where the kind says it."""
+    """Name of the part that it hits: server1, px2, redis, postgres, vm01; empty where the kind says it."""
     link: str = ""
+    """Of a cut: the cable; of vCenter's kinds: the call."""
     lasts_s: float = 0.0
     shift_s: float = 0.0
     """Of a clock: how far it goes wrong; 0: it stands still."""
@@ -79,6 +93,8 @@ class RoundPlan:
     copies: bool
     restores: bool
     cancels: bool
+    housekeeping: bool
+    """Prunes, checks and rescans are asked for, and restore points deleted."""
     lasts_s: float
     faults: tuple[Fault, ...]
 
@@ -106,6 +122,7 @@ class RoundPlan:
                 ("copies", self.copies),
                 ("restores", self.restores),
                 ("cancels", self.cancels),
+                ("housekeeping", self.housekeeping),
                 ("HotAdd", self.hotadd),
                 ("a user's snapshot", self.user_snapshot),
             )
@@ -146,6 +163,7 @@ def draw(seed: int, number: int) -> RoundPlan:
         copies=rng.random() < 0.4,
         restores=rng.random() < 0.5,
         cancels=rng.random() < 0.25,
+        housekeeping=rng.random() < 0.4,
         lasts_s=lasts_s,
         faults=tuple(faults),
     )
@@ -166,6 +184,11 @@ def _fault(
         FaultKind.DISK_FULL: 1.0,
         FaultKind.VCENTER_FORGETS: 0.7,
         FaultKind.NFC_CUT: 0.7,
+        FaultKind.AGENT_KILL: 1.0,
+        FaultKind.SLOW_VCENTER: 1.5,
+        FaultKind.REFUSED_CALL: 0.7,
+        FaultKind.SNAPSHOT_STUCK: 0.4,
+        FaultKind.POWER_LOSS: 0.5,
     }
     kind = rng.choices(list(kinds), list(kinds.values()))[0]
     at_s = rng.uniform(0.0, lasts_s - 1.0)
@@ -189,4 +212,10 @@ def _fault(
         shift_s = rng.choice((0.0, far_s, -far_s))
     elif kind in (FaultKind.REDIS_LOST, FaultKind.DISK_FULL):
         span_s = brief_s
+    elif kind is FaultKind.SLOW_VCENTER:
+        link, span_s = rng.choice(CALLS), brief_s
+    elif kind is FaultKind.REFUSED_CALL:
+        link = rng.choice(CALLS)
+    elif kind is FaultKind.POWER_LOSS:
+        part = rng.choice(VMS)
     return Fault(at_s=at_s, kind=kind, part=part, link=link, lasts_s=span_s, shift_s=shift_s)

@@ -12,8 +12,8 @@ from typing import Any, Final
 from tests.chaos.inject import Injector
 from tests.chaos.judge import USER_SNAPSHOT, Database, Judge, log_findings
 from tests.chaos.oracle import SnapshotWatcher
-from tests.chaos.plan import RoundPlan
-from tests.chaos.stand import VMS, Stand, wait_for
+from tests.chaos.plan import VMS, RoundPlan
+from tests.chaos.stand import Stand, wait_for
 from tests.chaos.workload import Workload
 from tests.e2e import operator
 
@@ -120,6 +120,7 @@ class Round:
             self._settle(judge)
         with self._timed("verdict"):
             found += judge.verdict(workload.restores)
+            found += judge.checks(workload.checks)
             found += self._check(workload, "main")
             if self.plan.copies:
                 found += self._check(workload, "second")

@@ -19,11 +19,10 @@ from tests.chaos import network
 from tests.chaos.api import Api, AwayError
 from tests.chaos.network import ADDRESSES, Cables
 from tests.chaos.parts import FalseClock, Keeper, Part, Postgres, Redis, server_command, worker_command
-from tests.chaos.plan import LEASE_S, Link, RoundPlan
+from tests.chaos.plan import LEASE_S, VMS, Link, RoundPlan
 
 MIB: Final = 1 << 20
 PASSWORD: Final = "correct horse battery"
-VMS: Final = ("vm01", "vm02")
 DISK_BYTES: Final = (6 * MIB, 9 * MIB)
 START_S: Final = 90.0
 SERVER_SETTINGS: Final = {
@@ -42,7 +41,7 @@ SERVER_SETTINGS: Final = {
     "step_wait_s": 0.5,
     "step_tries": 8,
     "free_space_floor_bytes": 0,
-    "prune_min_age_s": 0,
+    "prune_min_age_s": 20,
     "inventory_max_age_s": 5,
     "janitor_interval_s": 2,
     "janitor_wait_s": 1,
@@ -251,7 +250,7 @@ class Stand:
                     "repository": "main",
                     "selection": {"include": [{"type": "vm", "name": vm}]},
                     "retries": {"count": 1, "wait_s": 1},
-                    "retention": {"keep": 5},
+                    "retention": {"keep": 3},
                 },
             )
         if self.plan.copies:
@@ -264,6 +263,6 @@ class Stand:
                     "source_repository": "main",
                     "selection": {"include": [{"type": "all"}]},
                     "retries": {"count": 0, "wait_s": 1},
-                    "retention": {"keep": 5},
+                    "retention": {"keep": 3},
                 },
             )

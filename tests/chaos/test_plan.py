@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.chaos.plan import LEASE_S, POSTGRES, FaultKind, Link, draw
+from tests.chaos.plan import LEASE_S, POSTGRES, VMS, FaultKind, Link, draw
 
 
 def test_a_seed_and_a_number_are_one_round() -> None:
@@ -26,6 +26,7 @@ def test_every_fault_comes_up_and_hits_what_is_there() -> None:
             *plan.server_names,
             *plan.proxy_names,
             "redis",
+            *VMS,
             "",
             *([POSTGRES] if plan.postgres else []),
         }

@@ -12,7 +12,8 @@ from typing import Any, Final
 from vmhaul_lab.errors import LabError
 
 from tests.chaos.api import AwayError, RefusedError
-from tests.chaos.stand import VMS, Stand
+from tests.chaos.plan import VMS
+from tests.chaos.stand import Stand
 
 _CONFLICT: Final = 409
 _ASK_S: Final = 40.0
@@ -24,6 +25,8 @@ class Restore:
     """A VM that was asked for."""
 
     name: str
+    vm: str
+    """The one that the restore point is of."""
     point: str
     session: str
 
@@ -37,6 +40,8 @@ class Workload:
         self._over = threading.Event()
         self._threads: list[threading.Thread] = []
         self.restores: list[Restore] = []
+        self.checks: list[str] = []
+        """Sessions that looked at a repository while everything else went on."""
         self.errors: list[str] = []
 
     def _rng(self, what: str) -> random.Random:
@@ -96,6 +101,8 @@ class Workload:
             flows.append(("restores", self._restores))
         if plan.cancels:
             flows.append(("cancels", self._cancels))
+        if plan.housekeeping:
+            flows.append(("housekeeping", self._housekeeping))
         for name, flow in flows:
             thread = threading.Thread(target=self._flow, args=(name, flow), name=name)
             self._threads.append(thread)
@@ -171,7 +178,9 @@ class Workload:
                 self._say(f"restore of {name} was not begun: {error}")
                 continue
             self._say(f"restore of {point['vm']} as {name}: session {session['id'][:8]}")
-            self.restores.append(Restore(name=name, point=point["id"], session=session["id"]))
+            self.restores.append(
+                Restore(name=name, vm=point["vm"], point=point["id"], session=session["id"])
+            )
             self._until_over(session["id"])
 
     def _cancels(self) -> None:
@@ -186,3 +195,28 @@ class Workload:
                 self.post(f"/sessions/{session}/cancel")
             except RefusedError as error:
                 self._say(f"not cancelled: {error}")
+
+    def _housekeeping(self) -> None:
+        rng = self._rng("housekeeping")
+        while not self._over.wait(rng.uniform(1, 4)):
+            what = rng.choice(("prune", "check", "rescan", "delete"))
+            path, body = f"/repositories/main/{what}", {}
+            if what == "delete":
+                points = self.get("/restore-points?limit=100&repository=main")["items"]
+                if not points:
+                    continue
+                path = f"/restore-points/{rng.choice(points)['id']}"
+            elif what == "check":
+                body = {"read_data": True}
+            self._say(f"{what} {path}")
+            try:
+                if what == "delete":
+                    self.ask(lambda number, path=path: self._stand.api(number).call("DELETE", path))  # type: ignore[misc]
+                else:
+                    self._checks(self.post(path, body))
+            except RefusedError as error:
+                self._say(f"refused: {error}")
+
+    def _checks(self, session: dict[str, Any]) -> None:
+        if session["kind"] == "repository-check":
+            self.checks.append(session["id"])
