@@ -6,7 +6,9 @@ with BEGIN IMMEDIATE, because a transaction that read first and wants to write l
 writer waits at its beginning instead. `synchronous=FULL`: intents must be on the disk before the side
 effect that they announce; NORMAL would lose the last commits with the power (not with the process).
 
-PostgreSQL through psycopg 3, isolation READ COMMITTED: changes are UPDATEs guarded by the old state.
+PostgreSQL through psycopg 3, isolation READ COMMITTED: changes are UPDATEs guarded by the old state. A
+server that was frozen or lost its network in the middle of a transaction holds its locks, the leader's row
+among them, only as long as PostgreSQL waits for it: some seconds, so that another server can take over.
 """
 
 from __future__ import annotations
@@ -27,6 +29,11 @@ from backup_server.errors import SettingsError, UnavailableError
 
 BUSY_TIMEOUT_S: Final = 30
 _WAL_RETRY_S: Final = 0.02
+IDLE_TRANSACTION_S: Final = 15.0
+"""After which PostgreSQL ends a transaction in which nothing is asked. Ours ask one thing after the other, and
+never anybody else in between; and another server is to lead within 30 s."""
+_CONNECT_S: Final = 10
+_SILENT_PEER_S: Final = 15
 _READ_ONLY: Final = "vmhaul_read_only"
 
 
@@ -58,7 +65,9 @@ class Database:
         self.engine.dispose()
 
 
-def create_engine(url: str, *, pool_size: int = 20) -> sa.Engine:
+def create_engine(
+    url: str, *, pool_size: int = 20, idle_transaction_s: float = IDLE_TRANSACTION_S
+) -> sa.Engine:
     """An engine for a SQLite or PostgreSQL URL, set up as this module's docstring says."""
     try:
         parsed = make_url(url)
@@ -68,7 +77,7 @@ def create_engine(url: str, *, pool_size: int = 20) -> sa.Engine:
         ) from error
     if parsed.get_backend_name() == "postgresql":
         parsed = parsed.set(drivername="postgresql+psycopg")
-        return sa.create_engine(parsed, pool_size=pool_size, max_overflow=10, pool_pre_ping=True)
+        return _postgresql(parsed, pool_size, idle_transaction_s)
     if parsed.get_backend_name() != "sqlite":
         raise SettingsError(
             f"no support for database {parsed.get_backend_name()}; use SQLite or PostgreSQL"
@@ -80,6 +89,42 @@ def create_engine(url: str, *, pool_size: int = 20) -> sa.Engine:
     )
     sa.event.listen(engine, "connect", _set_up_sqlite)
     sa.event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _postgresql(url: sa.URL, pool_size: int, idle_transaction_s: float) -> sa.Engine:
+    # Names of libpq, for our side of the connection; what stands in the URL counts before these.
+    own_side = {
+        "connect_timeout": _CONNECT_S,
+        "keepalives_idle": _SILENT_PEER_S // 3,
+        "keepalives_interval": _SILENT_PEER_S // 3,
+        "keepalives_count": 2,
+        "tcp_user_timeout": _SILENT_PEER_S * 1000,
+    }
+    engine = sa.create_engine(
+        url,
+        pool_size=pool_size,
+        max_overflow=10,
+        pool_pre_ping=True,
+        connect_args={name: value for name, value in own_side.items() if name not in url.query},
+    )
+    # Not as start-up options: poolers between the two refuse those that they do not know.
+    its_side = {
+        "idle_in_transaction_session_timeout": int(idle_transaction_s * 1000),
+        "tcp_keepalives_idle": _SILENT_PEER_S // 3,
+        "tcp_keepalives_interval": _SILENT_PEER_S // 3,
+        "tcp_keepalives_count": 2,
+        "tcp_user_timeout": _SILENT_PEER_S * 1000,
+    }
+    statement = "; ".join(f"SET SESSION {name} = {value}" for name, value in its_side.items())
+
+    def set_up(connection: Any, record: Any) -> None:
+        del record
+        with connection.cursor() as cursor:
+            cursor.execute(statement)
+        connection.commit()
+
+    sa.event.listen(engine, "connect", set_up)
     return engine
 
 

@@ -36,10 +36,11 @@ class Database:
             return list(connection.execute(sa.text(query)))
 
     def watch_ends(self) -> None:
-        """From now on the database itself writes down every end of a task."""
+        """From now on the database itself writes down every end of a task, and every restore point there was."""
         columns = "task_id TEXT, attempt INTEGER, result TEXT, note TEXT"
         with self._engine.begin() as connection:
             connection.execute(sa.text(f"CREATE TABLE chaos_ends ({columns})"))
+            connection.execute(sa.text("CREATE TABLE chaos_points (id TEXT)"))
             statements = _PG_TRIGGER if self._engine.dialect.name == "postgresql" else _SQLITE_TRIGGER
             for statement in statements:
                 connection.exec_driver_sql(statement)
@@ -54,8 +55,14 @@ _PG_TRIGGER: Final = (
       INSERT INTO chaos_ends VALUES (NEW.id, NEW.attempt, NEW.result, 'changed after its end');
     END IF; RETURN NEW; END $$ LANGUAGE plpgsql""",
     "CREATE TRIGGER chaos_ends AFTER UPDATE ON tasks FOR EACH ROW EXECUTE FUNCTION chaos_note()",
+    """CREATE FUNCTION chaos_point() RETURNS trigger AS $$ BEGIN
+    INSERT INTO chaos_points VALUES (NEW.id); RETURN NEW; END $$ LANGUAGE plpgsql""",
+    """CREATE TRIGGER chaos_points AFTER INSERT ON restore_points FOR EACH ROW
+    EXECUTE FUNCTION chaos_point()""",
 )
 _SQLITE_TRIGGER: Final = (
+    """CREATE TRIGGER chaos_point AFTER INSERT ON restore_points BEGIN
+    INSERT INTO chaos_points VALUES (NEW.id); END""",
     """CREATE TRIGGER chaos_ended AFTER UPDATE ON tasks WHEN NEW.state = 'done' AND OLD.state <> 'done' BEGIN
     INSERT INTO chaos_ends VALUES (NEW.id, NEW.attempt, NEW.result, 'ended'); END""",
     """CREATE TRIGGER chaos_changed AFTER UPDATE ON tasks WHEN OLD.state = 'done' AND (NEW.state <> 'done'
@@ -126,13 +133,13 @@ class Judge:
             yield f"task {row.id} is {row.state}, and no session is open"
         for row in self._database.rows("SELECT id, state FROM session_vms WHERE state <> 'done'"):
             yield f"VM {row.id} of a session is {row.state}, and no session is open"
-        # What counts as success must have given a restore point.
+        # What counts as success must have given a restore point, whether it is still kept or not.
         for row in self._database.rows(
             "SELECT v.id, v.name, v.restore_point_id FROM session_vms v JOIN sessions s ON s.id = v.session_id "
-            "LEFT JOIN restore_points p ON p.id = v.restore_point_id "
+            "LEFT JOIN chaos_points p ON p.id = v.restore_point_id "
             "WHERE s.kind = 'backup' AND v.result IN ('success', 'warning') AND p.id IS NULL"
         ):
-            yield f"VM {row.name} succeeded, but its restore point {row.restore_point_id} is not there"
+            yield f"VM {row.name} succeeded, but its restore point {row.restore_point_id} never was there"
 
     def _users_own(self) -> Iterator[str]:
         if not self._stand.plan.user_snapshot:
