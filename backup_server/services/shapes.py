@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.orm import Session as DbSession
 
-from backup_server.db.tables import Base, Job, Proxy, Repository, StorageSystem, Vcenter
+from backup_server.db.tables import Base, Job, Proxy, Repository, StorageSystem, TrafficRule, Vcenter
 from backup_server.errors import InvalidError, NotFoundError
 
 MAX_LIMIT = 1000
@@ -24,6 +24,7 @@ _NOUNS: dict[type[Base], str] = {
     Proxy: "proxy",
     Job: "job",
     StorageSystem: "storage system",
+    TrafficRule: "traffic rule",
 }
 
 
