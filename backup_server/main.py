@@ -110,7 +110,7 @@ class Server:
         self._file = ctx.settings.run_dir / SERVER_FILE
         host, port = listener.getsockname()[:2]
         self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-        self._scheduler = Scheduler(ctx, broker_url(ctx))
+        self._scheduler = Scheduler(ctx, broker_url(ctx), vcenter=ctx.vcenters.get)
         # Two servers on one database: the one that leads works, the other waits.
         self._engine = SessionEngine(ctx, leading=self._leading)
         self._janitor = Janitor(ctx, leading=self._leading)

@@ -5,8 +5,8 @@ them.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from sqlalchemy.orm import Session as DbSession
@@ -22,6 +22,8 @@ from backup_server.services import job_windows, lineup, proxy_facts, tasks
 from backup_server.services.lineup import Lineup
 from backup_server.services.placement import Decision
 from proxy_worker.contracts.codec import MessageError
+from proxy_worker.contracts.messages import RateLimit
+from transports.base import TransportMode
 
 
 @dataclass(slots=True)
@@ -31,8 +33,21 @@ class Confirmed:
     """Some task was no longer what the index took it for: compare all of them with SQL."""
 
 
+Starting = tuple[Claim, Task, tasks.Placement]
+AtStart = Callable[[DbSession, Sequence[tuple[Task, str, TransportMode]]], Mapping[str, RateLimit]]
+"""How fast tasks may begin that go to that proxy in that mode; by task id, only those that are held to a rate."""
+
+
+def no_rates(_: DbSession, __: Sequence[tuple[Task, str, TransportMode]]) -> Mapping[str, RateLimit]:
+    return {}
+
+
 def confirm(
-    ctx: SchedulerContext, view: View, claims: Sequence[Claim], usage: Mapping[str, int]
+    ctx: SchedulerContext,
+    view: View,
+    claims: Sequence[Claim],
+    usage: Mapping[str, int],
+    at_start: AtStart = no_rates,
 ) -> Confirmed:
     """Start the attempts of those claims that `placement` accepts with what SQL says now; the others are to be
     released. `usage`: as the index counted before these claims. Raises what the database raises; then nothing is
@@ -43,7 +58,7 @@ def confirm(
     try:
         with ctx.db() as s:
             round_ = _Round(ctx, view, usage, now)
-            starts = round_.judge(s, claims, answer)
+            starts = _with_rates(s, round_.judge(s, claims, answer), at_start)
             ready = {
                 row.id: max(row.created_at, row.not_before or row.created_at) for _, row, _ in starts
             }
@@ -73,6 +88,11 @@ def confirm(
     return answer
 
 
+def _with_rates(s: DbSession, starts: list[Starting], at_start: AtStart) -> list[Starting]:
+    rates = at_start(s, [(row, where.proxy_id, where.mode) for _, row, where in starts])
+    return [(claim, row, replace(where, rate=rates.get(row.id))) for claim, row, where in starts]
+
+
 class _Round:
     def __init__(
         self, ctx: SchedulerContext, view: View, usage: Mapping[str, int], now: datetime
@@ -84,9 +104,7 @@ class _Round:
         self._present = view.with_used(usage)
         self._lineups: dict[str, Lineup] = {}
 
-    def judge(
-        self, s: DbSession, claims: Sequence[Claim], answer: Confirmed
-    ) -> list[tuple[Claim, Task, tasks.Placement]]:
+    def judge(self, s: DbSession, claims: Sequence[Claim], answer: Confirmed) -> list[Starting]:
         rows = facts.lock_pending(s, [claim.task_id for claim in claims])
         proxies = facts.proxies_by_id(s, {claim.proxy_id for claim in claims})
         # Between the end of a window and the stop of its sessions there is a moment.

@@ -20,6 +20,7 @@ from backup_server.db.states import StaleStateError
 from backup_server.db.tables import Task
 from backup_server.scheduler import confirming, facts
 from backup_server.scheduler.claims import Claim, ClaimIndex, PendingTask, ProxyEntry
+from backup_server.scheduler.confirming import AtStart, no_rates
 from backup_server.scheduler.needs import SchedulerContext, Timing
 from backup_server.scheduler.view import View, is_on
 from backup_server.scheduler.waiting import Waiting
@@ -46,8 +47,10 @@ class Dispatcher:
         leading: Callable[[], bool],
         outbox_wake: threading.Event,
         timing: Timing,
+        at_start: AtStart = no_rates,
     ) -> None:
         self._ctx = ctx
+        self._at_start = at_start
         self._index = index
         self._leading = leading
         self._outbox_wake = outbox_wake
@@ -216,7 +219,7 @@ class Dispatcher:
         if not claims:
             return False
         try:
-            confirmed = confirming.confirm(self._ctx, self._view, claims, usage)
+            confirmed = confirming.confirm(self._ctx, self._view, claims, usage, self._at_start)
         except Exception:
             self._release(claims)
             raise

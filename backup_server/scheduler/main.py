@@ -9,6 +9,8 @@
 | reaper | expired leases, cancelled sessions |
 | due-jobs | runs that schedules ask for |
 | due-checks | verifications that schedules of repositories ask for |
+| rates | how fast each running task may move data |
+| latency | read latency of datastores that have tasks |
 
 The broker may be away at any time: each loop goes on trying, and what it did not do is still in SQL.
 """
@@ -33,13 +35,17 @@ from backup_server.scheduler.dispatcher import Dispatcher
 from backup_server.scheduler.down import DownLink
 from backup_server.scheduler.due_checks import DueChecks
 from backup_server.scheduler.due_jobs import DueJobs, StartBackup
+from backup_server.scheduler.latency import GetVcenter, LatencyMeter
 from backup_server.scheduler.leader import Leadership
 from backup_server.scheduler.loops import Loop, LoopHealth
 from backup_server.scheduler.needs import SchedulerContext, Timing
 from backup_server.scheduler.outbox import OutboxSender, celery_sender
+from backup_server.scheduler.rates import RateKeeper
 from backup_server.scheduler.reaper import Reaper
 from backup_server.scheduler.reports import ReportReader
+from backup_server.services.lookups import Lookups
 from backup_server.services.placement import HOTADD_RANKS, NETWORK_RANK
+from backup_server.services.task_ends import Ends
 from proxy_worker.contracts.envelope import SERVER, Sealer
 from proxy_worker.contracts.names import redis_client_url
 
@@ -78,8 +84,10 @@ class Scheduler:
         broker_url: str,
         *,
         timing: Timing | None = None,
+        vcenter: GetVcenter | None = None,
         start_backup: StartBackup = start_job,
     ) -> None:
+        """`vcenter` gives the client of a vCenter by its id; None: nothing is asked of vSphere."""
         timing = timing or Timing()
         self._ctx = ctx
         self._outbox_wake = threading.Event()
@@ -103,8 +111,15 @@ class Scheduler:
             log=ctx.log,
             on_gain=self._lead,
         )
+        self._lookups = Lookups(ctx.clock, ctx.log)
+        rates = RateKeeper(ctx, down, Ends(vcenter, self._lookups), leading=self._leading)
         self._dispatcher = Dispatcher(
-            ctx, index, leading=self._leading, outbox_wake=self._outbox_wake, timing=timing
+            ctx,
+            index,
+            leading=self._leading,
+            outbox_wake=self._outbox_wake,
+            timing=timing,
+            at_start=rates.at_start,
         )
         self._reports = ReportReader(
             ctx, self._client, index, down, leading=self._leading, timing=timing
@@ -120,6 +135,10 @@ class Scheduler:
         due_jobs = DueJobs(ctx, start_backup, self._leading)
         due_checks = DueChecks(ctx, self._leading)
         settings = ctx.settings
+        rates_wake = threading.Event()
+        self._latency = None
+        if vcenter is not None:
+            self._latency = LatencyMeter(ctx, vcenter, leading=self._leading, wake_rates=rates_wake)
 
         def loop(
             name: str, step: object, interval_s: float, wake: threading.Event | None = None
@@ -137,7 +156,11 @@ class Scheduler:
             loop("reaper", reaper.step, settings.reaper_interval_s),
             loop("due-jobs", due_jobs.step, timing.due_jobs_s),
             loop("due-checks", due_checks.step, timing.due_jobs_s),
+            loop("rates", rates.step, timing.rates_s, rates_wake),
         ]
+
+        if self._latency is not None:
+            self._loops.append(loop("latency", self._latency.step, timing.latency_s))
 
     def _leading(self) -> bool:
         return self.leadership.leading
@@ -157,6 +180,9 @@ class Scheduler:
         ended = [loop.join(_JOIN_S) for loop in self._loops]
         if not all(ended):
             self._ctx.log.warning("scheduler.slow-stop", text="some loops are still in a step")
+        self._lookups.close()
+        if self._latency is not None:
+            self._latency.close()
         self.leadership.release()
         self._app.close()
         self._client.close()

@@ -49,6 +49,10 @@ class Timing:
     what SQL says then.
     """
     due_jobs_s: float = 5.0
+    rates_s: float = 2.0
+    """How soon a task gets what another that ended does not need any more."""
+    latency_s: float = 20.0
+    """ESXi hosts measure so often."""
     spill_s: float = 2.0
     """How long a task waits for a free slot of a better mode before a worse one takes it."""
     no_proxy_timeout_s: float = 1800.0

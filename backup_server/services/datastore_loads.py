@@ -123,6 +123,18 @@ def closed(s: DbSession, settings: Settings, now: datetime) -> dict[str, str]:
     return dict(read(s, settings, now).closed)
 
 
+def allowances(s: DbSession, settings: Settings, now: datetime) -> dict[str, int]:
+    """Datastore ("<vcenter id>/<name>") -> bytes a second for all tasks together that read from it, where they are
+    slowed now.
+    """
+    found: dict[str, int] = {}
+    for row in s.scalars(sa.select(DatastoreLoad)):
+        most = control_of(row, settings, now).allowance_bytes_per_s
+        if most is not None:
+            found[f"{row.vcenter_id}/{row.datastore}"] = most
+    return found
+
+
 def max_snapshots(s: DbSession, settings: Settings, vcenter_id: str, name: str) -> int:
     """VM snapshots of vmhaul that may be open on the datastore."""
     own = s.scalar(

@@ -39,6 +39,7 @@ from proxy_worker.contracts.messages import (
     Failover,
     LeaseAnswer,
     LeaseVerdict,
+    RateLimit,
     RepositoryRef,
     RestoreDiskOrder,
     ResultReport,
@@ -79,6 +80,8 @@ class Placement:
     decision: Mapping[str, Any]
     fallback_modes: tuple[TransportMode, ...] = ()
     """Where the proxy may go on when the mode fails."""
+    rate: RateLimit | None = None
+    """How fast it may move data at its beginning; None: as fast as it can."""
 
 
 class Applied(StrEnum):
@@ -190,6 +193,7 @@ def _started(
         "not_before": None,
         "reason": "",
         "progress": {},
+        "rate_bytes_per_s": None if placement.rate is None else placement.rate.bytes_per_s,
     }
 
 
@@ -224,6 +228,7 @@ def _request(
         fallback_modes=placement.fallback_modes,
         preferred_networks=preferred_networks(proxy.settings) if proxy is not None else (),
         lease_s=lease_s,
+        rate=placement.rate,
     )
     return request_for(request, proxy.version if proxy is not None else None)
 

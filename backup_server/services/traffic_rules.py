@@ -42,7 +42,9 @@ LEAST_BYTES_PER_S: Final = 64_000
 MOST_BYTES_PER_S: Final = 10**12
 _LONGEST_LIST: Final = 200
 _RATE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)(bit|b)(?:/s|ps)?", re.IGNORECASE)
-_RATE_FORM: Final = "a rate such as 200Mbit, 50MB/s or 1Gbit, a number of bytes per second, or unlimited"
+_RATE_FORM: Final = (
+    "a rate such as 200Mbit, 50MB/s or 1Gbit, a number of bytes per second, or unlimited"
+)
 UNLIMITED: Final = "unlimited"
 
 
@@ -120,10 +122,10 @@ def _typed_rate(text: str) -> float:
     match = _RATE.fullmatch(text.strip())
     if match is None:
         raise ValueError(f"{text!r} is not {_RATE_FORM}")
-    base = 1024 if match[3] else 1000
+    base = 1024.0 if match[3] else 1000.0
     power = " kmgt".index(match[2].lower() or " ")
     factor = base**power / (8 if match[4].lower() == "bit" or match[4] == "b" else 1)
-    return float(match[1]) * factor
+    return float(float(match[1]) * factor)
 
 
 def rate_text(bytes_per_s: int | None) -> str:
@@ -224,7 +226,10 @@ def _values(data: Mapping[str, Any]) -> dict[str, Any]:
         },
     }
     given.finish("the traffic rule")
-    limits = [values["rate_bytes_per_s"], *(one["rate_bytes_per_s"] for one in values["options"][WINDOWS])]
+    limits = [
+        values["rate_bytes_per_s"],
+        *(one["rate_bytes_per_s"] for one in values["options"][WINDOWS]),
+    ]
     if not values["encrypt"] and all(limit is None for limit in limits):
         raise InvalidError(
             "the traffic rule would do nothing: give it a rate, hours with a rate, or let it ask for encryption",

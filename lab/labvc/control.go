@@ -81,6 +81,7 @@ func (l *lab) control() http.Handler {
 	post("/stats/reset", func(*http.Request) (interface{}, error) { l.stats.reset(); return map[string]bool{"reset": true}, nil })
 	post("/sessions/drop", func(*http.Request) (interface{}, error) { return map[string]int{"dropped": l.sessions.dropAll()}, nil })
 	post("/vms/", l.vmOrder)
+	post("/latency", l.latencies.set)
 	m.HandleFunc("/faults", l.serveFaults)
 	m.HandleFunc("/faults/", l.serveFaults)
 	return m

@@ -37,6 +37,7 @@ type lab struct {
 	sessions    *sessionTable
 	faults      *faultTable
 	stats       *statTable
+	latencies   *latencyTable
 	hosts       map[string]*esxHost // by moref
 	tools       map[string]string   // VM moref -> state of VMware Tools, as the site file has it
 	guests      map[string]string   // VM moref -> its name at the hardware process
@@ -55,6 +56,7 @@ func newLab(site *Site) *lab {
 		sessions:    newSessionTable(site),
 		faults:      newFaultTable(),
 		stats:       newStatTable(),
+		latencies:   &latencyTable{},
 		hosts:       map[string]*esxHost{},
 		guests:      map[string]string{},
 		tools:       map[string]string{},

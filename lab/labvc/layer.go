@@ -58,6 +58,7 @@ var handlers = map[string]handlerFunc{
 	"RefreshDatastore":             (*lab).refreshDatastore,
 	"RefreshStorageInfo":           (*lab).refreshStorageInfo,
 	"QueryConfigOption":            (*lab).queryConfigOption,
+	"QueryPerf":                    (*lab).queryPerf,
 }
 
 // withoutSession are the methods that a stranger may call.

@@ -106,6 +106,26 @@ class ControlClient:
         """Take the power from a VM as a failing host does: its change tracking starts anew."""
         self._call("POST", f"/vms/{urllib.parse.quote(vm, safe='')}/power-loss")
 
+    def latency(
+        self,
+        datastore: str,
+        read_ms: int,
+        *,
+        reads_per_s: int = 10,
+        host: str = "",
+        unmeasured: bool = False,
+        age_s: int = 0,
+    ) -> None:
+        """From now on the hosts' performance counters show this read latency of a datastore.
+
+        `host`: only that host's; `unmeasured`: none at all; `age_s`: how old the newest sample is.
+        """
+        body = {"datastore": datastore, "read_ms": read_ms, "reads_per_s": reads_per_s}
+        more = {"host": host, "unmeasured": unmeasured, "age_s": age_s}
+        self._call(
+            "POST", "/latency", {**body, **{name: value for name, value in more.items() if value}}
+        )
+
     def drop_sessions(self) -> None:
         """End all sessions of the vCenter."""
         self._call("POST", "/sessions/drop")

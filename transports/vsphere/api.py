@@ -7,7 +7,7 @@ from a CloneTicket raises SessionExpiredError instead. Errors are those of `tran
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
 from transports.base import Extent
@@ -16,6 +16,7 @@ from transports.vsphere.model import (
     AttachableVm,
     AttachedDisk,
     DatastoreInfo,
+    DatastoreLatency,
     DiskInfo,
     DiskToAttach,
     HostAddress,
@@ -76,6 +77,11 @@ class Vsphere(Protocol):
 
     def host_addresses(self, host_moref: str) -> tuple[HostAddress, ...]:
         """Of the host's VMkernel adapters; nothing where it does not tell."""
+
+    def datastore_latencies(self, names: Collection[str]) -> dict[str, DatastoreLatency]:
+        """Read latency by name, for each datastore that is asked for. Of several that share a name, the
+        slowest's.
+        """
 
     def vm_config(self, vm_moref: str, snapshot_moref: str | None) -> VmConfig:
         """Configuration as it was at the snapshot, with names of networks, datastores and places."""

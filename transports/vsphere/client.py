@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime
 
 from transports.base import Extent
@@ -26,6 +26,7 @@ from transports.vsphere.model import (
     AttachableVm,
     AttachedDisk,
     DatastoreInfo,
+    DatastoreLatency,
     DiskInfo,
     DiskToAttach,
     HostAddress,
@@ -39,6 +40,7 @@ from transports.vsphere.model import (
     VmInfo,
     VmPlacement,
 )
+from transports.vsphere.performance import LatencyReader
 from transports.vsphere.session import Session
 from transports.vsphere.tags import TagsUnknownError, vm_tags
 
@@ -51,6 +53,7 @@ class VsphereClient:
         self._clock = clock
         self._closing = threading.Event()
         self._nfc_service = ""
+        self._latencies = LatencyReader()
         if keep_alive_s > 0:
             threading.Thread(
                 target=self._keep_alive_loop,
@@ -149,6 +152,10 @@ class VsphereClient:
     def host_addresses(self, host_moref: str) -> tuple[HostAddress, ...]:
         with self._session.borrow(f"read the addresses of host {host_moref}") as connection:
             return host_addresses.read_host_addresses(connection, host_moref)
+
+    def datastore_latencies(self, names: Collection[str]) -> dict[str, DatastoreLatency]:
+        with self._session.borrow("read the latency of datastores") as connection:
+            return self._latencies.read(connection, names, self._clock())
 
     def vm_config(self, vm_moref: str, snapshot_moref: str | None) -> VmConfig:
         with self._session.borrow(f"read the configuration of VM {vm_moref}") as connection:

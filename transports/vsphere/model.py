@@ -287,6 +287,16 @@ class HostAddress:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DatastoreLatency:
+    """How long reads from a datastore took, as its hosts measured it last."""
+
+    read_ms: float | None
+    """Mean over its hosts in the last 20 s, weighted by their reads; None: not known."""
+    problem: str = ""
+    """Why it is not known."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VmPlacement:
     """Where a restored VM goes. Names as in Inventory; empty: as the configuration says."""
 

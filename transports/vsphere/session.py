@@ -38,7 +38,7 @@ _IDLE_STUBS: Final = 8
 _HARMLESS: Final = frozenset({
     "RetrieveServiceContent", "RetrievePropertiesEx", "ContinueRetrievePropertiesEx", "CurrentTime",
     "QueryChangedDiskAreas", "CreateContainerView", "DestroyView", "FindByUuid", "FindAllByUuid",
-    "HasPrivilegeOnEntities", "FetchUserPrivilegeOnEntities", "SessionIsActive",
+    "QueryPerf", "QueryPerfProviderSummary", "HasPrivilegeOnEntities", "FetchUserPrivilegeOnEntities", "SessionIsActive",
 })  # fmt: skip
 _LOST: Final = (ConnectionError, http.client.RemoteDisconnected, http.client.BadStatusLine)
 

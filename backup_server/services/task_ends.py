@@ -1,0 +1,182 @@
+"""Between which machines the data of a task moves: what traffic rules look at.
+
+| end | addresses |
+|---|---|
+| the proxy | those that it told of when it looked around |
+| a disk, `nbdssl`, `nbd` | the ESXi host's VMkernel adapters |
+| a disk, `direct-nfs` | the NFS server's |
+| a disk, `storage-snapshot` | the storage system's |
+| a disk, `direct-san`, `hotadd` | none: it comes over the SAN, or through the host that the proxy is on |
+| a repository | its endpoint's, its NFS server's; none for a directory of the proxy |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session as DbSession
+
+from backup_server.db.tables import Repository, StorageSystem, Task
+from backup_server.services.lookups import NONE, Addresses, Lookups, addresses_of_name
+from backup_server.services.networks import parse_address
+from backup_server.services.storage_places import Place, places_of
+from proxy_worker.contracts.messages import TaskKind
+from transports.base import TransportMode
+from transports.vsphere.api import Vsphere
+
+RESTORES: Final = frozenset({TaskKind.RESTORE_DISK_TO_VM.value, TaskKind.RESTORE_DISK_TO_FILE.value})
+_NETWORK: Final = frozenset({TransportMode.NBDSSL, TransportMode.NBD})
+IN_CLEAR: Final = {
+    TransportMode.NBD: "nbd sends the disk in the clear",
+    TransportMode.DIRECT_NFS: "NFS sends the disk in the clear",
+    TransportMode.STORAGE_SNAPSHOT: "storage is read in the clear",
+}
+"""Modes whose traffic can be read on the way."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """What is at the other end of a proxy's traffic."""
+
+    addresses: Addresses
+    clear: str = ""
+    """What crosses the network in the clear, for people; empty: nothing does."""
+    is_known: bool = True
+    """False: it is being looked up."""
+
+
+NOWHERE: Final = Point(addresses=NONE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskFacts:
+    """What decides about the ends of a task, out of its row and those that it names."""
+
+    kind: str
+    vcenter_id: str
+    host_moref: str
+    nfs_hosts: tuple[str, ...]
+    storage_hosts: tuple[str, ...]
+    """Storage systems on which its datastore lies."""
+    repository: str
+    """Location that it writes to, of a restore the one that it reads."""
+    copied_from: str
+    """Location that a copy reads; empty for others."""
+
+    @property
+    def is_restore(self) -> bool:
+        return self.kind in RESTORES
+
+
+def read_facts(s: DbSession, task_ids: Iterable[str]) -> dict[str, TaskFacts]:
+    """Of tasks that exist."""
+    wanted = list(task_ids)
+    locations = {
+        row.id: row.location for row in s.execute(sa.select(Repository.id, Repository.location))
+    }
+    systems = _systems_by_datastore(s)
+    found: dict[str, TaskFacts] = {}
+    for at in range(0, len(wanted), 500):
+        rows = s.execute(
+            sa.select(
+                Task.id,
+                Task.kind,
+                Task.vcenter_id,
+                Task.host_moref,
+                Task.datastore,
+                Task.repository_id,
+                Task.order,
+            ).where(Task.id.in_(wanted[at : at + 500]))
+        )
+        for row in rows:
+            found[row.id] = TaskFacts(
+                kind=row.kind,
+                vcenter_id=row.vcenter_id or "",
+                host_moref=row.host_moref,
+                nfs_hosts=_nfs_hosts(row.order),
+                storage_hosts=systems.get(row.datastore, ()),
+                repository=locations.get(row.repository_id, ""),
+                copied_from=str((row.order.get("source") or {}).get("location", "")),
+            )
+    return found
+
+
+def _nfs_hosts(order: dict[str, Any]) -> tuple[str, ...]:
+    disk = order.get("disk") or order.get("target_disk") or {}
+    return tuple((disk.get("storage") or {}).get("nfs_hosts", ()))
+
+
+def _systems_by_datastore(s: DbSession) -> dict[str, tuple[str, ...]]:
+    found: dict[str, tuple[str, ...]] = {}
+    for row in s.scalars(sa.select(StorageSystem)):
+        host = row.address.rpartition("@")[2].partition("/")[0]
+        host = host.rpartition(":")[0] if host.count(":") == 1 else host.strip("[]")
+        for volume in row.volumes:
+            for store in volume.get("datastores", ()):
+                name = f"{store['vcenter_id']}/{store['name']}"
+                found[name] = tuple(sorted({*found.get(name, ()), host}))
+    return found
+
+
+class Ends:
+    """Finds the addresses. Safe for threads."""
+
+    def __init__(self, vcenter: Callable[[str], Vsphere] | None, lookups: Lookups) -> None:
+        """`vcenter`: the client of a vCenter by its id; None: hosts are not known."""
+        self._vcenter = vcenter
+        self._lookups = lookups
+
+    def disk(self, facts: TaskFacts, mode: TransportMode | None, *, wait_s: float) -> Point:
+        """Where the disk of vSphere is in that mode; of a copy the repository that it reads."""
+        if facts.copied_from:
+            return self._storage(facts.copied_from, wait_s)
+        if mode is None or facts.kind == TaskKind.RESTORE_DISK_TO_FILE.value:
+            return NOWHERE
+        if mode in _NETWORK:
+            point = self._host(facts.vcenter_id, facts.host_moref, wait_s)
+        elif mode is TransportMode.DIRECT_NFS:
+            point = self._names(facts.nfs_hosts, wait_s)
+        elif mode is TransportMode.STORAGE_SNAPSHOT:
+            point = self._names(facts.storage_hosts, wait_s)
+        else:
+            return NOWHERE
+        return Point(addresses=point.addresses, clear=IN_CLEAR.get(mode, ""), is_known=point.is_known)
+
+    def repository(self, facts: TaskFacts, *, wait_s: float) -> Point:
+        return self._storage(facts.repository, wait_s)
+
+    def _storage(self, location: str, wait_s: float) -> Point:
+        places = [place for place in places_of(location) if place.host]
+        point = self._names((place.host for place in places), wait_s)
+        return Point(addresses=point.addresses, clear=_clear(places), is_known=point.is_known)
+
+    def _names(self, names: Iterable[str], wait_s: float) -> Point:
+        found: set[Any] = set()
+        is_known = True
+        for name in names:
+            ask = partial(addresses_of_name, name)
+            addresses = self._lookups.get(f"name {name}", ask, wait_s=wait_s)
+            is_known = is_known and addresses is not None
+            found.update(addresses or ())
+        return Point(addresses=frozenset(found), is_known=is_known)
+
+    def _host(self, vcenter_id: str, host_moref: str, wait_s: float) -> Point:
+        vcenter = self._vcenter
+        if vcenter is None or not vcenter_id or not host_moref:
+            return NOWHERE
+
+        def ask() -> Addresses:
+            told = vcenter(vcenter_id).host_addresses(host_moref)
+            return frozenset(parse_address(one.address) for one in told)
+
+        addresses = self._lookups.get(f"host {vcenter_id}/{host_moref}", ask, wait_s=wait_s)
+        return Point(addresses=addresses or NONE, is_known=addresses is not None)
+
+
+def _clear(places: Iterable[Place]) -> str:
+    how = sorted({place.how for place in places if place.clear})
+    return f"the repository is reached by {' and '.join(how)}, in the clear" if how else ""

@@ -1,0 +1,205 @@
+"""What running tasks are told of how fast they may move data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from backup_server.db.tables import Proxy, Repository, Task, TrafficRule
+from backup_server.scheduler.rates import RateKeeper
+from backup_server.services import datastore_loads, traffic_rules
+from backup_server.services.context import Context
+from backup_server.services.latency import Control
+from backup_server.services.lookups import Lookups
+from backup_server.services.task_ends import Ends
+from proxy_worker.contracts.messages import DownMessage, RateLimit, RateOrder
+from tests.support.history import Clock, Seeded
+from transports.base import TransportMode
+from transports.vsphere.model import HostAddress
+
+PROXY, HOST, STORE = "10.0.0.5", "10.0.1.9", "10.7.0.3"
+
+
+class Down:
+    def __init__(self) -> None:
+        self.sent: list[RateOrder] = []
+
+    def send(self, proxy_id: str, messages: Iterable[DownMessage]) -> None:
+        del proxy_id
+        self.sent += [one for one in messages if isinstance(one, RateOrder)]
+
+    def take(self) -> dict[str, RateLimit | None]:
+        taken = {one.task_id: one.rate for one in self.sent}
+        self.sent.clear()
+        return taken
+
+
+class OneHost:
+    def host_addresses(self, moref: str) -> tuple[HostAddress, ...]:
+        return (HostAddress(address=HOST),) if moref == "host-1" else ()
+
+
+class Rig:
+    def __init__(self, ctx: Context, clock: Clock) -> None:
+        self.ctx, self.clock = ctx, clock
+        self.down = Down()
+        self.lookups = Lookups(clock, ctx.log)
+        ends = Ends(lambda _: OneHost(), self.lookups)  # type: ignore[arg-type, return-value]
+        self.keeper = RateKeeper(ctx, self.down, ends, leading=lambda: True)  # type: ignore[arg-type]
+
+    def round(self) -> dict[str, RateLimit | None]:
+        """What was told in one round."""
+        self.keeper.step()
+        return self.down.take()
+
+    def later(self, seconds: float) -> dict[str, RateLimit | None]:
+        self.clock.now += timedelta(seconds=seconds)
+        return self.round()
+
+    def rule(self, name: str, rate: str | None, **more: Any) -> None:
+        body = {"name": name, "source": ["10.0.0.0/24"], "target": ["10.0.1.0/24"], "rate": rate}
+        traffic_rules.add(self.ctx, {**body, **more})
+
+    def task(self, name: str, **values: Any) -> str:
+        """A running backup of a disk of which only the id is new."""
+        with self.ctx.db() as s:
+            first = s.get_one(Task, "task-run-1")
+            columns = {c.key: getattr(first, c.key) for c in sa.inspect(Task).mapper.column_attrs}
+            columns |= {"id": name, "disk_key": 5000 + len(name) * 100 + ord(name[-1])}
+            columns |= {"state": "running", "host_moref": "host-1", "rate_bytes_per_s": None}
+            s.add(Task(**{**columns, **values}))
+        return name
+
+    def end(self, *names: str) -> None:
+        with self.ctx.db() as s:
+            s.execute(sa.update(Task).where(Task.id.in_(names)).values(state="done"))
+
+    def stored(self, name: str) -> int | None:
+        with self.ctx.db.read() as s:
+            return s.get_one(Task, name).rate_bytes_per_s
+
+
+@pytest.fixture
+def rig(ctx: Context, seeded: Seeded, clock: Clock) -> Iterator[Rig]:
+    del seeded
+    with ctx.db() as s:
+        s.execute(sa.update(Task).where(Task.state == "running").values(state="done"))
+        proxy = s.query(Proxy).filter_by(name="default").one()
+        proxy.version = "0.4.0"
+        proxy.connections = {"addresses": [f"{PROXY}/24", "127.0.0.1/8", "nonsense"]}
+        proxy.connections_at = clock()
+    rig = Rig(ctx, clock)
+    yield rig
+    rig.lookups.close()
+
+
+def source(bytes_per_s: int) -> RateLimit:
+    return RateLimit(bytes_per_s=bytes_per_s, source=True, target=False)
+
+
+def test_nothing_is_said_where_nothing_is_limited(rig: Rig) -> None:
+    rig.task("a")
+    assert rig.round() == {}
+    assert rig.later(60) == {}
+
+
+def test_a_rule_is_shared_and_what_one_had_comes_back_when_it_ends(rig: Rig) -> None:
+    rig.rule("hosts", "80Mbit")
+    rig.task("a")
+    assert rig.round() == {"a": source(10_000_000)}
+    rig.task("b")
+    assert rig.later(2) == {"a": source(5_000_000), "b": source(5_000_000)}
+    assert rig.stored("a") == 5_000_000
+    assert rig.later(2) == {}, "nothing changed"
+    rig.end("a")
+    assert rig.later(2) == {"b": source(10_000_000)}
+
+
+def test_what_holds_is_said_again_and_what_ended_a_few_times(rig: Rig) -> None:
+    rig.rule("hosts", "80Mbit")
+    rig.task("a")
+    assert rig.round() == {"a": source(10_000_000)}
+    assert rig.later(11) == {"a": source(10_000_000)}
+    with rig.ctx.db() as s:
+        s.query(TrafficRule).delete()
+    assert [rig.later(11) for _ in range(5)] == [{"a": None}] * 3 + [{}] * 2
+    assert rig.stored("a") is None
+
+
+def test_a_new_leader_lifts_what_the_one_before_had_ordered(rig: Rig) -> None:
+    rig.task("a", rate_bytes_per_s=5)
+    assert rig.round() == {"a": None}
+    assert rig.stored("a") is None
+
+
+def test_a_rule_covers_by_mode_and_by_restore(rig: Rig) -> None:
+    rig.rule("hosts", "80Mbit")
+    rig.task("san", mode="direct-san")
+    rig.task("moved", mode="direct-san", progress={"mode": "nbdssl"})
+    rig.task("back", kind="restore-disk-to-vm")
+    assert rig.round() == {"moved": source(10_000_000)}
+    with rig.ctx.db() as s:
+        for row in s.query(TrafficRule):
+            row.options = {**row.options, "restores": True}
+    told = rig.later(2)
+    assert told["back"] == RateLimit(bytes_per_s=5_000_000, source=False, target=True)
+
+
+def test_the_repository_is_the_other_end(rig: Rig) -> None:
+    with rig.ctx.db() as s:
+        s.query(Repository).one().location = f"s3://bucket/x?endpoint=http://{STORE}:9000"
+    rig.rule("branch", "8Mbit", target=["10.7.0.0-10.7.0.9"])
+    rig.task("a")
+    assert rig.round() == {"a": RateLimit(bytes_per_s=1_000_000, source=False, target=True)}
+    rig.rule("hosts", "80Mbit")
+    both = RateLimit(bytes_per_s=1_000_000, source=True, target=True)
+    assert rig.later(2) == {"a": both}, "the lowest wins, and both ends count"
+
+
+def test_hours_change_the_rate(rig: Rig) -> None:
+    window = {"hours": [{"days": ["mon"], "from": "02:00", "to": "03:00"}]}
+    rig.rule("hosts", "80Mbit", windows=[{"window": window, "rate": "8Mbit"}])
+    rig.task("a")
+    assert rig.round() == {"a": source(1_000_000)}  # Monday, 02:30
+    assert rig.later(3600) == {"a": source(10_000_000)}
+
+
+def test_tasks_on_a_slow_datastore_share_what_it_bears(rig: Rig) -> None:
+    with rig.ctx.db() as s:
+        row = datastore_loads.row_of(s, "vc-1", "ssd")
+        row.measured_at, row.read_latency_ms = rig.clock(), 55
+        row.control = Control(
+            closed_since=rig.clock(), allowance_bytes_per_s=9_000_000, before_bytes_per_s=12_000_000
+        ).to_json()
+    rig.task("a", mode="direct-san")
+    rig.task("b")
+    rig.task("c", datastore="vc-1/other")
+    rig.task("d", kind="restore-disk-to-vm")
+    assert rig.round() == {"a": source(4_500_000), "b": source(4_500_000)}
+    assert rig.later(120) == {"a": None, "b": None}, "an old figure slows nobody"
+
+
+def test_a_worker_of_the_release_before_is_not_told(rig: Rig) -> None:
+    with rig.ctx.db() as s:
+        s.query(Proxy).filter_by(name="default").one().version = "0.3.0"
+    rig.rule("hosts", "80Mbit")
+    rig.task("a")
+    assert rig.round() == {}
+    assert rig.stored("a") == 10_000_000
+
+
+def test_a_task_begins_with_its_part(rig: Rig) -> None:
+    rig.rule("hosts", "80Mbit")
+    first = rig.task("a")
+    rig.round()
+    with rig.ctx.db.read() as s:
+        row = s.get_one(Task, rig.task("b", state="pending"))
+        proxy_id = s.get_one(Task, first).proxy_id
+        assert proxy_id
+        start = (row, proxy_id, TransportMode.NBDSSL)
+        assert rig.keeper.at_start(s, [start]) == {"b": source(5_000_000)}
+        assert rig.keeper.at_start(s, [(row, proxy_id, TransportMode.DIRECT_SAN)]) == {}
