@@ -8,9 +8,10 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
+from pipeline.continuing import Continuation, is_backed
 from pipeline.errors import (
     CancelledError,
     IntegrityError,
@@ -20,8 +21,7 @@ from pipeline.model import BlobId, BlockCounts, DiskStats, ReadMode, StageTimes
 from pipeline.planning import ZERO_ROOT, BackupPlan, BlockRanges, bytes_of
 from pipeline.progress import MoverProgress
 from pipeline.repository.blobs import COMPRESSION_LEVELS, BlobCodec
-from pipeline.repository.index import Index, IndexLoader
-from pipeline.repository.maps import open_node_ids
+from pipeline.repository.index import IndexLoader
 from pipeline.repository.reader import BlobReader
 from pipeline.repository.repository import Repository
 from pipeline.repository.work import WorkRecord, WorkState, read_work, write_work
@@ -68,8 +68,11 @@ def backup_disk(
     progress: Callable[[MoverProgress], None],
     clock: Clock,
     options: MoverOptions = MoverOptions(),
+    continued: Continuation | None = None,
 ) -> DiskBackup:
     """Back up one disk as planned. `reader` is used by one other thread meanwhile and not closed.
+
+    `continued`: what `go_on_from` made; `plan` is its plan then.
 
     An earlier attempt with the same `work_id` is continued; one that was finished is answered from its
     record. Raises what the reader raised (then everything read before is durable and the next attempt
@@ -88,7 +91,11 @@ def backup_disk(
             f"the disk has {reader.size_bytes} bytes and was planned with {plan.capacity_bytes}; "
             "it was resized meanwhile: run the backup again"
         )
-    run = _Run(repository, reader, plan, compression, work_id, cancel, progress, clock, options)
+    if continued is not None and plan is not continued.plan:
+        raise ValueError("a backup that goes on from earlier work goes by the plan of that")
+    run = _Run(
+        repository, reader, plan, compression, work_id, cancel, progress, clock, options, continued
+    )
     return run.backup()
 
 
@@ -106,6 +113,7 @@ class _Run:
         progress: Callable[[MoverProgress], None],
         clock: Clock,
         options: MoverOptions,
+        continued: Continuation | None = None,
     ) -> None:
         self._repository = repository
         self._reader = reader
@@ -116,6 +124,7 @@ class _Run:
         self._progress = progress
         self._clock = clock
         self._options = options
+        self._continued = continued
         self._workers = options.workers or len(os.sched_getaffinity(0))
         self._total_bytes = plan.read_bytes
         self._started_s = clock()
@@ -132,7 +141,7 @@ class _Run:
         begun_at_s = record.begun_at_s if record is not None else self._begin()
         loader = self._repository.index_loader()
         index = loader.refresh()
-        if record is not None and not _is_backed(record, index):
+        if record is not None and not is_backed(record, index):
             record = None
             self._tally = Tally()
             begun_at_s = self._begin()
@@ -161,10 +170,15 @@ class _Run:
             capacity_bytes=self._plan.capacity_bytes,
             read_mode=self._plan.read_mode.value,
             base_root=self._plan.base_root,
+            first_base=self._first_base,
         )
         repository = self._repository
         write_work(repository.storage, repository.keyring, repository.aead, self._work_id, record)
         return begun_at_s
+
+    @property
+    def _first_base(self) -> str:
+        return self._continued.first_base if self._continued is not None else ""
 
     def _move(self, record: WorkRecord | None, begun_at_s: float, loader: IndexLoader) -> DiskBackup:
         repository, plan = self._repository, self._plan
@@ -177,9 +191,11 @@ class _Run:
         claims = Claims(loader.index)
         reader = BlobReader(repository.storage, repository.keyring, loader.index)
         bases = None
-        if repository.makes_patches and plan.base_root != ZERO_ROOT:
+        # The map of earlier work is not stored yet; what that had for its base serves as well.
+        patched = replace(plan, base_root=self._first_base) if self._first_base else plan
+        if repository.makes_patches and patched.base_root != ZERO_ROOT:
             bases = Bases(
-                flow=flow, reader=reader, index=loader.index, plan=plan, first_block=first_block
+                flow=flow, reader=reader, index=loader.index, plan=patched, first_block=first_block
             )
         packs = PackStage(
             flow=flow,
@@ -220,6 +236,8 @@ class _Run:
             checkpoint_every_s=self._options.checkpoint_every_s,
             clock=self._clock,
             busy=self._storing,
+            first_base=self._first_base,
+            nodes=self._continued.nodes if self._continued is not None else {},
         )
         if record is not None:
             store.go_on(record)
@@ -299,12 +317,14 @@ class _Run:
         # Not by the plan: an earlier attempt may have had another one, in a mode that knew more or less of
         # what is allocated.
         untouched = plan.block_count - tally.zero - tally.new - tally.deduplicated
-        is_increment = plan.read_mode is ReadMode.INCREMENT
+        kept = untouched
+        if plan.read_mode is not ReadMode.INCREMENT:
+            kept = 0 if self._continued is None else min(untouched, self._continued.kept.block_count)
         counts = BlockCounts(
-            zero=tally.zero + (0 if is_increment else untouched),
+            zero=tally.zero + untouched - kept,
             new=tally.new,
             deduplicated=tally.deduplicated,
-            unchanged=untouched if is_increment else 0,
+            unchanged=kept,
         )
         return DiskBackup(
             map_root=BlobId(map_root),
@@ -318,14 +338,3 @@ class _Run:
                 stages=self._stages(),
             ),
         )
-
-
-def _is_backed(record: WorkRecord, index: Index) -> bool:
-    """Everything the record's open nodes name is in the index, and what patches among it are made of:
-    nobody pruned it meanwhile.
-    """
-    for _, blob_id in open_node_ids(record.nodes):
-        location = index.find(blob_id)
-        if location is None or (location.base_id and location.base_id not in index):
-            return False
-    return True

@@ -132,7 +132,7 @@ def plan_backup(
         raise ValueError(f"a disk of {capacity_bytes} bytes in blocks of {block_size_bytes}")
     count = -(-capacity_bytes // block_size_bytes)
     everything = BlockRanges([(0, count)])
-    held = everything if allocated is None else _blocks_of(allocated, capacity_bytes, block_size_bytes)
+    held = everything if allocated is None else blocks_of(allocated, capacity_bytes, block_size_bytes)
     reason = _reason_for_full(
         previous_map_root, previous_capacity_bytes, capacity_bytes, changed, full_read_reason
     )
@@ -148,7 +148,7 @@ def plan_backup(
             changed_bytes=bytes_of(held, capacity_bytes, block_size_bytes),
         )
     counted = _ByteCount(capacity_bytes)
-    touched = _blocks_of(counted.each(changed), capacity_bytes, block_size_bytes)
+    touched = blocks_of(counted.each(changed), capacity_bytes, block_size_bytes)
     return BackupPlan(
         read_mode=ReadMode.INCREMENT,
         reason="",
@@ -191,7 +191,8 @@ class _ByteCount:
             yield extent
 
 
-def _blocks_of(extents: Iterable[Extent], capacity_bytes: int, block_size_bytes: int) -> BlockRanges:
+def blocks_of(extents: Iterable[Extent], capacity_bytes: int, block_size_bytes: int) -> BlockRanges:
+    """The blocks that these extents touch, clipped to the disk."""
     return BlockRanges(
         (
             max(0, extent.offset) // block_size_bytes,

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import bisect
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from pipeline.continuing import Continuation
 from pipeline.model import ReadMode
 from pipeline.planning import BackupPlan, BlockRanges
 from pipeline.repository import Repository
@@ -104,6 +106,40 @@ def try_tracking(
         seed=seed, block_count=plan.block_count, changed=touched, wanted=wanted * CANDIDATES
     )
     lookup = MapLookup(repository.reader().load_node, bytes.fromhex(plan.base_root), plan.block_count)
+    return _compare(repository, reader, plan, lookup, drawn, wanted=wanted, seed=seed)
+
+
+def try_kept(
+    *, repository: Repository, reader: DiskReader, continued: Continuation, wanted: int, seed: str
+) -> Trial:
+    """The same for blocks that earlier work had read and that are to be taken over unread."""
+    if wanted <= 0:
+        return NO_TRIAL
+    plan = continued.plan
+    others = BlockRanges([(0, plan.block_count)]).difference(continued.kept)
+    drawn = draw_blocks(
+        seed=seed, block_count=plan.block_count, changed=others, wanted=wanted * CANDIDATES
+    )
+    stored = repository.reader()
+
+    def load_node(blob_id: bytes) -> bytes:
+        content = continued.nodes.get(blob_id)
+        return stored.load_node(blob_id) if content is None else content
+
+    lookup = MapLookup(load_node, bytes.fromhex(plan.base_root), plan.block_count)
+    return _compare(repository, reader, plan, lookup, drawn, wanted=wanted, seed=seed)
+
+
+def _compare(
+    repository: Repository,
+    reader: DiskReader,
+    plan: BackupPlan,
+    lookup: MapLookup,
+    drawn: Sequence[int],
+    *,
+    wanted: int,
+    seed: str,
+) -> Trial:
     sample = choose({block: lookup.find(block) for block in drawn}, wanted, seed=seed)
     size = plan.block_size_bytes
     buffer = bytearray(size)

@@ -8,12 +8,13 @@ from __future__ import annotations
 from typing import Final
 
 from pipeline import planning
+from pipeline.continuing import Continuation, go_on_from
 from pipeline.errors import IntegrityError
 from pipeline.model import ReadMode
 from pipeline.planning import BackupPlan
 from pipeline.repository import Repository
 from pipeline.repository.work import read_work
-from pipeline.tracking_trial import NO_TRIAL, Trial, try_tracking
+from pipeline.tracking_trial import NO_TRIAL, Trial, try_kept, try_tracking
 from proxy_worker.contracts.extents import unpack_extents
 from proxy_worker.contracts.messages import BackupDiskOrder, TaskRequest
 from proxy_worker.vsphere_session import RenewableSession
@@ -130,30 +131,99 @@ def trust_or_read_all(
         except IntegrityError as error:
             # What cannot be compared cannot be built on either; a full scan stores it anew.
             reason = f"the previous map cannot be read: {error}"
-    reason = reason or _read_all_before(request, repository)
+    reason = reason or _read_all_before(request, order, repository)
     if not reason:
         return plan, trial
-    return (
-        planning.plan_backup(
-            capacity_bytes=plan.capacity_bytes,
-            block_size_bytes=plan.block_size_bytes,
-            previous_map_root=order.previous_map_root,
-            changed=None,
-            allocated=_allocated_by_mode(order, reader),
-            full_read_reason=reason,
-        ),
-        trial,
+    return _read_everything(order, plan, reader, reason), trial
+
+
+def _read_everything(
+    order: BackupDiskOrder, plan: BackupPlan, reader: DiskReader, reason: str
+) -> BackupPlan:
+    return planning.plan_backup(
+        capacity_bytes=plan.capacity_bytes,
+        block_size_bytes=plan.block_size_bytes,
+        previous_map_root=order.previous_map_root,
+        changed=None,
+        allocated=_allocated_by_mode(order, reader),
+        full_read_reason=reason,
     )
 
 
-def _read_all_before(request: TaskRequest, repository: Repository) -> str:
+def _read_all_before(request: TaskRequest, order: BackupDiskOrder, repository: Repository) -> str:
     """Why an earlier attempt at this disk did not trust tracking; empty when none did that. What it found
     stands, and so does what it read.
     """
+    for work_id in filter(None, (request.task_id, order.continue_work)):
+        try:
+            record = read_work(repository.storage, repository.keyring, work_id)
+        except IntegrityError:
+            continue  # the mover begins anew then
+        if record is not None and record.read_mode == ReadMode.FULL_SCAN.value:
+            return "an earlier attempt at this disk had begun to read everything"
+    return ""
+
+
+# ---- what an earlier session left -----------------------------------------------------------------
+
+
+def go_on_where_possible(
+    request: TaskRequest,
+    order: BackupDiskOrder,
+    plan: BackupPlan,
+    trial: Trial,
+    session: RenewableSession,
+    reader: DiskReader,
+    repository: Repository,
+) -> tuple[BackupPlan, Trial, Continuation | None]:
+    """The plan that goes on from what an earlier session of the job had read when it was stopped, or `plan`.
+
+    It rests on change tracking: where that is in doubt, or does not answer, the disk is read as if there had
+    been no such session. A few of the blocks that would be taken over are read all the same and compared.
+    """
+    in_doubt = plan.read_mode is ReadMode.FULL_SCAN and plan.reason != order.full_read_reason
+    if not order.continue_work or trial.differing or in_doubt:
+        return plan, trial, None
+    changed = _changed_since(order, session)
+    if changed is None:
+        return plan, trial, None
+    continued = go_on_from(
+        repository=repository, plan=plan, work_id=order.continue_work, changed=changed
+    )
+    if continued is None:
+        return plan, trial, None
     try:
-        record = read_work(repository.storage, repository.keyring, request.task_id)
+        kept = try_kept(
+            repository=repository,
+            reader=reader,
+            continued=continued,
+            wanted=order.sampled_blocks,
+            seed=request.task_id,
+        )
     except IntegrityError:
-        return ""  # the mover begins anew then
-    if record is None or record.read_mode != ReadMode.FULL_SCAN.value:
-        return ""
-    return "an earlier attempt at this disk had begun to read everything"
+        return plan, trial, None  # what cannot be compared is not taken over
+    both = Trial(sampled=trial.sampled + kept.sampled, differing=kept.differing)
+    if not kept.differing:
+        return continued.plan, both, continued
+    if plan.read_mode is ReadMode.INCREMENT:
+        plan = _read_everything(order, plan, reader, both.for_people())
+    return plan, both, None
+
+
+def _changed_since(order: BackupDiskOrder, session: RenewableSession) -> list[Extent] | None:
+    """What changed since the earlier session's moment; None when nobody can tell."""
+    disk, snapshot = order.disk, order.disk.snapshot_moref
+    if not order.continue_change_id or not order.current_change_id:
+        return None
+    if order.continue_changes:
+        try:
+            return unpack_extents(order.continue_changes, size_bytes=disk.capacity_bytes)
+        except ValueError:
+            return None
+    if snapshot is None:
+        return None
+    since = order.continue_change_id
+    try:
+        return session.use(lambda v: v.changed_areas(disk.vm_moref, snapshot, disk.disk_key, since))
+    except ChangeTrackingUnusableError:
+        return None

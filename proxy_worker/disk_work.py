@@ -36,7 +36,7 @@ from proxy_worker.contracts.messages import (
     TaskRequest,
     TaskSecrets,
 )
-from proxy_worker.disk_reading import plan_disk, trust_or_read_all
+from proxy_worker.disk_reading import go_on_where_possible, plan_disk, trust_or_read_all
 from proxy_worker.progress import ProgressMeter, phase_report
 from proxy_worker.throttle import Side, Throttle, ThrottledReader, ThrottledStorage, throttled_writer
 from proxy_worker.vsphere_session import Connect, RenewableSession, RenewAccess
@@ -184,6 +184,9 @@ def _backup(
             held = ThrottledReader(reader, tools.throttle)
             plan = plan_disk(order, held, session, repository.block_size_bytes)
             plan, trial = trust_or_read_all(request, order, plan, held, repository)
+            plan, trial, continued = go_on_where_possible(
+                request, order, plan, trial, session, held, repository
+            )
             done = mover.backup_disk(
                 repository=repository,
                 reader=held,
@@ -193,6 +196,7 @@ def _backup(
                 cancel=tools.cancel,
                 progress=tools.meter(request, "reading", lambda: reader.mode),
                 clock=tools.clock,
+                continued=continued,
             )
         finally:
             reader.close()

@@ -8,7 +8,7 @@ and is a warning, never a lost backup.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from backup_server.db.states import Result, TaskState, VmState, change_state
@@ -27,11 +27,13 @@ from backup_server.services import (
     stopping,
     storage_snapshots,
     tracking,
+    unfinished,
     vm_snapshots,
 )
 from backup_server.services.context import Context
 from backup_server.services.selection import disk_reason
 from backup_server.services.steps import StepCancelledError, StepFailedError, Work
+from backup_server.services.unfinished import EarlierDisk
 from pipeline.model import (
     BlobId,
     Consistency,
@@ -85,9 +87,12 @@ def prepare(ctx: Context, vm_id: str) -> None:
     stores = _datastores(client, snapshot.disks, info.datacenter)
     work = steps.load(ctx, vm_id)
     disks = _chosen(work, info, snapshot)
-    plans = _first_plans(ctx, work, disks, base)
-    held = storage_snapshots.hold(ctx, client, work, info, snapshot, disks, stores, plans)
-    _make_tasks(ctx, steps.load(ctx, vm_id), info, snapshot, config, stores, base, held)
+    earlier = _earlier(ctx, work, disks)
+    plans = _first_plans(ctx, steps.load(ctx, vm_id), disks, base)
+    held = storage_snapshots.hold(
+        ctx, client, work, info, snapshot, disks, stores, plans, _since(earlier)
+    )
+    _make_tasks(ctx, steps.load(ctx, vm_id), info, snapshot, config, stores, base, held, earlier)
     ctx.wake_dispatcher.set()
 
 
@@ -233,6 +238,25 @@ def _chosen(work: Work, info: VmInfo, snapshot: SnapshotInfo) -> list[DiskInfo]:
     return disks
 
 
+def _earlier(ctx: Context, work: Work, disks: Sequence[DiskInfo]) -> Mapping[int, EarlierDisk]:
+    """What a session that was stopped left of these disks, by their keys. A person who asks for a full asks
+    for everything to be read.
+    """
+    options = work.session.options
+    if options.get("full") and options.get("trigger") == "manual":
+        return {}
+    with ctx.db.read() as s:
+        earlier = unfinished.find(s, work, ctx.clock())
+    if earlier.was_full and not options.get("full"):
+        with ctx.db() as s:
+            steps.remember(s, work.vm.id, full_left=True)
+    return unfinished.choose(earlier, disks, change_tracking=work.job["options"]["change_tracking"])
+
+
+def _since(earlier: Mapping[int, EarlierDisk]) -> dict[int, str]:
+    return {key: one.disk.change_id for key, one in earlier.items()}
+
+
 def _first_plans(
     ctx: Context, work: Work, disks: Sequence[DiskInfo], base: doubts.Base
 ) -> dict[int, disk_plan.DiskPlan]:
@@ -253,6 +277,7 @@ def _make_tasks(
     stores: dict[str, DatastoreInfo],
     base: doubts.Base,
     held: storage_snapshots.Held | None,
+    earlier: Mapping[int, EarlierDisk],
 ) -> None:
     """Tasks, plan and configuration in the transaction that makes the VM running."""
     rules = work.job["selection"]["exclude_disks"]
@@ -295,6 +320,8 @@ def _make_tasks(
             plan = plans[disk.key]
             sample = tracking.sample_order(work.job["options"], rows, disk, plan, now)
             task = _task(work, info, snapshot, disk, plan, position, sample, stores=stores, now=now)
+            if disk.key in earlier:
+                _go_on_from(task, earlier[disk.key], work.job["options"])
             if held is not None:
                 storage_snapshots.read_from(task, held, plan)
             s.add(task)
@@ -314,7 +341,8 @@ def _base(
     previous = job_plan.previous_point(s, repository_id, uuid)
     full = disk_plan.full_reason(
         previous,
-        forced=bool(work.session.options.get("full")),
+        # Also for a VM whose full was stopped: what it read would be of no use for an increment.
+        forced=bool(work.session.options.get("full") or work.details.get("full_left")),
         full_every_days=work.job["options"]["full_every_days"],
         last_full_at=job_plan.last_full_at(s, repository_id, uuid),
         now=ctx.clock(),
@@ -401,6 +429,18 @@ def _task(
     )
 
 
+def _go_on_from(task: Task, earlier: EarlierDisk, options: Mapping[str, Any]) -> None:
+    """Make a new task one that goes on from what a stopped session read."""
+    task.continues_task_id = earlier.task_id
+    task.order = {
+        **task.order,
+        "continue_work": earlier.task_id,
+        "continue_change_id": earlier.disk.change_id,
+        # What is taken over unread is put on trial as what an increment leaves out is.
+        "sampled_blocks": int(options.get("sample_blocks", tracking.DEFAULT_SAMPLE_BLOCKS)),
+    }
+
+
 # ---- finishing ------------------------------------------------------------------------------------
 
 
@@ -408,6 +448,7 @@ def finish(ctx: Context, vm_id: str) -> None:
     """Bring a VM from finishing to done."""
     work = steps.load(ctx, vm_id)
     doubts.confirm_snapshot(ctx, work)
+    doubts.note_what_carries(ctx, work)
     work = steps.load(ctx, vm_id)
     _remove_snapshot(ctx, work)
     storage_snapshots.release(ctx, steps.load(ctx, vm_id))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from backup_server.db.states import Result
 from backup_server.db.tables import Intent, Task
 from backup_server.errors import ConflictError, IntegrityError
-from backup_server.services import disk_plan, job_plan, steps, storage_snapshots
+from backup_server.services import disk_plan, job_plan, steps, storage_snapshots, unfinished
 from backup_server.services.context import Context
 from backup_server.services.steps import Work
 from pipeline.model import RestorePoint
@@ -118,6 +118,31 @@ def confirm_snapshot(ctx: Context, work: Work) -> None:
             steps.remember(s, work.vm.id, failure=failure, tries=None, not_before=None)
         else:
             steps.remember(s, work.vm.id, snapshot_held=True)
+
+
+def note_what_carries(ctx: Context, work: Work) -> None:
+    """Of a VM whose session is stopped: whether its disks were read of one moment to the end, so that the next
+    session may go on from what was read. Before our own removal of the snapshot, as confirm_snapshot.
+    """
+    if not work.session.stop_reason or unfinished.CARRIES in work.details:
+        return
+    with ctx.db.read() as s:
+        intent = steps.open_intent(s, work.vm.id)
+        tasks = steps.tasks_of(s, work.vm.id)
+    carries = bool(tasks) and "failure" not in work.details
+    if carries and not any(storage_snapshots.held_of(task) for task in tasks):
+        carries = intent is not None and _stayed(ctx, work, intent, tasks)
+    with ctx.db() as s:
+        steps.remember(s, work.vm.id, **{unfinished.CARRIES: carries})
+
+
+def _stayed(ctx: Context, work: Work, intent: Intent, tasks: Sequence[Task]) -> bool:
+    try:
+        snapshots = ctx.vcenters.get(work.vcenter_id).snapshots(work.vm.moref)
+    except TransportError as error:
+        ctx.log.info("backup.not-carried", vm=work.vm.name, reason=str(error))
+        return False  # it costs reading the disks again, and nothing else
+    return not _snapshot_problem(intent, tasks, snapshots)
 
 
 def _doubt_what_san_read(ctx: Context, work: Work, tasks: Sequence[Task]) -> None:

@@ -19,6 +19,7 @@ from backup_server.services import (
     repairs,
     repositories,
     restore_points,
+    unfinished,
     verification,
 )
 from backup_server.services.context import Context
@@ -111,7 +112,8 @@ def _carry_out(ctx: Context, session: Session, repository_id: str) -> dict[str, 
 def _needed_work(ctx: Context, repository_id: str) -> list[str]:
     """Tasks that may go on from what they left in the repository."""
     with ctx.db.read() as s:
-        return list(
+        left = unfinished.needed_work(s, repository_id, ctx.clock())
+        return left + list(
             s.scalars(
                 sa.select(Task.id)
                 .join(Session, Session.id == Task.session_id)

@@ -78,6 +78,8 @@ class HeldDisk:
     known_changes: str
     full_read_reason: str
     """Why tracking could not answer; empty when it did, or was not to be asked."""
+    continue_changes: str = ""
+    """What changed since an earlier session read the disk; empty when nobody can tell."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +107,11 @@ def read_from(task: Task, held: Held, plan: DiskPlan) -> None:
         known_changes="" if reason else disk.known_changes,
         previous_change_id="" if reason else order.previous_change_id,
         full_read_reason=reason,
+        continue_changes=disk.continue_changes,
     )
+    if not disk.continue_changes:
+        task.continues_task_id = None
+        changed = replace(changed, continue_work="", continue_change_id="")
     facts = disk_facts.of_task(task)
     assert facts is not None
     told = StorageSnapshotFacts(
@@ -136,8 +142,10 @@ def hold(
     disks: Sequence[DiskInfo],
     stores: Mapping[str, DatastoreInfo],
     plans: Mapping[int, DiskPlan],
+    since: Mapping[int, str],
 ) -> Held | None:
     """Keep the snapshot's state on the storage and remove the snapshot; None: read it in the standard way.
+    `since`: change ids of the disks that an earlier session left, by their keys.
 
     May be begun again after a crash: what an earlier try left is removed first.
     """
@@ -158,7 +166,8 @@ def hold(
         return None
     places = {key: place for key, place in found.items() if place is not None}
     held_disks = {
-        disk.key: _held(client, work, snapshot, disk, plans[disk.key], places) for disk in disks
+        disk.key: _held(client, work, snapshot, disk, plans[disk.key], places, since.get(disk.key, ""))
+        for disk in disks
     }
     intent = _ensure_intent(ctx, work, places.values())
     try:
@@ -286,6 +295,7 @@ def _held(
     disk: DiskInfo,
     plan: DiskPlan,
     places: Mapping[int, Place],
+    since: str,
 ) -> HeldDisk:
     """The proxy cannot ask any more when it reads, so the changes go with its order."""
     changes, reason = "", ""
@@ -297,7 +307,24 @@ def _held(
             changes = pack_extents(areas)
         except ChangeTrackingUnusableError as error:
             reason = str(error)
-    return HeldDisk(place=places[disk.key], plan=plan, known_changes=changes, full_read_reason=reason)
+    return HeldDisk(
+        place=places[disk.key],
+        plan=plan,
+        known_changes=changes,
+        full_read_reason=reason,
+        continue_changes=_changes_since(client, work, snapshot, disk, since),
+    )
+
+
+def _changes_since(
+    client: Vsphere, work: Work, snapshot: SnapshotInfo, disk: DiskInfo, since: str
+) -> str:
+    if not since:
+        return ""
+    try:
+        return pack_extents(client.changed_areas(work.vm.moref, snapshot.moref, disk.key, since))
+    except ChangeTrackingUnusableError:
+        return ""
 
 
 def _ensure_intent(ctx: Context, work: Work, places: Iterable[Place]) -> Intent:

@@ -53,6 +53,9 @@ from transports.base import TransportMode
 OUTBOX_TASK = "task"
 OUTBOX_DOWN = "down"
 OUTBOX_RESCAN = "rescan"
+UNHEARD = "unheard"
+"""Fact of a task: the end of an attempt was not heard. What it left is good for this task, whose snapshot holds
+the disk still, and is not to be trusted once that is gone."""
 NETWORK_MODES = frozenset({TransportMode.NBDSSL, TransportMode.NBD})
 _BATCH = 500
 
@@ -464,6 +467,7 @@ def _take_back(
     ended: list[Ended] = []
     for row in rows:
         ids = task_ids(row)
+        row.facts = {**(row.facts or {}), UNHEARD: True}
         try:
             applied = _try_again(db, row, reason, policy, now)
         except StaleStateError:

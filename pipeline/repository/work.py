@@ -45,6 +45,9 @@ class WorkRecord:
     nodes: list[dict[str, Any]] = field(default_factory=list)
     map_root: str = ""
     stats: dict[str, Any] = field(default_factory=dict)
+    first_base: str = ""
+    """Of a work that goes on from another's map (its `base_root`): the base that the first of them had. Empty:
+    it begins by itself."""
 
 
 def write_work(
@@ -63,6 +66,8 @@ def write_work(
         "map_root": record.map_root,
         "stats": record.stats,
     }
+    if record.first_base:
+        fields["first_base"] = record.first_base
     data = seal(keyring, algorithm, SealedKind.WORK, name, to_canonical(fields))
     storage.replace(name, data)
     return len(data)
@@ -87,6 +92,7 @@ def read_work(storage: Storage, keyring: Keyring, work_id: str) -> WorkRecord | 
             nodes=fields["nodes"],
             map_root=fields["map_root"],
             stats=fields["stats"],
+            first_base=fields.get("first_base", ""),
         )
         _check_fields(record)
     except (KeyError, TypeError, ValueError) as error:
@@ -101,7 +107,7 @@ def _check_fields(record: WorkRecord) -> None:
         raise ValueError("counts that are none")
     if not math.isfinite(record.begun_at_s) or not isinstance(record.read_mode, str):
         raise ValueError("a begin or a mode that is none")
-    for root in (record.base_root, record.map_root):
+    for root in (record.base_root, record.map_root, record.first_base):
         if root != "":
             checked_map_root(root)
     if not all(type(value) in {int, float} for value in dict(record.stats).values()):

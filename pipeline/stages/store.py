@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -66,7 +66,10 @@ class StoreStage:
         checkpoint_every_s: float,
         clock: Clock,
         busy: Meter,
+        first_base: str = "",
+        nodes: Mapping[bytes, bytes] | None = None,
     ) -> None:
+        """`nodes`: of the plan's base, not stored yet; stored before anything else."""
         self._storage = storage
         self._keyring = keyring
         self._algorithm = algorithm
@@ -89,10 +92,13 @@ class StoreStage:
         self._zero_runs = iter(plan.zero)
         self._zero_run: tuple[int, int] | None = next(self._zero_runs, None)
         self._awaited: set[bytes] = set()
+        self._first_base = first_base
+        self._nodes = nodes or {}
+        self._stored_nodes = BlobReader(storage, keyring, index)
         self._builder = MapBuilder(
             base_root=bytes.fromhex(plan.base_root),
             block_count=plan.block_count,
-            load_node=BlobReader(storage, keyring, index).load_node,
+            load_node=self._load_node,
             store_node=self._store_node,
         )
         self.is_complete = False
@@ -114,6 +120,8 @@ class StoreStage:
         stop early.
         """
         try:
+            for content in self._nodes.values():
+                self._store_node(content)
             stored = 0
             for result in self._in_order():
                 with self._busy.timed():
@@ -177,6 +185,10 @@ class StoreStage:
             self._tally.zero += self._zero_run[1] - self._zero_run[0]
             self._zero_run = next(self._zero_runs, None)
 
+    def _load_node(self, blob_id: bytes) -> bytes:
+        content = self._nodes.get(blob_id)
+        return self._stored_nodes.load_node(blob_id) if content is None else content
+
     def _store_node(self, content: bytes) -> bytes:
         blob_id = node_id(self._keyring, content)
         if not self._packs.holds(blob_id):
@@ -217,5 +229,6 @@ class StoreStage:
             nodes=[] if state is WorkState.DONE else self._builder.state(),
             map_root=self.map_root,
             stats=asdict(tally),
+            first_base=self._first_base,
         )
         write_work(self._storage, self._keyring, self._algorithm, self._work_id, record)

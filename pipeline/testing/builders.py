@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from uuid import UUID, uuid4
 
+from pipeline.continuing import Continuation
 from pipeline.crypto.aead import Aead
 from pipeline.crypto.kdf import KdfCost
 from pipeline.model import (
@@ -110,19 +111,21 @@ class Workbench:
         cancel: threading.Event | None = None,
         progress: Callable[[MoverProgress], None] = lambda _progress: None,
         options: MoverOptions | None = None,
+        continued: Continuation | None = None,
     ) -> DiskBackup:
         """Back a disk up; a full without a plan."""
         reader = MemoryDisk(disk) if isinstance(disk, bytes | bytearray) else disk
         return backup_disk(
             repository=self.repository,
             reader=reader,
-            plan=plan or self.plan(reader.size_bytes),
+            plan=continued.plan if continued else plan or self.plan(reader.size_bytes),
             compression=compression,
             work_id=work_id or f"work-{uuid4().hex}",
             cancel=cancel or threading.Event(),
             progress=progress,
             clock=self.clock,
             options=options or MoverOptions(workers=2),
+            continued=continued,
         )
 
     def restored(self, map_root: str, capacity_bytes: int, *, fill: int = 0) -> bytearray:

@@ -62,6 +62,13 @@ class BackupDiskOrder:
     changed at all. 0: none."""
     sample_when_unchanged: bool = field(default=False, metadata=LATER)
     """They are read although nothing changed: it is long since the disk's tracking was last put to the test."""
+    continue_work: str = field(default="", metadata=LATER)
+    """The task of an earlier session that read a part of this disk and was stopped; its work record stands in the
+    repository. Empty: there is none."""
+    continue_change_id: str = field(default="", metadata=LATER)
+    """Change id of the moment that it read."""
+    continue_changes: str = field(default="", metadata=LATER)
+    """What changed since that moment, as `known_changes`. Empty: the proxy asks vCenter itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,6 +30,12 @@ def request_for(request: TaskRequest, version: str | None) -> TaskRequest:
     release = release_of(version)
     if release < (0, 4):
         request = replace(request, lease_s=0.0, rate=None)
+        if request.backup is not None:
+            # It reads the whole disk then; blocks that are stored already are not stored again.
+            alone = replace(
+                request.backup, continue_work="", continue_change_id="", continue_changes=""
+            )
+            request = replace(request, backup=alone)
     return known_to_0_2(request) if release < (0, 3) else request
 
 

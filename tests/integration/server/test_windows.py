@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from backup_server.db.states import Result, SessionState, TaskState, change_state
 from backup_server.db.tables import Job, Session, SessionVm, Task
 from backup_server.errors import ConflictError, InvalidError
 from backup_server.scheduler.due_jobs import DueJobs
 from backup_server.scheduler.main import start_job
-from backup_server.services import explanations, job_windows, jobs, sessions, tasks
+from backup_server.services import explanations, job_windows, jobs, sessions, tasks, unfinished
+from proxy_worker.contracts.ids import Attempt, TaskId
 from proxy_worker.contracts.messages import ResultReport, TaskOutcome
 from tests.fakes.server import Rig
+from tests.fakes.vsphere import GIB, FakeDisk, FakeVm
 
 NIGHT = {"text": "daily 22:00-06:00", "time_zone": "UTC"}
 POLICY = tasks.RetryPolicy(attempts=3, wait_s=1)
@@ -42,7 +46,9 @@ def hand_out(rig: Rig) -> list[Task]:
 
 
 def report(rig: Rig, task: Task, outcome: TaskOutcome, **values: Any) -> tasks.Applied:
-    said = ResultReport(task_id=task.id, attempt=0, outcome=outcome, reason="", **values)
+    said = ResultReport(
+        task_id=TaskId(task.id), attempt=Attempt(0), outcome=outcome, reason="", **values
+    )
     with rig.ctx.db() as s:
         return tasks.apply_result(s, rig.default_proxy().id, said, policy=POLICY, now=rig.clock.now)
 
@@ -269,3 +275,145 @@ def test_a_window_has_the_zone_of_the_schedule_and_can_be_taken_away(rig: Rig) -
     assert jobs.edit(rig.ctx, "job1", {"description": "x"})["window"] == made["window"]
     assert jobs.edit(rig.ctx, "job1", {"window": None})["window"] is None
     assert rig.rows(Job)[0].window is None
+
+
+# ---- going on from what was read ------------------------------------------------------------------
+
+
+def next_order(rig: Rig) -> tuple[dict[str, Any], Task, Session]:
+    """The order of the VM's first disk in the session that goes on, with its task."""
+    [waiting] = rig.rows(Session, state=SessionState.QUEUED.value)
+    rig.clock.now = at("2026-03-03T22:00")
+    engine(rig)
+    [task] = rig.rows(Task, session_id=waiting.id)
+    return task.order, task, waiting
+
+
+def stopped_after_reading(rig: Rig, **job: Any) -> Task:
+    """As `stopped`, with an attempt whose end was heard."""
+    rig.vcenter.add_vm("db01", disks=1)
+    rig.job(window=NIGHT, **job)
+    rig.clock.now = at("2026-03-03T05:59")
+    session = jobs.run(rig.ctx, "job1")
+    engine(rig)
+    [task] = hand_out(rig)
+    with rig.ctx.db() as s:
+        s.get_one(Task, task.id).attempt = 1
+    rig.clock.now = at("2026-03-03T06:00")
+    engine(rig)
+    said = ResultReport(
+        task_id=TaskId(task.id), attempt=Attempt(1), outcome=TaskOutcome.CANCELLED, reason=""
+    )
+    with rig.ctx.db() as s:
+        tasks.apply_result(s, rig.default_proxy().id, said, policy=POLICY, now=rig.clock.now)
+    finished(rig, session["id"])
+    return task
+
+
+def test_the_next_session_goes_on_from_the_work_that_is_stored(rig: Rig) -> None:
+    earlier = stopped_after_reading(rig)
+    order, task, session = next_order(rig)
+    assert order["continue_work"] == task.continues_task_id == earlier.id
+    assert order["continue_change_id"] == earlier.order["current_change_id"] != ""
+    assert order["sampled_blocks"] == 16
+    assert rig.drive(session.id)["result"] == "success"
+
+
+def test_the_collector_keeps_what_was_read_until_the_next_session_has_ended(rig: Rig) -> None:
+    earlier = stopped_after_reading(rig)
+    repository_id = earlier.repository_id
+
+    def needed() -> list[str]:
+        with rig.ctx.db.read() as s:
+            return unfinished.needed_work(s, repository_id, rig.clock.now)
+
+    assert needed() == [earlier.id]
+    _, _, session = next_order(rig)
+    assert needed() == [earlier.id]
+    rig.drive(session.id)
+    assert needed() == []
+
+
+def test_what_nobody_goes_on_from_is_kept_for_two_weeks(rig: Rig) -> None:
+    earlier = stopped_after_reading(rig)
+    for days, kept in ((13, [earlier.id]), (15, [])):
+        with rig.ctx.db.read() as s:
+            now = at("2026-03-03T06:00") + timedelta(days=days)
+            assert unfinished.needed_work(s, earlier.repository_id, now) == kept
+
+
+def grow(vm: FakeVm) -> None:
+    vm.disks[0].capacity_bytes += GIB
+
+
+def replace_disk(vm: FakeVm) -> None:
+    vm.disks[0] = FakeDisk(key=2000, label="Hard disk 1", path="[ds1] db01/new.vmdk")
+
+
+def reset_tracking(vm: FakeVm) -> None:
+    vm.disks[0].tracking_uuid = ""
+
+
+@pytest.mark.parametrize("change", [grow, replace_disk, reset_tracking])
+def test_a_disk_that_is_not_what_it_was_is_read_anew(
+    rig: Rig, change: Callable[[FakeVm], None]
+) -> None:
+    stopped_after_reading(rig)
+    [vm] = rig.vcenter.vms.values()
+    change(vm)
+    order, task, _ = next_order(rig)
+    assert (order.get("continue_work", ""), task.continues_task_id) == ("", None)
+
+
+def test_without_change_tracking_nothing_is_taken_over(rig: Rig) -> None:
+    stopped_after_reading(rig)
+    jobs.edit(rig.ctx, "job1", {"change_tracking": False})
+    assert next_order(rig)[1].continues_task_id is None
+
+
+def test_what_a_silent_proxy_read_is_not_trusted(rig: Rig) -> None:
+    """Nobody knows when it stopped reading, and so of which moment its last blocks are."""
+    rig.vcenter.add_vm("db01", disks=1)
+    rig.job(window=NIGHT)
+    rig.clock.now = at("2026-03-03T05:59")
+    session = jobs.run(rig.ctx, "job1")
+    engine(rig)
+    hand_out(rig)
+    rig.clock.now = at("2026-03-03T06:10")
+    engine(rig)
+    with rig.ctx.db() as s:
+        s.execute(sa.update(Task).values(attempt=1))
+        tasks.expire_leases(s, now=rig.clock.now, policy=POLICY)
+    finished(rig, session["id"])
+    assert next_order(rig)[1].continues_task_id is None
+
+
+def test_what_was_read_while_somebody_removed_the_snapshot_is_not_trusted(rig: Rig) -> None:
+    rig.vcenter.add_vm("db01", disks=1)
+    rig.job(window=NIGHT)
+    rig.clock.now = at("2026-03-03T05:59")
+    session = jobs.run(rig.ctx, "job1")
+    engine(rig)
+    [task] = hand_out(rig)
+    [vm] = rig.vcenter.vms.values()
+    vm.snapshots.clear()
+    rig.clock.now = at("2026-03-03T06:00")
+    engine(rig)
+    with rig.ctx.db() as s:
+        s.execute(sa.update(Task).values(attempt=1))
+    said = ResultReport(
+        task_id=TaskId(task.id), attempt=Attempt(1), outcome=TaskOutcome.CANCELLED, reason=""
+    )
+    with rig.ctx.db() as s:
+        tasks.apply_result(s, rig.default_proxy().id, said, policy=POLICY, now=rig.clock.now)
+    finished(rig, session["id"])
+    assert next_order(rig)[1].continues_task_id is None
+
+
+def test_a_full_that_a_person_asks_for_reads_everything(rig: Rig) -> None:
+    stopped_after_reading(rig)
+    rig.clock.now = at("2026-03-03T22:00")
+    session = jobs.run(rig.ctx, "job1", full=True)
+    engine(rig)
+    [task] = rig.rows(Task, session_id=session["id"])
+    assert task.continues_task_id is None

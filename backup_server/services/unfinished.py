@@ -1,0 +1,184 @@
+"""What a session that was stopped left of a VM's disks, and whether the next one may go on from it.
+
+The work of a disk is durable in the repository under the id of its task. It may be trusted later only when
+
+- its snapshot was there, on the same files, until the movers had ended (`CARRIES` in the VM's details says so),
+- each attempt's end was heard: one that was given up for lost may still be reading, of another moment,
+- change tracking can name what changed since: the same disk, of the same size, its tracking not begun anew, the
+  VM not reverted, by the same rules as for an increment on a restore point (`disk_plan.tracking_reason`).
+
+The mover looks at the rest: same way of reading, same base, nothing pruned.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session as DbSession
+
+from backup_server.db.states import Result, SessionKind, SessionState, TaskState
+from backup_server.db.tables import Session, SessionVm, Task
+from backup_server.services import disk_plan
+from backup_server.services.disk_plan import PreviousDisk
+from backup_server.services.steps import Work
+from backup_server.services.tasks import UNHEARD
+from transports.vsphere.model import DiskInfo
+
+CARRIES: Final = "carries"
+"""Detail of a VM that was stopped: its disks were read of one moment to the end."""
+KEEP_FOR: Final = timedelta(days=14)
+"""So long the repository keeps what a stopped session stored. Space that it needs cannot be freed meanwhile."""
+_LOOK_BACK: Final = 5
+_CONTINUED: Final = (Result.CANCELLED.value, Result.SUCCESS.value, Result.WARNING.value)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EarlierDisk:
+    """One disk as the stopped session saw it, and the task that read it."""
+
+    task_id: str
+    disk: PreviousDisk
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Earlier:
+    """What a stopped session left of a VM."""
+
+    was_full: bool
+    """A person had asked that session for a full."""
+    disks: tuple[EarlierDisk, ...]
+
+
+NOTHING: Final = Earlier(was_full=False, disks=())
+
+
+def find(s: DbSession, work: Work, now: datetime) -> Earlier:
+    """What the job's last session that came to this VM's disks left of it; nothing unless it was stopped."""
+    if work.session.job_id is None:
+        return NOTHING
+    rows = s.execute(
+        sa.select(SessionVm, Session)
+        .join(Session, Session.id == SessionVm.session_id)
+        .where(
+            Session.job_id == work.session.job_id,
+            Session.kind == SessionKind.BACKUP.value,
+            Session.id != work.session.id,
+            Session.state == SessionState.FINISHED.value,
+            SessionVm.instance_uuid == work.vm.instance_uuid,
+        )
+        .order_by(Session.created_at.desc(), Session.id)
+        .limit(_LOOK_BACK)
+    ).all()
+    for vm, session in rows:
+        if vm.details.get("disks"):
+            return _of(s, work, vm, session, now)
+    return NOTHING
+
+
+def _of(s: DbSession, work: Work, vm: SessionVm, session: Session, now: datetime) -> Earlier:
+    same = (session.repository_id, session.vcenter_id, vm.moref) == (
+        work.session.repository_id,
+        work.session.vcenter_id,
+        work.vm.moref,
+    )
+    fresh = session.finished_at is not None and now - session.finished_at < KEEP_FOR
+    if not (same and fresh and vm.details.get(CARRIES)):
+        return NOTHING
+    tasks = {task.disk_key: task for task in tasks_left(s, vm.id)}
+    point = disk_plan.previous_from_row(
+        vm.id, session.created_at, [{**facts, "map_root": ""} for facts in vm.details["disks"]]
+    )
+    disks = [
+        EarlierDisk(task_id=tasks[disk.disk_key].id, disk=disk)
+        for disk in point.disks
+        if disk.disk_key in tasks
+        and tasks[disk.disk_key].order.get("current_change_id") == disk.change_id != ""
+    ]
+    return Earlier(was_full=bool(session.options.get("full")), disks=tuple(disks))
+
+
+def tasks_left(s: DbSession, vm_id: str) -> list[Task]:
+    """Tasks of a VM whose work may be gone on from: each attempt's end was heard."""
+    found = s.scalars(sa.select(Task).where(Task.session_vm_id == vm_id).order_by(Task.position))
+    return [
+        task
+        for task in found
+        if task.state == TaskState.DONE.value
+        and task.result in _CONTINUED
+        and task.attempt > 0
+        and not (task.facts or {}).get(UNHEARD)
+    ]
+
+
+def choose(
+    earlier: Earlier, disks: Sequence[DiskInfo], *, change_tracking: bool
+) -> Mapping[int, EarlierDisk]:
+    """Disk key -> what it may go on from. Pure."""
+    uuids = Counter(disk.uuid for disk in disks)
+    known = {one.disk.disk_key: one for one in earlier.disks}
+    found: dict[int, EarlierDisk] = {}
+    for disk in disks:
+        base, _ = disk_plan.match_disk(
+            disk, [one.disk for one in earlier.disks], unique=uuids[disk.uuid] == 1
+        )
+        if base is None or base.capacity_bytes != disk.capacity_bytes:
+            continue
+        if disk_plan.tracking_reason(disk, base, wanted=change_tracking):
+            continue
+        found[disk.key] = known[base.disk_key]
+    return found
+
+
+def needed_work(s: DbSession, repository_id: str, now: datetime) -> list[str]:
+    """Tasks of stopped sessions whose work a later session may go on from, and those that a task which is not
+    done goes on from: prune keeps what they stored.
+    """
+    under_way = s.scalars(
+        sa.select(Task.continues_task_id)
+        .join(Session, Session.id == Task.session_id)
+        .where(
+            Task.repository_id == repository_id,
+            Task.continues_task_id.is_not(None),
+            sa.or_(Task.state != TaskState.DONE.value, Session.state != SessionState.FINISHED.value),
+        )
+    )
+    stopped = s.execute(
+        sa.select(SessionVm.id, SessionVm.instance_uuid, SessionVm.details, Session.job_id)
+        .join(Session, Session.id == SessionVm.session_id)
+        .where(
+            Session.repository_id == repository_id,
+            Session.kind == SessionKind.BACKUP.value,
+            Session.job_id.is_not(None),
+            Session.state == SessionState.FINISHED.value,
+            Session.stop_reason != "",
+            Session.finished_at > now - KEEP_FOR,
+            SessionVm.result == Result.CANCELLED.value,
+        )
+    ).all()
+    wanted = {task_id for task_id in under_way if task_id is not None}
+    for row in stopped:
+        if row.details.get(CARRIES) and _is_newest(s, row.job_id, row.instance_uuid, row.id):
+            wanted.update(task.id for task in tasks_left(s, row.id))
+    return sorted(wanted)
+
+
+def _is_newest(s: DbSession, job_id: str, instance_uuid: str, vm_id: str) -> bool:
+    """Whether no later session of the job came to the VM's disks and ended."""
+    rows = s.execute(
+        sa.select(SessionVm.id, SessionVm.details)
+        .join(Session, Session.id == SessionVm.session_id)
+        .where(
+            Session.job_id == job_id,
+            Session.kind == SessionKind.BACKUP.value,
+            Session.state == SessionState.FINISHED.value,
+            SessionVm.instance_uuid == instance_uuid,
+        )
+        .order_by(Session.created_at.desc(), Session.id)
+        .limit(_LOOK_BACK)
+    )
+    return next((row.id for row in rows if row.details.get("disks")), None) == vm_id
