@@ -62,6 +62,9 @@ def known_to_0_2(request: TaskRequest) -> TaskRequest:
             known_changes="",
             sampled_blocks=0,
             sample_when_unchanged=False,
+            continue_work="",
+            continue_change_id="",
+            continue_changes="",
         )
     if restore is not None and restore.target_disk is not None:
         restore = replace(restore, target_disk=replace(restore.target_disk, storage=None))

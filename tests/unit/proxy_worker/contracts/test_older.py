@@ -28,6 +28,9 @@ NEW = {
     "fallback_modes",
     "preferred_networks",
     "lease_s",
+    "continue_work",
+    "continue_change_id",
+    "continue_changes",
 }
 DISK = DiskRef(
     vm_moref="vm-1",
@@ -76,6 +79,9 @@ BACKUP = request(
         known_changes="x",
         sampled_blocks=16,
         sample_when_unchanged=True,
+        continue_work="w",
+        continue_change_id="1/1",
+        continue_changes="x",
     )
 )
 RESTORE = request(
@@ -103,7 +109,14 @@ def test_an_order_without_news_is_as_it_was() -> None:
 def test_an_order_is_made_for_the_version_that_the_worker_says() -> None:
     assert request_for(BACKUP, "0.2.1") == known_to_0_2(BACKUP)
     for_0_3 = request_for(BACKUP, "0.3.0")
-    assert "lease_s" not in to_json(for_0_3)
+    assert not names(to_json(for_0_3)) & {
+        "lease_s",
+        "continue_work",
+        "continue_change_id",
+        "continue_changes",
+    }
+    assert for_0_3.backup is not None
+    assert for_0_3.backup.known_changes == "x"
     assert for_0_3.fallback_modes == BACKUP.fallback_modes
     for version in ("0.4.0", "0.10.2", "unknown", None):
         assert request_for(BACKUP, version) == BACKUP
