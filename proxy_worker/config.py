@@ -234,10 +234,10 @@ def local_enrolment(data_dir: Path, enrolment: Enrolment) -> Enrolment:
     try:
         told = json.loads(path.read_bytes())
         ours = [item for item in told["proxies"] if item["id"] == enrolment.proxy_id]
-        urls = [str(item.get("broker_url") or told["broker_url"]) for item in ours]
+        urls = [str(item.get("broker_url") or told.get("broker_url") or "") for item in ours]
     except (OSError, ValueError, KeyError, TypeError):
         return enrolment
-    return replace(enrolment, broker_url=urls[0]) if urls else enrolment
+    return replace(enrolment, broker_url=urls[0]) if urls and urls[0] else enrolment
 
 
 def local_log_format(data_dir: Path) -> str:

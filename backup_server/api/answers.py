@@ -205,6 +205,7 @@ class Enrolment(Answer):
     proxy_id: str
     server_key: str
     broker_url: str
+    broker_ca_pem: str = ""
 
 
 class Job(Answer):

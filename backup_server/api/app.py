@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from fastapi import Depends, FastAPI
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from starlette.routing import Mount, Route
 
 from backup_server.api import errors
 from backup_server.api.deps import Doorstep, require_token
+from backup_server.api.limits import LimitedBody
 from backup_server.api.routes import (
     about,
     jobs,
@@ -19,8 +27,32 @@ from backup_server.api.routes import (
     storage_systems,
     vcenters,
 )
+from proxy_worker.trust import CA_PATH
 
 PREFIX = "/v1"
+
+
+def create_door(step: Doorstep, ca_pem: Callable[[], str]) -> Starlette:
+    """What proxies on other machines reach: their calls and the authority that the door is known by."""
+    app = FastAPI(
+        title="vmhaul proxies' door",
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.doorstep = step
+    errors.install(app, step.ctx)
+    app.include_router(proxy_calls.router, prefix=PREFIX)
+
+    def authority(request: Request) -> PlainTextResponse:
+        del request
+        return PlainTextResponse(ca_pem(), media_type="application/x-pem-file")
+
+    return Starlette(
+        routes=[Route(CA_PATH, authority), Mount("/api", app)],
+        middleware=[Middleware(LimitedBody)],
+    )
 
 
 def create_api(step: Doorstep) -> FastAPI:

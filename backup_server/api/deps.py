@@ -9,8 +9,9 @@ from typing import Annotated, Any, Final
 
 from fastapi import Depends, Header, Query, Request
 
-from backup_server.errors import BadRequestError, UnauthorizedError
+from backup_server.errors import BadRequestError, ForbiddenError, UnauthorizedError
 from backup_server.services.context import Context
+from proxy_worker.trust import is_loopback
 from transports.vsphere.model import Secret
 
 DEFAULT_LIMIT: Final = 100
@@ -27,8 +28,9 @@ class Doorstep:
     """Makes a one-time link into the console: {path, expires_at}."""
     answer_proxy: Callable[[str, type[Any], str], str]
     """A signed question of that class, and the address from which it came, in; its signed answer out."""
-    enrolment: Callable[[], dict[str, Any]] = field(repr=False)
-    """What a proxy learns when it enrols: {server_key, broker_url}."""
+    enrolment: Callable[[str, str], dict[str, Any]] = field(repr=False)
+    """What a proxy learns when it enrols: {server_key, broker_url, broker_ca_pem}, by its id and by the name or
+    address with which it reached us (empty: it is on this machine)."""
 
 
 def doorstep(request: Request) -> Doorstep:
@@ -38,6 +40,17 @@ def doorstep(request: Request) -> Doorstep:
 
 def _context(step: Annotated[Doorstep, Depends(doorstep)]) -> Context:
     return step.ctx
+
+
+def require_private_way(request: Request) -> None:
+    """ForbiddenError for a proxy on another machine that comes over plain HTTP."""
+    client = request.client.host if request.client else ""
+    here = str((request.scope.get("server") or ("",))[0])
+    if request.url.scheme != "https" and not is_loopback(client) and client != here:
+        raise ForbiddenError(
+            "a proxy on another machine is not spoken to over plain HTTP; start the server with "
+            "`vmhaul up --proxies-listen ADDRESS` and let the proxy join with a token of it"
+        )
 
 
 Step = Annotated[Doorstep, Depends(doorstep)]

@@ -57,6 +57,40 @@ def up(
             help="Broker elsewhere: rediss://... or @FILE that holds the URL.",
         ),
     ] = None,
+    proxies_listen: Annotated[
+        str | None,
+        typer.Option(
+            "--proxies-listen",
+            metavar="ADDRESS[:PORT]",
+            envvar="VMHAUL_PROXIES_LISTEN",
+            help="Open a door, HTTPS, for proxies on other machines; port 8471 by default.",
+            show_default=False,
+            show_envvar=False,
+        ),
+    ] = None,
+    proxies_broker_port: Annotated[
+        int | None,
+        typer.Option(
+            "--proxies-broker-port",
+            min=0,
+            max=65535,
+            metavar="PORT",
+            help="Where the embedded broker listens for them, TLS, on the same address; 8472 by default.",
+            show_default=False,
+        ),
+    ] = None,
+    proxies_names: Annotated[
+        str | None,
+        typer.Option(
+            "--proxies-names",
+            metavar="NAMES",
+            envvar="VMHAUL_PROXIES_NAMES",
+            help="Names and addresses by which they reach this server, separated by commas; by default the "
+            "address that is listened on, or the machine's own.",
+            show_default=False,
+            show_envvar=False,
+        ),
+    ] = None,
     slots: Annotated[
         int | None,
         typer.Option(
@@ -77,6 +111,9 @@ def up(
             "database": _url(database, "--database"),
             "broker": _url(broker, "--broker"),
             "slots": slots,
+            "proxies_listen": proxies_listen,
+            "proxies_broker_port": proxies_broker_port,
+            "proxies_names": proxies_names,
         }
     _become_supervisor({key: value for key, value in given.items() if value is not None})
 

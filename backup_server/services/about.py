@@ -9,11 +9,11 @@ import redis
 import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 
-from backup_server.broker import SOCKET_NAME
+from backup_server.broker import server_url as embedded_url
 from backup_server.services import join_tokens
 from backup_server.services.context import Context
 from backup_server.services.shapes import when
-from proxy_worker.contracts.names import celery_socket_url, redis_client_url
+from proxy_worker.contracts.names import redis_client_url
 
 BROKER_TIMEOUT_S: Final = 3.0
 
@@ -32,8 +32,8 @@ def about(ctx: Context) -> dict[str, Any]:
 
 
 def broker_url(ctx: Context) -> str:
-    """In Celery's form: the one that was named, or the embedded one's socket."""
-    return ctx.settings.broker or celery_socket_url(str(ctx.settings.run_dir / SOCKET_NAME))
+    """In Celery's form, with the server's login: the one that was named, or the embedded one's socket."""
+    return ctx.settings.broker or embedded_url(ctx.settings.run_dir)
 
 
 def _flower_url(ctx: Context) -> str | None:

@@ -47,6 +47,8 @@ class Context:
     """Set after a commit that ended an attempt in the middle: what it left is looked for at once."""
     attaching: Turns[Any, Any] = field(default_factory=Turns)
     """Of VMs whose disks are changed; keys are those of services.attachments."""
+    writing_broker_users: threading.Lock = field(default_factory=threading.Lock)
+    """Held by who reads from SQL whom to trust and writes it into the broker."""
     stopping: threading.Event = field(default_factory=threading.Event)
     """Set when the process is to end; waits inside of steps end with it."""
 

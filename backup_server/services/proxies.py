@@ -19,8 +19,14 @@ from sqlalchemy.orm import Session as DbSession
 from backup_server.credentials import new_join_token, token_hash
 from backup_server.db.tables import Job, Proxy, Repository, new_id
 from backup_server.errors import ConflictError, NotFoundError, UnauthorizedError
-from backup_server.services import events, join_tokens, proxy_discovery, proxy_settings, proxy_vms
-from backup_server.services.about import broker_url
+from backup_server.services import (
+    broker_users,
+    events,
+    join_tokens,
+    proxy_discovery,
+    proxy_settings,
+    proxy_vms,
+)
 from backup_server.services.context import Context
 from backup_server.services.proxy_facts import running_by_proxy
 from backup_server.services.shapes import Fields, by_ref, when
@@ -101,6 +107,8 @@ def new_token(ctx: Context, ref: str) -> dict[str, Any]:
         row.join_token_expires_at = None if row.local else _expiry(ctx, ctx.clock())
         row.signing_key = row.sealing_key = None
         proxy_vms.unconfirm(row)
+        broker_users.forget_password(ctx, s, row)
+    broker_users.sync(ctx)
     if row.local:
         _write_join_token(ctx, row.name, token)
         return get(ctx, row.id)
@@ -187,7 +195,9 @@ def remove(ctx: Context, ref: str) -> None:
                     f"proxy {row.name!r} is named by job {job.name!r}; take it out of the job first"
                 )
         _refuse_while_running(s, row, "removed")
+        broker_users.forget_password(ctx, s, row)
         s.delete(row)
+    broker_users.sync(ctx)
     if row.local:
         with contextlib.suppress(FileNotFoundError):
             _join_token_file(ctx, row.name).unlink()
@@ -234,6 +244,8 @@ def enrol(
             )
             .returning(Proxy.id, Proxy.local)
         ).first()
+        if found is not None:
+            broker_users.give_password(ctx, s, s.get_one(Proxy, found.id))
     if found is None:
         raise UnauthorizedError(
             f"the join token is not (or no longer) valid for a proxy named {name!r}; "
@@ -242,6 +254,8 @@ def enrol(
     if found.local:
         with contextlib.suppress(FileNotFoundError):
             _join_token_file(ctx, name).unlink()
+        write_local_proxies(ctx)
+    broker_users.sync(ctx)
     return str(found.id)
 
 
@@ -276,10 +290,15 @@ def write_local_proxies(ctx: Context) -> None:
         rows = s.scalars(
             sa.select(Proxy).where(Proxy.local.is_(True)).order_by(Proxy.created_at, Proxy.name)
         ).all()
+        urls = {
+            row.id: broker_users.access_of(ctx, s, row).url if row.signing_key else "" for row in rows
+        }
     content = {
-        "broker_url": broker_url(ctx),
         "log_format": ctx.settings.log_format,
-        "proxies": [{"name": row.name, "id": row.id, "slots": row.slots} for row in rows],
+        "proxies": [
+            {"name": row.name, "id": row.id, "slots": row.slots, "broker_url": urls[row.id]}
+            for row in rows
+        ],
     }
     _replace_file(ctx.settings.run_dir / "local-proxies.json", json.dumps(content, indent=1) + "\n")
 

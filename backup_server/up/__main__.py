@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
@@ -40,7 +41,7 @@ def _say(text: str) -> None:
 
 def _broker(options: UpOptions) -> ChildSpec:
     try:
-        embedded = broker.prepare(options.data_dir / "broker", options.run_dir)
+        embedded = broker.prepare(options.data_dir / "broker", options.run_dir, _network_door(options))
     except SettingsError as error:
         raise UpError(str(error)) from error
     return ChildSpec(
@@ -49,6 +50,26 @@ def _broker(options: UpOptions) -> ChildSpec:
         stop_s=BROKER_STOP_S,
         ready=embedded.answers,
         mend=embedded.set_data_aside,
+    )
+
+
+def _network_door(options: UpOptions) -> broker.NetworkDoor | None:
+    """The broker's door for proxies on other machines; it shows the same certificate as the server's."""
+    if not options.proxies_host:
+        return None
+    from backup_server import server_certificates
+
+    files = server_certificates.ensure(
+        options.data_dir / "tls",
+        server_certificates.names_of(options.proxies_host, options.proxies_names),
+        datetime.now(UTC),  # noqa: TID251 - the composition root owns the clock
+    )
+    return broker.NetworkDoor(
+        host=options.proxies_host,
+        port=options.proxies_broker_port,
+        certificate_file=files.certificate_file,
+        key_file=files.key_file,
+        ca_file=files.ca_file,
     )
 
 

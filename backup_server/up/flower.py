@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import celery
+from flower.utils.broker import RedisSocket
 
-from backup_server.broker import SOCKET_NAME
-from backup_server.up.options import HOST, read_json
-from proxy_worker.contracts.names import celery_socket_url
+from backup_server.up.options import FLOWER_FILE, HOST, read_json
+
+
+def log_in_on_the_socket() -> None:
+    """Work around Flower 2.2: on a Unix socket its page of queues gives the password without the user."""
+    original = RedisSocket.__init__
+
+    def init(self: Any, *args: Any, **given: Any) -> None:
+        original(self, *args, **given)
+        self.redis.connection_pool.connection_kwargs["username"] = self.username
+
+    RedisSocket.__init__ = init
 
 
 def main() -> None:
@@ -18,8 +29,11 @@ def main() -> None:
     parser.add_argument("--settings", type=Path, required=True)
     arguments = parser.parse_args()
     settings = read_json(arguments.settings)
-    url = settings.get("broker") or celery_socket_url(str(arguments.data / "run" / SOCKET_NAME))
+    url = read_json(arguments.data / "run" / FLOWER_FILE)["broker_url"]
+    log_in_on_the_socket()
     app = celery.Celery("vmhaul", broker=url, set_as_current=True)
+    # As in the proxies and in the server's outbox: queues have one step.
+    app.conf.broker_transport_options = {"priority_steps": [0]}
     app.start(
         [
             "flower",

@@ -5,14 +5,22 @@ from __future__ import annotations
 import json
 import os
 import socket
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from backup_server.doors import SETTINGS_FILE, parse_door
+from backup_server.errors import SettingsError
+
 HOST: Final = "127.0.0.1"
 PORT: Final = 8470
 FLOWER_PORT: Final = 5555
+FLOWER_FILE: Final = "flower.json"
+"""In `run/`, mode 0600: the broker as Flower reaches it, written by the server."""
+BROKER_PORT: Final = 8472
+"""Of the embedded broker, for proxies on other machines."""
 UP_FILE: Final = "up.json"
 """In `run/`, mode 0600: settings for the children. They hold passwords, so they are not arguments."""
 
@@ -31,6 +39,12 @@ class UpOptions:
     database: str = field(default="", repr=False)
     broker: str = field(default="", repr=False)
     slots: int | None = None
+    proxies_host: str = ""
+    """Where the door for proxies on other machines listens; empty: there is none."""
+    proxies_port: int = 0
+    proxies_broker_port: int = 0
+    """Of the embedded broker, for the same proxies."""
+    proxies_names: str = ""
 
     @property
     def run_dir(self) -> Path:
@@ -54,6 +68,12 @@ class UpOptions:
             given["broker"] = self.broker
         if self.slots:
             given["default_proxy_slots"] = self.slots
+        if self.proxies_host:
+            host = f"[{self.proxies_host}]" if ":" in self.proxies_host else self.proxies_host
+            given["proxies_listen"] = f"{host}:{self.proxies_port}"
+            given["proxies_broker_port"] = self.proxies_broker_port
+        if self.proxies_names:
+            given["proxies_names"] = self.proxies_names
         return given
 
 
@@ -95,7 +115,13 @@ def resolve(given: Mapping[str, Any]) -> UpOptions:
             "choose another with --listen ADDRESS:PORT"
         )
     flower = bool(given.get("flower", True))
+    given = {**_door_in_file(Path(given["data_dir"])), **given}
+    proxies_host, proxies_port, proxies_broker_port = _proxies_door(given)
     return UpOptions(
+        proxies_host=proxies_host,
+        proxies_port=proxies_port,
+        proxies_broker_port=proxies_broker_port,
+        proxies_names=str(given.get("proxies_names") or ""),
         data_dir=Path(given["data_dir"]),
         host=host,
         port=port,
@@ -105,6 +131,43 @@ def resolve(given: Mapping[str, Any]) -> UpOptions:
         broker=str(given.get("broker") or ""),
         slots=given.get("slots"),
     )
+
+
+def _door_in_file(data_dir: Path) -> dict[str, Any]:
+    """What the settings file says of the proxies' door: the broker, which is started here, is a part of it."""
+    try:
+        told = tomllib.loads((data_dir / SETTINGS_FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise UpError(f"{data_dir / SETTINGS_FILE} cannot be read: {error}") from error
+    names = ("proxies_listen", "proxies_broker_port", "proxies_names")
+    return {name: told[name] for name in names if name in told}
+
+
+def _proxies_door(given: Mapping[str, Any]) -> tuple[str, int, int]:
+    """Address and the two ports of the door for proxies on other machines; ("", 0, 0) without one."""
+    if not given.get("proxies_listen"):
+        return "", 0, 0
+    try:
+        door = parse_door(str(given["proxies_listen"]))
+    except SettingsError as error:
+        raise UpError(str(error)) from error
+    broker_port = given.get("proxies_broker_port")
+    broker_port = BROKER_PORT if broker_port is None else int(broker_port)
+    ports: list[int] = []
+    for port, what in ((door.port, "--proxies-listen"), (broker_port, "--proxies-broker-port")):
+        if given.get("broker") and what == "--proxies-broker-port":
+            ports.append(0)  # the broker listens elsewhere
+        elif port == 0:
+            ports.append(free_port(door.host))
+        elif port_is_free(door.host, port):
+            ports.append(port)
+        else:
+            raise UpError(
+                f"{door.host}:{port} is in use or not an address of this machine: choose another with {what}"
+            )
+    return door.host, ports[0], ports[1]
 
 
 def _flower_port(wanted: int | None) -> int:

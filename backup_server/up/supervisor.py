@@ -188,6 +188,11 @@ class Supervisor:
             ("database", "elsewhere" if options.database else "SQLite in the data directory"),
             ("broker", "elsewhere" if options.broker else "embedded, on a Unix socket"),
         ]
+        if options.proxies_host:
+            ports = f"port {options.proxies_port}"
+            if not options.broker:
+                ports += f" and port {options.proxies_broker_port} (broker)"
+            lines.append(("proxies", f"{options.proxies_host}, {ports}, TLS"))
         self.say("vmhaul is up. Ctrl-C stops it.")
         for name, value in lines:
             self.say(f"  {name:<9} {value}")

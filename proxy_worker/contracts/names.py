@@ -26,14 +26,20 @@ def down_stream(proxy_id: ProxyId) -> str:
     return f"vmhaul:down:{proxy_id}"
 
 
+def worker_host(name: str) -> str:
+    """Celery's name of a proxy's worker, as Flower shows it; its control mailbox is called after it."""
+    return f"{name}@vmhaul"
+
+
 def message_id(task_id: TaskId, attempt: Attempt) -> str:
     """Id of the Celery message of one attempt."""
     return f"{task_id}-a{attempt}"
 
 
-def celery_socket_url(path: str) -> str:
+def celery_socket_url(path: str, user: str = "", password: str = "") -> str:
     """Broker URL of a Unix socket, in the form that Celery reads."""
-    return f"redis+socket://{quote(path)}"
+    login = f"{quote(user, safe='')}:{quote(password, safe='')}@" if user or password else ""
+    return f"redis+socket://{login}{quote(path)}"
 
 
 def redis_client_url(broker_url: str) -> str:

@@ -6,11 +6,11 @@ from functools import partial
 from typing import Any, Final
 
 from anyio import CapacityLimiter, to_thread
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
 from backup_server.api import answers
-from backup_server.api.deps import Ctx, Doorstep, Step
+from backup_server.api.deps import Ctx, Doorstep, Step, require_private_way
 from backup_server.api.schemas import EnrolBody
 from backup_server.errors import BadRequestError
 from backup_server.services import proxies
@@ -22,7 +22,7 @@ from proxy_worker.contracts.messages import (
 )
 from transports.vsphere.model import Secret
 
-router = APIRouter(tags=["proxies' calls"])
+router = APIRouter(tags=["proxies' calls"], dependencies=[Depends(require_private_way)])
 
 MAX_ENVELOPE_BYTES: Final = 16 * 1024
 """A signed question is far below; more than this is not read."""
@@ -33,7 +33,7 @@ own, so that administrators, secrets and everything else never wait for them.
 
 
 @router.post("/enrol", responses=answers.ok(answers.Enrolment, 422))
-def enrol(ctx: Ctx, step: Step, body: EnrolBody) -> Any:
+def enrol(ctx: Ctx, step: Step, body: EnrolBody, request: Request) -> Any:
     """A proxy presents its join token and its public keys, and learns the server's."""
     proxy_id = proxies.enrol(
         ctx,
@@ -43,7 +43,11 @@ def enrol(ctx: Ctx, step: Step, body: EnrolBody) -> Any:
         sealing_key=body.sealing_key,
         version=body.version,
     )
-    return {"proxy_id": proxy_id, **step.enrolment()}
+    secure = request.url.scheme == "https"
+    return {
+        "proxy_id": proxy_id,
+        **step.enrolment(proxy_id, (request.url.hostname or "") if secure else ""),
+    }
 
 
 _CALL: Final[dict[str, Any]] = {

@@ -16,7 +16,6 @@ from backup_server.errors import (
     UnauthorizedError,
 )
 from backup_server.services import (
-    about,
     jobs,
     proxies,
 )
@@ -35,8 +34,16 @@ def test_first_start_makes_the_default_proxy(rig: Rig) -> None:
     assert stat.S_IMODE(token_file.stat().st_mode) == 0o600
     content = json.loads((rig.settings.run_dir / "local-proxies.json").read_text())
     assert content == {
-        "broker_url": about.broker_url(rig.ctx),
-        "proxies": [{"name": "default", "id": shown["id"], "slots": rig.settings.default_proxy_slots}],
+        "log_format": "console",
+        "proxies": [
+            {
+                "name": "default",
+                "id": shown["id"],
+                "slots": rig.settings.default_proxy_slots,
+                # It learns it when it enrols.
+                "broker_url": "",
+            }
+        ],
     }
 
 

@@ -28,7 +28,13 @@ def test_disks_that_take_long_to_attach_keep_nobody_else_waiting(ctx: Context) -
         return f"{expect.__name__} {text}"
 
     app = create_api(
-        Doorstep(ctx=ctx, token=Secret(TOKEN), console_link=dict, answer_proxy=answer, enrolment=dict)
+        Doorstep(
+            ctx=ctx,
+            token=Secret(TOKEN),
+            console_link=dict,
+            answer_proxy=answer,
+            enrolment=lambda proxy_id, host: {},
+        )
     )
     with start_blocking_portal() as portal:
         client = httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test/v1")
