@@ -131,8 +131,10 @@ def survive_lost_connections() -> None:
     Channel._connparams = connparams  # type: ignore[method-assign]  # noqa: SLF001
 
 
-def run_worker(config: ProxyConfig, clock: Clock, log: Any) -> int:
-    """Run until SIGTERM or SIGINT; answers the exit code.
+def run_worker(
+    config: ProxyConfig, clock: Clock, log: Any, *, service: ProxyService | None = None
+) -> int:
+    """Run until SIGTERM or SIGINT; answers the exit code. `service`: what the tasks are for, where the caller has it.
 
     The first signal stops in order: no more tasks, movers stopped after the grace, results kept and
     sent. What is still unsent stays in the outbox for the next start.
@@ -141,7 +143,7 @@ def run_worker(config: ProxyConfig, clock: Clock, log: Any) -> int:
     only_look(log)
     # Celery warns of root because of pickled messages; here only JSON is taken in, and only when signed.
     warnings.filterwarnings("ignore", category=SecurityWarning)
-    service = ProxyService(config, clock, log)
+    service = service or ProxyService(config, clock, log)
     app = make_app(config, service, clock)
 
     def on_shutdown(**_: Any) -> None:

@@ -162,9 +162,13 @@ def still_running(db: DbSession, claims: Sequence[RunningClaim]) -> set[tuple[st
 
 def _rank_now(row: Task) -> int:
     """Of the mode in use now: a proxy may have gone on in another one than the task was claimed for."""
-    name = (row.progress or {}).get("mode") or row.mode
-    mode = next((one for one in TransportMode if one.value == name), FILE_MODE)
-    return claim_rank(mode, near=True)
+    return rank_of((row.progress or {}).get("mode") or row.mode)
+
+
+def rank_of(mode: str | None) -> int:
+    """Of a claim in that mode."""
+    known = next((one for one in TransportMode if one.value == mode), FILE_MODE)
+    return claim_rank(known, near=True)
 
 
 _WITHOUT_REPORTS: Final = (defer(Task.decision), defer(Task.stats), defer(Task.progress))
