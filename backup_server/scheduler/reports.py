@@ -135,11 +135,16 @@ class ReportReader:
             rows = s.execute(
                 sa.select(Proxy.id, Proxy.signing_key).where(Proxy.signing_key.is_not(None))
             ).all()
-        fresh = {row.id: VerifyKey(bytes.fromhex(row.signing_key)) for row in rows}
+        fresh = {row.id: self._key_of(row.id, row.signing_key) for row in rows}
         # In place: the opener looks into this very dictionary.
         for gone in self._keys.keys() - fresh.keys():
             del self._keys[gone]
         self._keys.update(fresh)
+
+    def _key_of(self, proxy_id: str, text: str) -> VerifyKey:
+        known = self._keys.get(proxy_id)
+        raw = bytes.fromhex(text)
+        return known if known is not None and bytes(known) == raw else VerifyKey(raw)
 
     # -- believing
 
@@ -211,8 +216,7 @@ class ReportReader:
                     terminal=applied is Applied.ENDED,
                 )
             )
-        for proxy_id, heartbeat in batch.heartbeats.items():
-            self._apply_heartbeat(s, proxy_id, heartbeat, now, effect)
+        self._apply_heartbeats(s, batch.heartbeats, now, effect)
         for proxy_id, found in batch.connections.items():
             self._apply_connections(s, proxy_id, found, now)
             effect.changed_proxies = True
@@ -250,14 +254,52 @@ class ReportReader:
             outcome=result.outcome.value,
         )
 
-    def _apply_heartbeat(
-        self, s: DbSession, proxy_id: str, report: HeartbeatReport, now: datetime, effect: _Effect
+    def _apply_heartbeats(
+        self, s: DbSession, beats: dict[str, HeartbeatReport], now: datetime, effect: _Effect
     ) -> None:
-        # With the row locked: what is known of its VM stands in the same column.
-        row = s.get(Proxy, proxy_id, with_for_update={"key_share": True}, populate_existing=True)
-        if row is None:
+        if not beats:
             return
+        # With the rows locked: what is known of a proxy's VM stands in the same column. All in one order, and all with
+        # few statements: every proxy of a fleet says something every few seconds.
+        rows = s.scalars(
+            sa.select(Proxy)
+            .where(Proxy.id.in_(beats))
+            .order_by(Proxy.id)
+            .with_for_update(key_share=True)
+            .execution_options(populate_existing=True)
+        ).all()
+        for row in rows:
+            self._apply_heartbeat(s, row, beats[row.id], now, effect)
+        s.flush()
+        # Results that were read just now are acknowledged, which says all there is to say.
+        heard = {(task.task_id, task.attempt) for task in effect.ended}
+        renewed = leases.renew_all(
+            s,
+            [
+                leases.Beat(
+                    proxy_id=row.id,
+                    boot_id=beats[row.id].boot_id,
+                    running=[
+                        task
+                        for task in beats[row.id].running
+                        if (task.task_id, task.attempt) not in heard
+                    ],
+                    sequence=beats[row.id].sequence,
+                )
+                for row in rows
+            ],
+            now=now,
+            lease_s=self._ctx.settings.lease_s,
+        )
+        for row, answers in zip(rows, renewed, strict=True):
+            said = down_for(answers, beats[row.id].version)
+            effect.answers.setdefault(row.id, []).extend(said)
+
+    def _apply_heartbeat(
+        self, s: DbSession, row: Proxy, report: HeartbeatReport, now: datetime, effect: _Effect
+    ) -> None:
         settings = self._ctx.settings
+        proxy_id = row.id
         if row.boot_id != report.boot_id:
             effect.ended += tasks.end_leases_of_other_boots(
                 s, proxy_id, report.boot_id, now=now, policy=retry_policy(settings)
@@ -283,20 +325,6 @@ class ReportReader:
         row.version = report.version
         row.last_seen_at = now
         row.clock_offset_s = report.clock_s - now.timestamp()
-        s.flush()
-        # Results that were read just now are acknowledged, which says all there is to say.
-        heard = {(task.task_id, task.attempt) for task in effect.ended}
-        running = [task for task in report.running if (task.task_id, task.attempt) not in heard]
-        answers = leases.renew_leases(
-            s,
-            proxy_id,
-            report.boot_id,
-            running,
-            now=now,
-            lease_s=settings.lease_s,
-            sequence=report.sequence,
-        )
-        effect.answers.setdefault(proxy_id, []).extend(down_for(answers, report.version))
 
     # -- telling
 
@@ -305,8 +333,7 @@ class ReportReader:
             self._ctx.wake_engine.set()
         if any(not ended.terminal for ended in effect.ended):
             self._ctx.wake_janitor.set()
-        for ended in effect.ended:
-            self._index.release(ended.task_id, ended.attempt)
+        self._index.release_all((ended.task_id, ended.attempt) for ended in effect.ended)
         if effect.ended or effect.changed_proxies:
             self._ctx.wake_dispatcher.set()
         for proxy_id, answers in effect.answers.items():

@@ -8,7 +8,6 @@ crash there are none. A step that fails for now is written down with the time of
 from __future__ import annotations
 
 import threading
-from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from datetime import datetime, timedelta
@@ -30,6 +29,7 @@ from backup_server.db.states import (
 from backup_server.db.tables import Session, SessionVm, Task
 from backup_server.errors import UnavailableError, VmhaulError
 from backup_server.services import (
+    admission,
     backup_flow,
     copy_flow,
     events,
@@ -59,7 +59,10 @@ _WITHOUT_VMS: Final = (
 )
 _ALONE: Final = (SessionKind.PRUNE.value, SessionKind.REPAIR.value)
 _ACTIVE: Final = (VmState.PREPARING, VmState.RUNNING, VmState.FINISHING)
-_LOOK_AHEAD: Final = 200
+_LOOKING_SHARE: Final = 4
+"""After a look the engine rests so many times as long as the look took: at a large site every end of a task asks for
+one, and looks must not be all that the server does.
+"""
 
 
 class SessionEngine:
@@ -96,12 +99,16 @@ class SessionEngine:
     def _loop(self) -> None:
         while not self._stop.is_set():
             self._ctx.wake_engine.clear()
+            began = self._ctx.clock()
             try:
                 self.look()
             except Exception:  # noqa: BLE001 - a look that fails must not end the looking
                 # The database may be away for a while; whatever it is, the next look tries again.
                 self._log.exception("engine.look-failed")
-            self._ctx.wake_engine.wait(self._ctx.settings.engine_interval_s)
+            interval_s = self._ctx.settings.engine_interval_s
+            took_s = (self._ctx.clock() - began).total_seconds()
+            self._stop.wait(min(interval_s, max(0.0, took_s) * _LOOKING_SHARE))
+            self._ctx.wake_engine.wait(interval_s)
 
     def run_once(self) -> None:
         """One look and all the steps that it began, to their end. For tests and one-shot commands."""
@@ -203,7 +210,7 @@ class SessionEngine:
         if ends:
             self._cancel_vms(session, now)
         if not _is_pruned(session, others):
-            self._admit(session)
+            admission.admit(self._ctx, session)
         with self._ctx.db.read() as s:
             active = list(
                 s.execute(
@@ -256,53 +263,6 @@ class SessionEngine:
                     reason=f"{why} before it began",
                     finished_at=now,
                 )
-
-    # -- admission: how many VMs may have a snapshot
-
-    def _admit(self, session: Session) -> None:
-        """Move waiting VMs to preparing as far as the limits allow."""
-        settings = self._ctx.settings
-        now = self._ctx.clock()
-        with self._ctx.db() as s:
-            waiting = list(
-                s.scalars(
-                    sa.select(SessionVm)
-                    .where(
-                        SessionVm.session_id == session.id,
-                        SessionVm.state == VmState.PENDING.value,
-                    )
-                    .order_by(SessionVm.position)
-                    .limit(_LOOK_AHEAD)
-                )
-            )
-            if not waiting:
-                return
-            busy = s.execute(
-                sa.select(SessionVm, Session.vcenter_id)
-                .join(Session, Session.id == SessionVm.session_id)
-                .where(SessionVm.state.in_([state.value for state in _ACTIVE]))
-            ).all()
-            preparing = sum(vm.state == VmState.PREPARING.value for vm, _ in busy)
-            # A VM is in one session at a time: two would take each other's snapshot for a foreign one.
-            in_other = {(vcenter_id, vm.instance_uuid) for vm, vcenter_id in busy}
-            snapshots = Counter(
-                store
-                for vm, vcenter_id in busy
-                if vm.snapshot_removed_at is None
-                for store in _stores(vcenter_id, vm)
-            )
-            for vm in waiting:
-                if preparing >= settings.preparing_vms:
-                    break
-                stores = _stores(session.vcenter_id, vm)
-                full = any(snapshots[name] >= settings.snapshots_per_datastore for name in stores)
-                identity = (session.vcenter_id, vm.instance_uuid)
-                if full or (identity in in_other and session.kind == SessionKind.BACKUP.value):
-                    continue
-                change_state(s, SessionVm, vm.id, VmState.PENDING, VmState.PREPARING, started_at=now)
-                preparing += 1
-                snapshots.update(stores)
-                in_other.add(identity)
 
     # -- working
 
@@ -425,10 +385,6 @@ def _is_pruned(session: Session, others: list[Session]) -> bool:
         and other.repository_id == session.repository_id
         for other in others
     )
-
-
-def _stores(vcenter_id: str | None, vm: SessionVm) -> list[str]:
-    return [f"{vcenter_id}/{name}" for name in vm.details.get("datastores", [])]
 
 
 def _vms_with_all_tasks_over(s: DbSession, session_id: str) -> set[str]:
