@@ -68,6 +68,7 @@ class Dispatcher:
         self._written_for: tuple[int, int, int] | None = None
         self._looked_at: datetime | None = None  # when SQL was asked for new tasks
         self._compare = True
+        self._wished_for = 0  # View.fleets for which that holds
         self._busy = False
         self._audited_at: datetime | None = None
         self._waiting = Waiting(self._ctx, self._index, self._view, self._timing)
@@ -122,6 +123,12 @@ class Dispatcher:
         )
 
     def _follow_pending(self, now: datetime) -> None:
+        if self._wished_for != self._view.fleets:
+            # Proxies that lie elsewhere, or are near other repositories: the same tasks have other wishes now.
+            self._index.remove_all(self._indexed)
+            self._indexed.clear()
+            self._compare = True
+            self._wished_for = self._view.fleets
         with self._ctx.db.read() as s:
             if self._compare or self._looked_at is None:
                 pending = facts.pending_ids(s, now)

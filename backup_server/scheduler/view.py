@@ -26,6 +26,8 @@ class View:
     """Without what they have in use: that is the index's to say."""
     by_id: dict[str, ProxyFacts] = field(default_factory=dict)
     fleet: proxy_facts.Fleet = field(default_factory=proxy_facts.Fleet)
+    fleets: int = 0
+    """Raised when what wishes need to know of the fleet changed: then what waits has other wishes."""
     repositories: dict[str, tuple[str, int]] = field(default_factory=dict)
     """Row id -> name and most tasks."""
     repository_rows: dict[str, str] = field(default_factory=dict)
@@ -55,7 +57,9 @@ class View:
         if proxies != self.proxies:
             self.proxies = proxies
             self.by_id = {proxy.id: proxy for proxy in proxies}
-            self.fleet = proxy_facts.fleet_of(proxies)
+            fleet = proxy_facts.fleet_of(proxies)
+            self.fleets += fleet != self.fleet
+            self.fleet = fleet
             self.surveys.clear()
         self.read_at = now
 

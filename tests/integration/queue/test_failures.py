@@ -57,16 +57,17 @@ def test_a_killed_worker_that_comes_back_goes_on(rig: Rig) -> None:
 def test_a_killed_worker_loses_its_lease_to_another_proxy(rig: Rig) -> None:
     first, worker = rig.start_proxy("px1")
     task_id = rig.add_tasks(["disk sleep=0.5"], allowed_proxies=[first])[0]
-    # the one proxy it may run on dies; a person lets another one take it
+    # the one proxy that is there takes it and dies; then there is another one
     rig.wait_begun(task_id)
-    worker.kill()
-    second, _ = rig.start_proxy("px2")
+    second = rig.add_proxy("px2")
     with rig.db() as s:
         s.execute(
             sa.update(tasks.Task)
             .where(tasks.Task.id == task_id)
             .values(allowed_proxies=[first, second])
         )
+    worker.kill()
+    rig.start_worker("px2")
     row = rig.wait_state([task_id], TaskState.DONE)[0]
     assert (row.result, row.proxy_name, row.attempt) == ("success", "px2", 2)
     assert rig.ctx.wake_janitor.is_set()
