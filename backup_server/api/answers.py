@@ -75,6 +75,40 @@ class StorageProbe(Answer):
     identity: str
 
 
+class TrafficRule(Answer):
+    id: str
+    name: str
+    enabled: bool
+    source: list[str]
+    target: list[str]
+    rate_bytes_per_s: int | None
+    rate: str
+    windows: list[dict[str, Any]]
+    rate_now_bytes_per_s: int | None
+    rate_now: str
+    restores: bool
+    encrypt: bool
+    created_at: str | None
+
+
+class Datastore(Answer):
+    vcenter: str
+    vcenter_id: str
+    name: str
+    kind: str
+    capacity_bytes: int | None
+    free_bytes: int | None
+    settings: dict[str, Any]
+    allowed: dict[str, Any]
+    read_latency_ms: float | None
+    measured_at: str | None
+    problem: str
+    closed_since: str | None
+    allowance_bytes_per_s: int | None
+    running_tasks: int
+    pending_tasks: int
+
+
 class StorageSystem(Answer):
     id: str
     name: str

@@ -16,6 +16,7 @@ from backup_server.api.deps import Doorstep, require_token
 from backup_server.api.limits import LimitedBody
 from backup_server.api.routes import (
     about,
+    datastores,
     jobs,
     proxies,
     proxy_calls,
@@ -25,6 +26,7 @@ from backup_server.api.routes import (
     restore_points,
     sessions,
     storage_systems,
+    traffic_rules,
     vcenters,
 )
 from proxy_worker.trust import CA_PATH
@@ -79,6 +81,8 @@ def create_api(step: Doorstep) -> FastAPI:
         repository_keys.router,
         proxies.router,
         storage_systems.router,
+        datastores.router,
+        traffic_rules.router,
         jobs.router,
         sessions.router,
         restore_points.router,

@@ -48,6 +48,14 @@ class VcenterChanges(Body):
     thumbprint_sha256: str | None = None
 
 
+class DatastoreChanges(Body):
+    max_tasks: int | None = Field(default=None, description="0: no limit; null: the server's setting.")
+    max_snapshots: int | None = None
+    latency_control: bool | None = None
+    latency_stop_ms: float | None = None
+    latency_throttle_ms: float | None = None
+
+
 class StorageProxy(Body):
     proxy: str = Field(min_length=1)
     host: str = Field(default="", description="What the system calls the proxy.")
@@ -252,6 +260,34 @@ class Window(Body):
     rule: Literal["allowed", "denied"] = "allowed"
     hours: list[dict[str, Any]] | None = None
     text: str | None = None
+
+
+class RateInHours(Body):
+    window: Window
+    rate: str | int | None = Field(description="As of the rule; null or unlimited: no limit then.")
+
+
+class TrafficRuleChanges(Body):
+    name: Name | None = None
+    enabled: bool | None = None
+    source: list[str] | None = Field(
+        default=None, description="Networks, ranges and addresses; the rule holds in both directions."
+    )
+    target: list[str] | None = None
+    rate: str | int | None = Field(
+        default=None, description="200Mbit, 50MB/s, or bytes a second; null: only in `windows`."
+    )
+    windows: list[RateInHours] | None = Field(
+        default=None, description="Other rates in weekly hours; the first that is open counts."
+    )
+    restores: bool | None = Field(default=None, description="Restores are held to the rate as well.")
+    encrypt: bool | None = Field(default=None, description="Nothing may cross in the clear.")
+
+
+class TrafficRuleBody(TrafficRuleChanges):
+    name: Name
+    source: list[str]
+    target: list[str]
 
 
 class Retention(Body):

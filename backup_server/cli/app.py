@@ -8,6 +8,7 @@ import typer
 
 from backup_server.cli import (
     console,
+    datastore,
     doctor,
     exits,
     job,
@@ -19,6 +20,7 @@ from backup_server.cli import (
     session,
     storage,
     task,
+    traffic,
     up,
     vcenter,
 )
@@ -59,6 +61,8 @@ def build() -> typer.Typer:
     app.add_typer(repository.app, name="repository")
     app.add_typer(proxy.app, name="proxy")
     app.add_typer(storage.app, name="storage")
+    app.add_typer(datastore.app, name="datastore")
+    app.add_typer(traffic.app, name="traffic")
     app.add_typer(job.app, name="job")
     app.add_typer(session.app, name="session")
     app.add_typer(task.app, name="task")

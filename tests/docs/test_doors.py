@@ -11,6 +11,7 @@ from fastapi.routing import APIRoute
 from backup_server.api.app import PREFIX
 from backup_server.api.routes import (
     about,
+    datastores,
     jobs,
     proxies,
     proxy_calls,
@@ -20,6 +21,7 @@ from backup_server.api.routes import (
     restore_points,
     sessions,
     storage_systems,
+    traffic_rules,
     vcenters,
 )
 from backup_server.cli.reference import markdown
@@ -37,6 +39,8 @@ ROUTERS = (
     restore_points.router,
     sessions.router,
     storage_systems.router,
+    datastores.router,
+    traffic_rules.router,
     vcenters.router,
 )
 

@@ -1,4 +1,4 @@
-"""Proxies, repositories and storage systems: where work is done and where data lie."""
+"""Proxies, repositories, storage systems, traffic: where work is done, where data lie, how fast they move."""
 
 from __future__ import annotations
 
@@ -8,7 +8,14 @@ from starlette.requests import Request
 from starlette.routing import Route
 
 from backup_server import formats
-from backup_server.services import proxies, proxy_discovery, repositories, storage_systems
+from backup_server.services import (
+    datastores,
+    proxies,
+    proxy_discovery,
+    repositories,
+    storage_systems,
+    traffic_rules,
+)
 from backup_server.web.pages import action, page, pages_of
 
 
@@ -21,6 +28,7 @@ def routes() -> list[Route]:
         Route("/fragments/proxies", page("fragments/proxies.html")(list_proxies)),
         Route("/repositories", page("repositories.html")(list_repositories)),
         Route("/storage", page("storage.html")(list_storage)),
+        Route("/traffic", page("traffic.html")(show_traffic)),
     ]
 
 
@@ -53,3 +61,9 @@ def list_repositories(request: Request) -> dict[str, Any]:
 
 def list_storage(request: Request) -> dict[str, Any]:
     return {"systems": storage_systems.list_all(pages_of(request).ctx)}
+
+
+def show_traffic(request: Request) -> dict[str, Any]:
+    """What holds tasks back: traffic rules, and what datastores bear."""
+    ctx = pages_of(request).ctx
+    return {"rules": traffic_rules.list_all(ctx), "stores": datastores.list_all(ctx)}

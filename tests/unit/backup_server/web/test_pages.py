@@ -30,6 +30,7 @@ PAGES = [
     "/tasks/task-run-1",
     "/repositories",
     "/storage",
+    "/traffic",
     "/jobs/nightly/retention",
     "/jobs/nightly/retention?base=days&count=3&weekly=2",
     "/jobs/nightly/retention?count=none",
