@@ -207,7 +207,7 @@ class Proxy(Answer):
     description: str
     local: bool
     enabled: bool
-    state: Literal["online", "offline", "draining", "never-seen"]
+    state: Literal["online", "offline", "draining", "drained", "never-seen"]
     slots: int
     running: int
     modes: list[str]
@@ -224,6 +224,56 @@ class Proxy(Answer):
     version: str | None
     last_seen_at: str | None
     clock_offset_s: float | None
+    server: str | None
+    """The managed server on which vmhaul installed it."""
+    operation: dict[str, Any] | None
+    """What is done with it now."""
+
+
+class Operation(Answer):
+    id: str
+    kind: Literal["add", "upgrade", "remove"]
+    target: str
+    state: Literal["running", "success", "failed"]
+    steps: list[dict[str, Any]]
+    error: str
+    result: dict[str, Any]
+    created_at: str
+    finished_at: str | None
+
+
+class ManagedServer(Answer):
+    id: str
+    name: str
+    kind: Literal["linux", "windows"]
+    address: str
+    port: int
+    username: str
+    host_key: str
+    credentials_kept: bool
+    facts: dict[str, Any]
+    proxies: list[dict[str, Any]]
+    created_at: str
+
+
+class ServerKey(Answer):
+    address: str
+    port: int
+    host_key: str
+
+
+class ServerFacts(Answer):
+    system: str
+    architecture: str
+    init: str
+    package_manager: str
+    python: str
+    python_version: str
+    free_bytes: int
+    clock_offset_s: float
+    missing_packages: list[str]
+    useful_packages: list[str]
+    problems: list[str]
 
 
 class ProxyWithDiscovery(Proxy):

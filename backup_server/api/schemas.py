@@ -191,7 +191,91 @@ class ProxyBody(Body):
     description: str = ""
 
 
+class PlacesBody(Body):
+    install_dir: str | None = Field(default=None, description="Where vmhaul is put; /opt/vmhaul.")
+    data_dir: str | None = Field(
+        default=None, description="The proxy's own directory; /var/lib/vmhaul-proxy."
+    )
+    service: str | None = Field(default=None, description="Name of its service; vmhaul-proxy.")
+    user: str | None = Field(default=None, description="Its user; vmhaul.")
+
+
+class LoginBody(Body):
+    """How vmhaul logs in to a machine; on a server whose credentials are kept all may be left out."""
+
+    password: SecretStr | None = None
+    private_key: SecretStr | None = None
+    passphrase: SecretStr | None = None
+    sudo_password: SecretStr | None = None
+    agent_path: str | None = Field(
+        default=None,
+        description="Socket of an SSH agent on the server's machine; nothing is kept then.",
+    )
+
+    def values(self) -> dict[str, Any]:
+        """What was given, with secrets in the form in which they are not shown."""
+        return {
+            name: Secret(value.get_secret_value()) if isinstance(value, SecretStr) else value
+            for name in self.model_fields_set
+            if (value := _plain(getattr(self, name))) is not None
+        }
+
+
+def _plain(value: Any) -> Any:
+    return value.given() if isinstance(value, Body) else value
+
+
+class ServerProbeBody(Body):
+    address: str = Field(min_length=1)
+    port: Port = 22
+
+
+class ServerLookBody(LoginBody):
+    server: str | None = Field(default=None, description="A managed server; else address and the rest.")
+    address: str | None = None
+    port: Port | None = None
+    username: str | None = None
+    host_key: str | None = Field(default=None, description="Its confirmed fingerprint, SHA256:...")
+    python: str | None = Field(default=None, description="A Python there, instead of the newest.")
+    places: PlacesBody | None = None
+
+
+class ProxyDeployBody(ServerLookBody):
+    name: Name | None = None
+    slots: int | None = Field(default=None, ge=1)
+    description: str | None = None
+    keep_credentials: bool | None = Field(
+        default=None, description="Sealed on the server, for upgrades; a private key is by default."
+    )
+    install_packages: bool | None = Field(
+        default=None, description="Let the machine's package manager install what is missing."
+    )
+    extras: list[str] | None = None
+    wheelhouse: str | None = Field(
+        default=None,
+        description="Directory of wheels on the server's machine, for sites without index.",
+    )
+
+
+class ProxyUpgradeBody(LoginBody):
+    names: list[str] | None = None
+    all: bool | None = None
+    force: bool | None = Field(default=None, description="Also where it has this release already.")
+    drain_timeout_s: int | None = Field(default=None, ge=1)
+    wheelhouse: str | None = None
+
+
+class ProxyUninstallBody(LoginBody):
+    keep_files: bool | None = None
+    force: bool | None = Field(
+        default=None,
+        description="Also when its machine does not answer, and without waiting for tasks.",
+    )
+    drain_timeout_s: int | None = Field(default=None, ge=1)
+
+
 class ProxyChanges(Body):
+    name: Name | None = None
     slots: int | None = Field(default=None, ge=1)
     enabled: bool | None = None
     description: str | None = None

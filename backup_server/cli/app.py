@@ -12,11 +12,13 @@ from backup_server.cli import (
     doctor,
     exits,
     job,
+    operations,
     output,
     proxy,
     repository,
     restore,
     restore_point,
+    server,
     session,
     storage,
     task,
@@ -60,6 +62,8 @@ def build() -> typer.Typer:
     app.add_typer(vcenter.app, name="vcenter")
     app.add_typer(repository.app, name="repository")
     app.add_typer(proxy.app, name="proxy")
+    app.add_typer(server.app, name="server")
+    app.add_typer(operations.app, name="operation")
     app.add_typer(storage.app, name="storage")
     app.add_typer(datastore.app, name="datastore")
     app.add_typer(traffic.app, name="traffic")

@@ -12,7 +12,8 @@ from typing import Annotated, Any, Final
 import typer
 
 from backup_server import formats
-from backup_server.cli import output, secrets_in
+from backup_server.cli import output, proxy_here, secrets_in
+from backup_server.cli import proxy_machine as machines
 from backup_server.cli.client import part
 from backup_server.cli.door import Door, errors_on_stderr, noun, with_door
 from backup_server.cli.exits import CliError, Exit
@@ -39,15 +40,121 @@ ProxyDataOption = Annotated[
 @with_door
 def add(
     door: Door,
-    name: Annotated[str, typer.Argument(metavar="NAME", help="What to call it.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME|USER@HOST[:PORT]",
+            help="What to call it; or the machine on which vmhaul installs it over SSH.",
+        ),
+    ],
     local: Annotated[
         bool,
         typer.Option("--local", help="A further proxy on the server's machine, run by `vmhaul up`."),
     ] = False,
     slots: SlotsOption = None,
     description: Annotated[str, typer.Option("--description", help="For people.")] = "",
+    called: Annotated[
+        str | None,
+        typer.Option("--name", help="With USER@HOST: what to call it; the host's name by default."),
+    ] = None,
+    on: Annotated[
+        str | None,
+        typer.Option(
+            "--on", metavar="SERVER", help="Install it on this managed server, which is known already."
+        ),
+    ] = None,
+    host_key: Annotated[
+        str | None,
+        typer.Option(
+            "--host-key",
+            metavar="SHA256:...",
+            help="Fingerprint of the host key that the machine must show.",
+            rich_help_panel=machines.LOGIN,
+        ),
+    ] = None,
+    accept_host_key: Annotated[
+        bool,
+        typer.Option(
+            "--accept-host-key",
+            help="Trust the host key that it shows now, without asking.",
+            rich_help_panel=machines.LOGIN,
+        ),
+    ] = False,
+    password_stdin: machines.PasswordOption = False,
+    key_file: machines.KeyOption = None,
+    passphrase_stdin: machines.PassphraseOption = False,
+    sudo_password_stdin: machines.SudoOption = False,
+    agent: machines.AgentOption = False,
+    keep_credentials: Annotated[
+        bool | None,
+        typer.Option(
+            "--keep-credentials/--forget-credentials",
+            help="Keep them, sealed, for upgrades; a key is kept by default, a password is not.",
+            show_default=False,
+            rich_help_panel=machines.LOGIN,
+        ),
+    ] = None,
+    install_packages: Annotated[
+        bool,
+        typer.Option(
+            "--install-packages",
+            help="Let the machine's package manager install what is missing or useful, without asking.",
+            rich_help_panel=machines.PLACES,
+        ),
+    ] = False,
+    extra: proxy_here.ExtraOption = None,
+    wheelhouse: machines.WheelhouseOption = None,
+    python: proxy_here.PythonOption = None,
+    install_dir: proxy_here.InstallDirOption = None,
+    proxy_data: proxy_here.ProxyDataOption = None,
+    service: proxy_here.ServiceOption = None,
+    service_user: proxy_here.UserOption = None,
 ) -> None:
-    """Add a proxy. For one on another machine a join token is shown, once."""
+    """Add a proxy: on a machine that is named USER@HOST all by itself; else a join token is shown, once.
+
+    A bare Debian, Ubuntu or Red Hat like machine with SSH becomes a working proxy: user, environment, service, keys.
+    What was done there is undone when a step fails.
+    """
+    if "@" not in name and on is None:
+        _add_by_token(door, name, local=local, slots=slots, description=description)
+        return
+    if local:
+        raise CliError("--local is for a proxy on the server's own machine, without USER@", Exit.USAGE)
+    body: dict[str, Any] = {"server": on, "name": name} if on else {}
+    if not on:
+        user, host, port = machines.parse_target(name)
+        key = machines.agreed_host_key(door, host, port, given=host_key, accept=accept_host_key)
+        body = {"address": host, "port": port, "username": user, "host_key": key}
+    body |= machines.login_body(
+        door,
+        password_stdin=password_stdin,
+        key_file=key_file,
+        passphrase_stdin=passphrase_stdin,
+        sudo_stdin=sudo_password_stdin,
+        agent=agent,
+        ask=not on,
+    )
+    places = {
+        "install_dir": install_dir,
+        "data_dir": proxy_data,
+        "service": service,
+        "user": service_user,
+    }
+    wishes = {
+        "name": body.get("name") or called,
+        "slots": slots,
+        "description": description or None,
+        "keep_credentials": keep_credentials,
+        "extras": list(extra) if extra else None,
+        "wheelhouse": str(wheelhouse.expanduser().absolute()) if wheelhouse else None,
+        "python": python,
+        "places": {key: value for key, value in places.items() if value} or None,
+    }
+    body |= {key: value for key, value in wishes.items() if value is not None}
+    machines.add_machine(door, body, install_packages=install_packages)
+
+
+def _add_by_token(door: Door, name: str, *, local: bool, slots: int | None, description: str) -> None:
     body: dict[str, Any] = {"name": name, "local": local, "description": description}
     if slots:
         body["slots"] = slots
@@ -58,9 +165,11 @@ def add(
     if not proxy.get("join_token"):
         output.say(f"Proxy '{name}' added; `vmhaul up` starts it within a few seconds.")
         return
-    output.say(f"Proxy '{name}' added. On its machine run:")
-    output.say("  vmhaul proxy join --data DIR")
-    output.say("  vmhaul proxy run --data DIR")
+    output.say(f"Proxy '{name}' added. On its machine, where vmhaul is installed, run as root:")
+    output.say("  vmhaul proxy join")
+    output.say(
+        "(with --data DIR it joins without a user and a service of its own; then: vmhaul proxy run --data DIR)"
+    )
     output.say("and give it this token, which works once and is not shown again:")
     output.say(f"  {proxy['join_token']}")
     if not door.api.get("/about")["proxies_door"]:
@@ -304,13 +413,8 @@ def disable(door: Door, name: NameArgument) -> None:
     _show(door, door.api.patch(f"/proxies/{part(name)}", {"enabled": False}))
 
 
-@app.command("remove")
-@with_door
-def remove(door: Door, name: NameArgument) -> None:
-    """Remove a proxy; refused while a job names it or tasks run on it."""
-    door.api.delete(f"/proxies/{part(name)}")
-    if not door.json:
-        output.say(f"Proxy '{name}' removed.")
+machines.register(app)
+proxy_here.register(app)
 
 
 @app.command("token")
@@ -324,72 +428,6 @@ def token(door: Door, name: NameArgument) -> None:
         output.say(str(proxy["join_token"]))
     else:
         output.say(f"Proxy '{name}' is local: `vmhaul up` enrols it again by itself.")
-
-
-@app.command("join")
-def join(
-    data: ProxyDataOption,
-    token: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="[TOKEN]",
-            help="What `vmhaul proxy add` showed; without it the terminal asks. Arguments can be read by all "
-            "users of the machine for a moment.",
-            show_default=False,
-        ),
-    ] = None,
-    server: Annotated[
-        str | None,
-        typer.Option(
-            "--server",
-            metavar="URL",
-            help="Another address of the server than the token's: loopback, or HTTPS that the machine trusts.",
-        ),
-    ] = None,
-    token_stdin: Annotated[
-        bool, typer.Option("--token-stdin", help="Read the join token from standard input.")
-    ] = False,
-    name: Annotated[
-        str | None,
-        typer.Option("--name", help="Its name at the server; the token's by default."),
-    ] = None,
-) -> None:
-    """Make this machine a proxy of a server, with the token that `vmhaul proxy add` showed."""
-    with errors_on_stderr():
-        token = token or secrets_in.read_secret(
-            "Join token", from_stdin=token_stdin, option="--token-stdin"
-        )
-        _join(server, token, data, name)
-
-
-def _join(server: str | None, token: str, data: Path, name: str | None) -> None:
-    import subprocess
-
-    if server is None and not token.strip().startswith("vmhaul-join-"):
-        raise CliError(
-            "this is no join token: one begins with vmhaul-join-; the short ones of earlier releases need "
-            "--server URL",
-            Exit.USAGE,
-        )
-    named = ["--name", name] if name else []
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "proxy_worker",
-            "--data",
-            str(data),
-            "--join",
-            server or "token",
-            *named,
-        ],
-        input="".join(token.split()) + "\n",
-        text=True,
-        check=False,
-    )
-    if done.returncode != 0:
-        raise CliError("this machine did not join: the lines above say why")
-    output.say(f"Joined. Start the proxy with `vmhaul proxy run --data {data}`.")
 
 
 @app.command("run")

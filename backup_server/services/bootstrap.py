@@ -8,7 +8,7 @@ from backup_server.config import Settings
 from backup_server.credentials import CredentialStore, load_or_create_key
 from backup_server.db.engine import Database, open_database
 from backup_server.db.tables import Setting, new_id
-from backup_server.services import counters, proxies
+from backup_server.services import counters, deployments, proxies
 from backup_server.services.agent_link import AgentProcess, StartAgent
 from backup_server.services.context import Clock, Context
 from backup_server.services.repository_agent import AgentPool
@@ -81,3 +81,4 @@ def _first_start(ctx: Context) -> None:
         with ctx.db() as s:
             s.merge(Setting(name=DEFAULT_PROXY_MADE, value="yes"))
     proxies.put_local_files_right(ctx)
+    deployments.recover(ctx)

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -17,12 +17,13 @@ from sqlalchemy.exc import IntegrityError as DuplicateError
 from sqlalchemy.orm import Session as DbSession
 
 from backup_server.credentials import new_join_token, token_hash
-from backup_server.db.tables import Job, Proxy, Repository, new_id
+from backup_server.db.tables import Job, ManagedServer, Proxy, Repository, new_id
 from backup_server.errors import ConflictError, NotFoundError, UnauthorizedError
 from backup_server.services import (
     broker_users,
     events,
     join_tokens,
+    operations,
     proxy_discovery,
     proxy_settings,
     proxy_vms,
@@ -45,15 +46,27 @@ def list_all(ctx: Context) -> list[dict[str, Any]]:
     with ctx.db.read() as s:
         rows = s.scalars(sa.select(Proxy).order_by(Proxy.name)).all()
         running = running_by_proxy(s)
-        names = _repository_names(s)
-        return [_shape(ctx, row, running.get(row.id, 0), names) for row in rows]
+        names, installed = _repository_names(s), _on_servers(s)
+        return [{**_shape(ctx, row, running.get(row.id, 0), names), **installed(row)} for row in rows]
 
 
 def get(ctx: Context, ref: str) -> dict[str, Any]:
     with ctx.db.read() as s:
         row = by_ref(s, Proxy, ref)
         shown = _shape(ctx, row, running_by_proxy(s).get(row.id, 0), _repository_names(s))
-        return {**shown, "discovery": proxy_discovery.shape(s, row)}
+        return {**shown, **_on_servers(s)(row), "discovery": proxy_discovery.shape(s, row)}
+
+
+def _on_servers(s: DbSession) -> Callable[[Proxy], dict[str, Any]]:
+    """Of each proxy: the managed server that it is on, and what is done with it now."""
+    names = {one.id: one.name for one in s.execute(sa.select(ManagedServer.id, ManagedServer.name))}
+    operating = operations.running_on(s)
+
+    def of(row: Proxy) -> dict[str, Any]:
+        operation = operating.get(f"proxy/{row.id}") or operating.get(f"proxy-name/{row.name}")
+        return {"server": names.get(row.server_id or ""), "operation": operation}
+
+    return of
 
 
 def add(
@@ -64,7 +77,7 @@ def add(
     A local proxy's token goes into `proxies/<name>/join-token` (mode 0600), where its worker finds it.
     """
     given = Fields({"name": name, "slots": slots or ctx.settings.default_proxy_slots})
-    given.checked("name", _check_name)
+    given.checked("name", check_name)
     given.number("slots", low=1, high=MAX_SLOTS)
     given.finish("the proxy")
     now = ctx.clock()
@@ -116,11 +129,13 @@ def new_token(ctx: Context, ref: str) -> dict[str, Any]:
 
 
 def edit(ctx: Context, ref: str, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Change slots, enabled, description, modes or what `proxy_settings` knows. A change of what its modes
+    """Change name, slots, enabled, description, modes or what `proxy_settings` knows. A change of what its modes
     look at makes it look around.
     """
     given = Fields(changes)
     values: dict[str, Any] = {}
+    if given.has("name"):
+        values["name"] = given.checked("name", check_name)
     if given.has("slots"):
         values["slots"] = given.number("slots", low=1, high=MAX_SLOTS)
     if given.has("enabled"):
@@ -132,14 +147,23 @@ def edit(ctx: Context, ref: str, changes: Mapping[str, Any]) -> dict[str, Any]:
     with ctx.db.read() as s:
         settings = proxy_settings.changes(given, partial(_repository_id, s))
     given.finish("the change of the proxy")
-    with ctx.db() as s:
-        row = by_ref(s, Proxy, ref)
-        for name, value in values.items():
-            setattr(row, name, value)
-        if settings:
-            row.settings = {**row.settings, **settings}
-        if set(settings) - {proxy_settings.REPOSITORIES} or "modes" in values:
-            proxy_discovery.ask(s, [row.id], ctx.clock())
+    try:
+        with ctx.db() as s:
+            row = by_ref(s, Proxy, ref)
+            if row.local and values.get("name", row.name) != row.name:
+                raise ConflictError(
+                    f"proxy {row.name!r} is local: its directory bears its name, so it keeps it; add another one instead"
+                )
+            for name, value in values.items():
+                setattr(row, name, value)
+            if settings:
+                row.settings = {**row.settings, **settings}
+            if set(settings) - {proxy_settings.REPOSITORIES} or "modes" in values:
+                proxy_discovery.ask(s, [row.id], ctx.clock())
+    except DuplicateError:
+        raise ConflictError(
+            f"a proxy named {values.get('name')!r} exists already; give another name"
+        ) from None
     write_local_proxies(ctx)
     ctx.wake_dispatcher.set()
     return get(ctx, row.id)
@@ -185,16 +209,15 @@ def confirm_vm(ctx: Context, ref: str, vm_uuid: str) -> dict[str, Any]:
     return get(ctx, ref)
 
 
-def remove(ctx: Context, ref: str) -> None:
-    """Refused while a job names the proxy or tasks run on it. Its keys are trusted no longer."""
+def remove(ctx: Context, ref: str, *, force: bool = False) -> None:
+    """Refused while a job names the proxy, and while tasks run on it unless `force`: another takes them when their
+    leases end. Its keys are trusted no longer.
+    """
     with ctx.db() as s:
         row = by_ref(s, Proxy, ref)
-        for job in s.scalars(sa.select(Job)):
-            if row.id in job.options.get("proxies", []):
-                raise ConflictError(
-                    f"proxy {row.name!r} is named by job {job.name!r}; take it out of the job first"
-                )
-        _refuse_while_running(s, row, "removed")
+        refuse_while_named(s, row)
+        if not force:
+            _refuse_while_running(s, row, "removed")
         broker_users.forget_password(ctx, s, row)
         s.delete(row)
     broker_users.sync(ctx)
@@ -202,6 +225,20 @@ def remove(ctx: Context, ref: str) -> None:
         with contextlib.suppress(FileNotFoundError):
             _join_token_file(ctx, row.name).unlink()
         write_local_proxies(ctx)
+
+
+def refuse_while_named(s: DbSession, row: Proxy) -> None:
+    """ConflictError when a job names it."""
+    for job in s.scalars(sa.select(Job)):
+        if row.id in job.options.get("proxies", []):
+            raise ConflictError(
+                f"proxy {row.name!r} is named by job {job.name!r}; take it out of the job first"
+            )
+
+
+def running_on(s: DbSession, proxy_id: str) -> int:
+    """Tasks that it works on now."""
+    return running_by_proxy(s).get(proxy_id, 0)
 
 
 def _refuse_while_running(s: DbSession, row: Proxy, what: str) -> None:
@@ -303,13 +340,15 @@ def write_local_proxies(ctx: Context) -> None:
     _replace_file(ctx.settings.run_dir / "local-proxies.json", json.dumps(content, indent=1) + "\n")
 
 
-def state_of(row: Proxy, now: datetime, offline_after_s: float) -> str:
-    """online, offline, draining (disabled, still answering) or never-seen."""
+def state_of(row: Proxy, now: datetime, offline_after_s: float, running: int = 1) -> str:
+    """online, offline, draining (disabled, ends what runs), drained (disabled, `running` is 0) or never-seen."""
     if row.last_seen_at is None:
         return "never-seen"
     if (now - row.last_seen_at).total_seconds() > offline_after_s:
         return "offline"
-    return "online" if row.enabled else "draining"
+    if row.enabled:
+        return "online"
+    return "draining" if running else "drained"
 
 
 def check_modes(value: Any) -> list[str]:
@@ -320,7 +359,7 @@ def check_modes(value: Any) -> list[str]:
     return [mode for mode in known if mode in value]
 
 
-def _check_name(value: Any) -> str:
+def check_name(value: Any) -> str:
     if not isinstance(value, str) or not _NAME.fullmatch(value):
         raise ValueError(
             "must be 1 to 63 letters, digits, dots, dashes or underscores, beginning with a letter or digit"
@@ -371,7 +410,7 @@ def _shape(ctx: Context, row: Proxy, running: int, repositories: Mapping[str, st
         "local": row.local,
         "enabled": row.enabled,
         "enrolled": row.signing_key is not None,
-        "state": state_of(row, ctx.clock(), ctx.settings.proxy_offline_after_s),
+        "state": state_of(row, ctx.clock(), ctx.settings.proxy_offline_after_s, running),
         "slots": row.slots,
         "running": running,
         "modes": row.modes or row.facts.get("modes", []),

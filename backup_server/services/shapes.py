@@ -10,7 +10,16 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.orm import Session as DbSession
 
-from backup_server.db.tables import Base, Job, Proxy, Repository, StorageSystem, TrafficRule, Vcenter
+from backup_server.db.tables import (
+    Base,
+    Job,
+    ManagedServer,
+    Proxy,
+    Repository,
+    StorageSystem,
+    TrafficRule,
+    Vcenter,
+)
 from backup_server.errors import InvalidError, NotFoundError
 
 MAX_LIMIT = 1000
@@ -22,6 +31,7 @@ _NOUNS: dict[type[Base], str] = {
     Vcenter: "vCenter",
     Repository: "repository",
     Proxy: "proxy",
+    ManagedServer: "managed server",
     Job: "job",
     StorageSystem: "storage system",
     TrafficRule: "traffic rule",

@@ -8,8 +8,16 @@ from fastapi import APIRouter
 
 from backup_server.api import answers
 from backup_server.api.deps import DEFAULT_LIMIT, Ctx, Cursor, Limit, page
-from backup_server.api.schemas import ConfirmVmBody, NothingBody, ProxyBody, ProxyChanges
-from backup_server.services import proxies, proxy_discovery
+from backup_server.api.schemas import (
+    ConfirmVmBody,
+    NothingBody,
+    ProxyBody,
+    ProxyChanges,
+    ProxyDeployBody,
+    ProxyUninstallBody,
+    ProxyUpgradeBody,
+)
+from backup_server.services import deployments, proxies, proxy_discovery
 
 router = APIRouter(prefix="/proxies", tags=["proxies"])
 
@@ -38,8 +46,27 @@ def edit_proxy(ctx: Ctx, ref: str, body: ProxyChanges) -> Any:
 
 
 @router.delete("/{ref}", status_code=204, responses={404: {"model": answers.ErrorAnswer}})
-def remove_proxy(ctx: Ctx, ref: str) -> None:
-    proxies.remove(ctx, ref)
+def remove_proxy(ctx: Ctx, ref: str, force: bool = False) -> None:
+    """Forget one that runs elsewhere or is local; what vmhaul installed on its machine stays there."""
+    proxies.remove(ctx, ref, force=force)
+
+
+@router.post("/deploy", responses=answers.ok(answers.Operation, 409, 422))
+def deploy_proxy(ctx: Ctx, body: ProxyDeployBody) -> Any:
+    """Make a machine a proxy over SSH. The operation tells how far it is."""
+    return deployments.start_add(ctx, body.values())
+
+
+@router.post("/upgrade", responses=answers.ok(answers.Operation, 404, 409, 422))
+def upgrade_proxies(ctx: Ctx, body: ProxyUpgradeBody) -> Any:
+    """Bring proxies that vmhaul installed to the server's release, one by one; tasks end in peace."""
+    return deployments.start_upgrade(ctx, body.values())
+
+
+@router.post("/{ref}/uninstall", responses=answers.ok(answers.Operation, 404, 409, 422))
+def uninstall_proxy(ctx: Ctx, ref: str, body: ProxyUninstallBody) -> Any:
+    """Take a proxy off the machine on which vmhaul installed it, and forget it."""
+    return deployments.start_remove(ctx, ref, body.values())
 
 
 @router.post("/{ref}/rescan", responses=answers.ok(answers.ProxyWithDiscovery, 404))

@@ -133,4 +133,6 @@ def test_proxy_states(rig: Rig) -> None:
             row.enabled = enabled
         return str(proxies.get(rig.ctx, "default")["state"])
 
-    assert [seen(1), seen(1, enabled=False), seen(1000)] == ["online", "draining", "offline"]
+    assert [seen(1), seen(1, enabled=False), seen(1000)] == ["online", "drained", "offline"]
+    running_task(rig)
+    assert seen(1, enabled=False) == "draining"

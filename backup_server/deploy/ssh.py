@@ -1,0 +1,218 @@
+"""A machine that is reached over SSH: host key pinned, root by itself or through sudo.
+
+Passwords go over the encrypted connection or a command's standard input, never into a command line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shlex
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from backup_server.deploy.machine import COMMAND_S, Ran
+from backup_server.errors import ConflictError, InvalidError, UnavailableError
+from transports.vsphere.model import Secret
+
+SSH_PORT: Final = 22
+CONNECT_S: Final = 20.0
+_SUDO_SILENT: Final = ("sudo", "-n", "--")
+# -k: a remembered login would leave the password line to the command.
+_SUDO_ASKING: Final = ("sudo", "-k", "-S", "-p", "", "--")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Login:
+    """Who logs in, and with what. One of password, private key and agent; the rest is None."""
+
+    user: str
+    password: Secret | None = field(default=None, repr=False)
+    private_key: Secret | None = field(default=None, repr=False)
+    passphrase: Secret | None = field(default=None, repr=False)
+    agent_path: str | None = None
+    """Socket of an SSH agent of this machine's."""
+    sudo_password: Secret | None = field(default=None, repr=False)
+    """None: the login's own password, where sudo asks."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SshAddress:
+    host: str
+    port: int = SSH_PORT
+    host_key: str
+    """"SHA256:..." that a person confirmed."""
+
+
+def host_key_of(host: str, port: int) -> str:
+    """Fingerprint of the host key that is shown there, without trusting it. UnavailableError when nobody answers."""
+    ssh = _library()
+
+    async def look() -> Any:
+        return await asyncio.wait_for(ssh.get_server_host_key(host, port, config=None), CONNECT_S)
+
+    try:
+        key = asyncio.run(look())
+    except (ssh.Error, OSError, TimeoutError) as error:
+        raise UnavailableError(
+            f"no SSH server answered at {host}:{port} ({error or type(error).__name__}); "
+            "check address, port and firewall"
+        ) from error
+    if key is None:
+        raise UnavailableError(f"{host}:{port} showed no host key; check that it is an SSH server")
+    return str(key.get_fingerprint("sha256"))
+
+
+@contextmanager
+def connected(address: SshAddress, login: Login) -> Iterator[SshMachine]:
+    """The machine, ready to run commands as root.
+
+    ConflictError when another host key is shown than the confirmed one, InvalidError when the login or sudo is
+    refused, UnavailableError when it does not answer.
+    """
+    ssh = _library()
+    with asyncio.Runner() as loop:
+        connection = loop.run(_connect(ssh, address, login))
+        try:
+            yield SshMachine(ssh, loop, connection, address, login)
+        finally:
+            connection.close()
+            loop.run(connection.wait_closed())
+
+
+class SshMachine:
+    """Runs commands one after the other over one connection."""
+
+    def __init__(
+        self, ssh: Any, loop: asyncio.Runner, connection: Any, address: SshAddress, login: Login
+    ) -> None:
+        self.name = address.host
+        self._ssh = ssh
+        self._loop = loop
+        self._connection = connection
+        self._prefix: tuple[str, ...] = ()
+        self._first_line = b""
+        self._become_root(login)
+
+    def run(self, words: Sequence[str], *, stdin: bytes = b"", timeout_s: float = COMMAND_S) -> Ran:
+        return self._plain(
+            [*self._prefix, "env", "LC_ALL=C", *words],
+            stdin=self._first_line + stdin,
+            timeout_s=timeout_s,
+        )
+
+    def _become_root(self, login: Login) -> None:
+        asked = self._plain(["id", "-u"])
+        if asked.output.strip() == "0":
+            return
+        if self._plain(["sudo", "-n", "true"]).ok:
+            self._prefix = _SUDO_SILENT
+            return
+        password = login.sudo_password or login.password
+        if password is None:
+            raise InvalidError(
+                f"{self.name}: {login.user} is not root, and sudo asks for a password; give it with "
+                "--sudo-password-stdin, or log in as root",
+                details={"sudo_password": "sudo asks for one"},
+            )
+        line = password.reveal().encode() + b"\n"
+        tried = self._plain([*_SUDO_ASKING, "id", "-u"], stdin=line)
+        if tried.output.strip() != "0":
+            raise InvalidError(
+                f"{self.name}: {login.user} does not become root with sudo: {tried.why()}; "
+                "check the password and the sudoers file",
+                details={"sudo_password": "sudo refused"},
+            )
+        self._prefix = _SUDO_ASKING
+        self._first_line = line
+
+    def _plain(self, words: Sequence[str], *, stdin: bytes = b"", timeout_s: float = COMMAND_S) -> Ran:
+        async def ran() -> Any:
+            return await self._connection.run(
+                shlex.join(words), input=stdin, encoding=None, check=False, timeout=timeout_s
+            )
+
+        try:
+            done = self._loop.run(ran())
+        except TimeoutError as error:
+            raise UnavailableError(
+                f"{self.name}: a command did not end within {timeout_s:.0f} s"
+            ) from error
+        except (self._ssh.Error, OSError) as error:
+            raise UnavailableError(
+                f"{self.name}: the SSH connection was lost ({error}); try again"
+            ) from error
+        return Ran(
+            status=-1 if done.exit_status is None else done.exit_status,
+            output=bytes(done.stdout or b"").decode(errors="replace"),
+            errors=bytes(done.stderr or b"").decode(errors="replace"),
+        )
+
+
+async def _connect(ssh: Any, address: SshAddress, login: Login) -> Any:
+    shown: list[str] = []
+
+    class Pinned(ssh.SSHClient):  # type: ignore[misc]
+        def validate_host_public_key(self, host: str, addr: str, port: int, key: Any) -> bool:
+            del host, addr, port
+            shown.append(str(key.get_fingerprint("sha256")))
+            return shown[-1] == address.host_key
+
+    where = f"{address.host}:{address.port}"
+    try:
+        return await asyncio.wait_for(
+            ssh.connect(
+                address.host,
+                address.port,
+                username=login.user,
+                password=None if login.password is None else login.password.reveal(),
+                client_keys=_keys(ssh, login),
+                client_factory=Pinned,
+                # Nobody's files: no known host, no configuration of the user that runs the server.
+                known_hosts=([], [], []),
+                config=None,
+                agent_path=login.agent_path,
+                keepalive_interval=15,
+            ),
+            CONNECT_S,
+        )
+    except ssh.HostKeyNotVerifiable as error:
+        raise ConflictError(
+            f"{where} shows the host key {shown[-1] if shown else 'of another kind'} and not {address.host_key}, "
+            "which was confirmed; nothing was sent. If the key was replaced on purpose, confirm the new one"
+        ) from error
+    except ssh.PermissionDenied as error:
+        raise InvalidError(
+            f"{where} refused the login of {login.user}; check the user, and the key or password",
+            details={"username": "the login was refused"},
+        ) from error
+    except (ssh.Error, OSError, TimeoutError) as error:
+        raise UnavailableError(
+            f"{where} did not answer over SSH ({error or type(error).__name__}); check address and network"
+        ) from error
+
+
+def _keys(ssh: Any, login: Login) -> list[Any] | None:
+    """None leaves the choice to an agent; without one an empty list keeps the user's own files out."""
+    if login.private_key is None:
+        return None if login.agent_path else []
+    try:
+        phrase = None if login.passphrase is None else login.passphrase.reveal()
+        return [ssh.import_private_key(login.private_key.reveal(), phrase)]
+    except (ssh.KeyImportError, ssh.KeyEncryptionError):
+        # Their text may repeat lines of what was given.
+        raise InvalidError(
+            "the private key cannot be read: give one in OpenSSH or PEM form, and its passphrase where it has one",
+            details={"private_key": "cannot be read"},
+        ) from None
+
+
+def _library() -> Any:
+    try:
+        import asyncssh
+    except ImportError as error:
+        raise ConflictError(
+            "installing proxies over SSH needs the library asyncssh; install vmhaul[deploy] on the server"
+        ) from error
+    return asyncssh

@@ -1,0 +1,234 @@
+from __future__ import annotations
+
+import itertools
+import re
+from pathlib import Path
+
+import pytest
+import structlog
+
+from backup_server.deploy.install import InstallOrder, Undo, install, uninstall
+from backup_server.deploy.look import Facts, look
+from backup_server.deploy.machine import StepError
+from backup_server.deploy.places import Places
+from backup_server.deploy.releases import Release, forget_others
+from backup_server.deploy.wheel import Wheel
+from backup_server.errors import InvalidError
+from tests.fakes.machine import FakeMachine
+from transports.vsphere.model import Secret
+
+PLACES = Places()
+WHEEL = Wheel(
+    name="vmhaul-9.9-py3-none-any.whl", version="9.9", content=b"wheel", extras=frozenset({"san"})
+)
+TOKEN = "vmhaul-join-secret"
+
+
+def _facts(machine: FakeMachine) -> Facts:
+    return look(machine, PLACES, lambda: 1000.0)
+
+
+def _order(**changes: object) -> InstallOrder:
+    release = Release(wheel=WHEEL, python="/usr/bin/python3.11", extras=("san",))
+    values: dict[str, object] = {
+        "places": PLACES,
+        "release": release,
+        "packages": (),
+        "optional_packages": (),
+        "token": Secret(TOKEN),
+        **changes,
+    }
+    return InstallOrder(**values)  # type: ignore[arg-type]
+
+
+def _install(machine: FakeMachine, order: InstallOrder, undo: Undo) -> list[str]:
+    steps: list[str] = []
+    facts = _facts(machine)
+    install(machine, order, facts, lambda name, _: steps.append(name), undo)
+    return steps
+
+
+def test_a_bare_machine_gets_all_that_a_proxy_takes() -> None:
+    machine = FakeMachine()
+    steps = _install(machine, _order(packages=("python3-venv",)), Undo())
+    assert steps == [
+        "packages", "user", "directories", "environment", "settings", "enrolment", "service", "start",
+    ]  # fmt: skip
+    assert machine.links == {PLACES.current: f"releases/{WHEEL.release_id}"}
+    assert machine.running
+    assert machine.enabled
+    assert "vmhaul" in machine.users
+    assert machine.files[f"{PLACES.release(WHEEL.release_id)}/{WHEEL.name}"] == WHEEL.content
+    assert any(f"{WHEEL.name}[san]" in call for call in machine.calls)
+    assert any(call.startswith("env DEBIAN_FRONTEND=noninteractive apt-get") for call in machine.calls)
+
+
+def test_the_token_stands_in_no_command_line() -> None:
+    machine = FakeMachine()
+    _install(machine, _order(), Undo())
+    assert not any(TOKEN in call for call in machine.calls)
+    assert machine.stdin.count(f"{TOKEN}\n".encode()) == 1
+
+
+def test_every_step_can_be_done_twice() -> None:
+    machine = FakeMachine()
+    _install(machine, _order(), Undo())
+    before = machine.state
+    again = Undo()
+    _install(machine, _order(), again)
+    assert machine.state == before
+    # What was there before is not undone by the second run; the service is stopped, as it is its own.
+    assert [what for what, _ in again.done] == ["removing the service"]
+    assert sum("pip install" in call for call in machine.calls) == 1
+
+
+STEPS = [
+    "apt-get -q -y install",
+    "useradd",
+    "mkdir -p -m 755 /opt/vmhaul",
+    "-m venv",
+    "pip install",
+    "import proxy_worker.app",
+    "ln -sfn",
+    "proxy.toml",
+    "--join token",
+    "vmhaul-proxy.service",
+    "systemctl daemon-reload",
+    "systemctl enable",
+    "systemctl start",
+]
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_step_that_fails_leaves_the_machine_as_it_was(step: str) -> None:
+    machine = FakeMachine()
+    before = machine.state
+    undo = Undo()
+    # proxy.toml is looked for before it is written: only the writing is to fail
+    machine.fails = {("sh -c umask 077" if step == "proxy.toml" else step): "no space left on device"}
+    with pytest.raises(StepError) as caught:
+        _install(machine, _order(packages=("python3-venv",)), undo)
+    assert "no space left on device" in caught.value.message
+    assert "px1.example.com" in caught.value.message
+    assert TOKEN not in caught.value.message
+    machine.fails = {}
+    assert undo.all(structlog.get_logger()) == []
+    assert machine.state == before
+
+
+def test_what_cannot_be_undone_is_said() -> None:
+    machine = FakeMachine()
+    undo = Undo()
+    machine.fails = {"pip install": "no route", "rm -rf /opt/vmhaul": "read-only file system"}
+    # clearing a broken try is a removal as well
+    with pytest.raises(StepError):
+        _install(machine, _order(), undo)
+    left = undo.all(structlog.get_logger())
+    assert len(left) == 1
+    assert "read-only file system" in left[0]
+    assert not machine.has(PLACES.data_dir)
+
+
+def test_a_proxy_goes_with_all_that_was_made() -> None:
+    machine = FakeMachine()
+    before = machine.state
+    _install(machine, _order(), Undo())
+    for _ in range(2):
+        uninstall(machine, PLACES, "systemd", lambda *_: None, keep_files=False)
+        assert machine.state == before
+
+
+def test_files_stay_when_they_are_to() -> None:
+    machine = FakeMachine()
+    _install(machine, _order(), Undo())
+    uninstall(machine, PLACES, "systemd", lambda *_: None, keep_files=True)
+    assert (machine.running, machine.enabled) == (False, False)
+    assert machine.has(PLACES.data_dir)
+    assert machine.has(PLACES.current)
+    assert not machine.has(PLACES.unit_file)
+
+
+def test_two_releases_stay() -> None:
+    machine = FakeMachine()
+    machine.directories |= {PLACES.release(f"1.{number}") for number in range(4)}
+    forget_others(machine, PLACES, ["1.3", "1.2"])
+    assert [machine.has(PLACES.release(f"1.{number}")) for number in range(4)] == [
+        False, False, True, True,
+    ]  # fmt: skip
+
+
+def test_what_the_release_asks_for_is_checked_first(tmp_path: Path) -> None:
+    with pytest.raises(InvalidError, match="no extra nothing; there are: san"):
+        Release(wheel=WHEEL, python="python3", extras=("nothing",)).check()
+    with pytest.raises(InvalidError, match="holds no wheels"):
+        Release(wheel=WHEEL, python="python3", wheelhouse=tmp_path).check()
+
+
+def test_wheels_of_a_site_without_an_index_are_sent(tmp_path: Path) -> None:
+    machine = FakeMachine()
+    for name in ("a.whl", "b.whl"):
+        (tmp_path / name).write_bytes(b"x")
+    release = Release(wheel=WHEEL, python="python3", wheelhouse=tmp_path)
+    _install(machine, _order(release=release), Undo())
+    sent = [call for call in machine.calls if call.startswith("tar -x")]
+    assert len(sent) == 2
+    [pip] = [call for call in machine.calls if "pip install" in call]
+    house = f"{PLACES.release(WHEEL.release_id)}/wheelhouse"
+    assert f"--no-index --find-links {house}" in pip
+    assert not machine.has(house)
+
+
+# ---- the look
+
+
+LOOKS = [
+    ({}, (), ()),
+    ({"python": None, "venv": None}, ("python3", "python3-venv"), ()),
+    ({"venv": None}, ("python3", "python3-venv"), ()),
+    ({"python": None, "packages": "dnf", "family": "rhel fedora"}, ("python3.11",), ()),
+    ({"python": None, "packages": "dnf", "family": "fedora "}, ("python3",), ()),
+    ({"libnfs": None, "packages": "dnf"}, (), ("libnfs",)),
+    ({"libnfs": None}, (), ("libnfs14",)),
+    ({"tool": "setpriv"}, ("passwd", "util-linux"), ()),
+]
+
+
+@pytest.mark.parametrize(("found", "missing", "useful"), LOOKS)
+def test_what_is_missing_is_named(
+    found: dict[str, str | None], missing: tuple[str, ...], useful: tuple[str, ...]
+) -> None:
+    facts = _facts(FakeMachine(**found))
+    assert (facts.missing, facts.useful, facts.problems) == (missing, useful, ())
+
+
+def test_an_old_distribution_gets_a_python_beside_its_own() -> None:
+    machine = FakeMachine(python=None, venv=None)
+    machine._do = (
+        lambda words, stdin: (  # type: ignore[method-assign]
+            "  Candidate: 3.10.6-1~22.04\n"
+            if words[:2] == ["apt-cache", "policy"]
+            else FakeMachine._do(machine, words, stdin)
+        )
+    )
+    assert _facts(machine).missing == ("python3.11", "python3.11-venv")
+
+
+PROBLEMS = [
+    ({"kernel": "FreeBSD"}, "needs Linux"),
+    ({"taken": "yes"}, "there is a proxy already in /var/lib/vmhaul-proxy"),
+    ({"free": "1024 /opt"}, "only 1 MiB are free"),
+    ({"clock": "1400"}, r"clock differs by \+400 s"),
+    ({"python": None, "packages": None}, "no package manager that is known"),
+]
+
+
+@pytest.mark.parametrize(("found", "problem"), PROBLEMS)
+def test_what_stands_against_a_proxy_is_said(found: dict[str, str | None], problem: str) -> None:
+    [said] = _facts(FakeMachine(**found)).problems
+    assert re.search(problem, said)
+
+
+def test_a_clock_is_read_in_whole_seconds() -> None:
+    ticks = itertools.chain([999.2], itertools.repeat(999.4))
+    facts = look(FakeMachine(clock="999"), PLACES, lambda: next(ticks))
+    assert facts.clock_offset_s == 0
