@@ -137,7 +137,7 @@ class Runner:
         try:
             answer = line(secrets=to_json(fetch_secrets(handle)))
         except LeaseRefusedError as error:
-            handle.stop(StopReason.LOST)
+            handle.stop(StopReason.REFUSED)
             answer = line(refused=str(error))
         except ServerUnavailableError as error:
             answer = line(refused=str(error))
@@ -158,7 +158,7 @@ class Runner:
                 _check_own(closing, handle.request)
                 answer = self._presentations.withdraw(closing)
         except LeaseRefusedError as error:
-            handle.stop(StopReason.LOST)
+            handle.stop(StopReason.REFUSED)
             return line(refused=str(error), other_mode=False)
         except NotPresentedError as error:
             return line(refused=str(error), other_mode=True)
@@ -179,6 +179,9 @@ class Runner:
             return result
         if handle.reason is StopReason.CANCEL:
             return end_of(request, TaskOutcome.CANCELLED, "cancelled")
+        if handle.reason is StopReason.REFUSED:
+            # Said all the same: a task that is being cancelled ends by it, for any other it changes nothing.
+            return end_of(request, TaskOutcome.RETRY, "the server answers for this attempt no more")
         if handle.reason is not StopReason.NONE:
             return end_of(request, TaskOutcome.RETRY, "the worker was stopped")
         tail = child.last_words()

@@ -297,7 +297,7 @@ class ProxyService:
             return self._runner.run(handle, secrets, self._fetch_secrets, forward)
         except LeaseRefusedError as error:
             self._log.warning(EventName.LEASE_LOST, text=f"the server gave no secrets: {error}")
-            handle.stop(StopReason.LOST)
+            handle.stop(StopReason.REFUSED)
             return end_of(request, TaskOutcome.RETRY, f"the server gave no secrets: {error}")
         except ServerUnavailableError as error:
             return end_of(request, TaskOutcome.RETRY, str(error))

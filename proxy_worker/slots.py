@@ -21,7 +21,8 @@ class StopReason(IntEnum):
     NONE = 0
     SHUTDOWN = 1  # the worker ends: hand the task back
     CANCEL = 2  # the session was cancelled
-    LOST = 3  # the attempt is over: nothing we say about it counts any more
+    REFUSED = 3  # the server answers for the attempt no more: it is over, or being cancelled
+    LOST = 4  # the attempt is over: nothing we say about it counts any more
 
 
 class TaskHandle:

@@ -18,10 +18,11 @@ from backup_server.scheduler import facts
 from backup_server.scheduler.claims import PROXY, Claim
 from backup_server.scheduler.needs import SchedulerContext
 from backup_server.scheduler.view import View
-from backup_server.services import job_windows, lineup, proxy_facts, tasks
+from backup_server.services import events, job_windows, lineup, proxy_facts, tasks
 from backup_server.services.lineup import Lineup
 from backup_server.services.placement import Decision
 from proxy_worker.contracts.codec import MessageError
+from proxy_worker.contracts.events import EventName
 from proxy_worker.contracts.messages import RateLimit
 from transports.base import TransportMode
 
@@ -78,6 +79,7 @@ def confirm(
                     ctx.wake_engine.set()
                 else:
                     held.append(claim)
+            round_.warn(s)
     except StaleStateError:
         # Another server moved one of them between our look and our change: none of these was started.
         answer.stale = True
@@ -103,6 +105,8 @@ class _Round:
         self._used = Counter({proxy.id: usage.get(PROXY + proxy.id, 0) for proxy in view.proxies})
         self._present = view.with_used(usage)
         self._lineups: dict[str, Lineup] = {}
+        self._warnings: dict[str, set[str]] = {}
+        """What is set and not followed -> sessions whose tasks it is about."""
 
     def judge(self, s: DbSession, claims: Sequence[Claim], answer: Confirmed) -> list[Starting]:
         rows = facts.lock_pending(s, [claim.task_id for claim in claims])
@@ -122,8 +126,14 @@ class _Round:
             if proxy is None or not proxy.enabled or decision is None:
                 continue
             starts.append((claim, row, self._placement(proxy, decision)))
+            if decision.warning:
+                self._warnings.setdefault(decision.warning, set()).add(row.session_id)
             self._used[claim.proxy_id] += 1
         return starts
+
+    def warn(self, s: DbSession) -> None:
+        for text, sessions in self._warnings.items():
+            events.warn_once(s, self._now, EventName.TASK_PLACED, text, sessions)
 
     def _decide(self, claim: Claim, row: Task) -> Decision | None:
         wish = proxy_facts.task_wish(row, self._view.fleet)

@@ -86,7 +86,14 @@ class Dispatcher:
         view = self._view
         # While one round follows the other only what is new among the tasks is looked for.
         if not self._busy or view.read_at is None or now - view.read_at >= self._facts_age:
+            near = view.fleet.near
             view.read(self._ctx, now)
+            if self._generation and view.fleet.near != near:
+                # Another wish of what waits already: it is queued anew, for the proxies that now come first.
+                self._forget.set()
+                self._follow_generation()
+                view = self._view
+                view.read(self._ctx, now)
         self._follow_pending(now)
         self._follow_limits()
         self._follow_proxies()

@@ -91,6 +91,14 @@ def tasks_by_id(db: DbSession, ids: set[str], *, batch: int = _BATCH) -> list[Ta
     return sorted(rows, key=lambda row: (row.created_at, row.session_id, row.position, row.id))
 
 
+def sessions_of(db: DbSession, task_ids: Sequence[str]) -> set[str]:
+    found: set[str] = set()
+    for i in range(0, len(task_ids), _BATCH):
+        chunk = task_ids[i : i + _BATCH]
+        found.update(db.scalars(sa.select(Task.session_id).distinct().where(Task.id.in_(chunk))))
+    return found
+
+
 def begun_vms(db: DbSession, vm_ids: Iterable[str]) -> set[str]:
     """Those of the VMs (of sessions) of which a disk was handed out already."""
     wanted = sorted(set(vm_ids))

@@ -8,7 +8,7 @@ is refused as seen before or merely the latest value again.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
@@ -36,6 +36,7 @@ from proxy_worker.contracts.messages import (
     ProgressReport,
     ResultAck,
     ResultReport,
+    TaskOutcome,
 )
 from proxy_worker.contracts.names import STREAM_FIELD, up_stream
 from proxy_worker.contracts.older import down_for
@@ -43,6 +44,14 @@ from transports.rules import same_uuid
 
 _ENTRIES: Final = 500
 _FRESH_ENTRY_S: Final = 60.0
+_OUTAGES: Final = (
+    sa.exc.OperationalError,
+    sa.exc.InterfaceError,
+    sa.exc.TimeoutError,
+    sa.exc.DisconnectionError,
+)
+"""The database is away or busy: nothing is wrong with what was to be stored."""
+_REASON_CHARS: Final = 200
 
 
 @dataclass(slots=True)
@@ -55,6 +64,19 @@ class _Batch:
     results: list[tuple[str, ResultReport]] = field(default_factory=list)
     clock_offsets: dict[str, float] = field(default_factory=dict)
     connections: dict[str, ConnectionsReport] = field(default_factory=dict)
+
+    def apart(self) -> Iterator[tuple[str, _Batch]]:
+        """Each message alone, with its sender, in the order in which they are written."""
+        for proxy_id, result in self.results:
+            yield proxy_id, _Batch(results=[(proxy_id, result)])
+        for proxy_id, heartbeat in self.heartbeats.items():
+            yield proxy_id, _Batch(heartbeats={proxy_id: heartbeat})
+        for proxy_id, found in self.connections.items():
+            yield proxy_id, _Batch(connections={proxy_id: found})
+        for key, (proxy_id, report) in self.progress.items():
+            yield proxy_id, _Batch(progress={key: (proxy_id, report)})
+        for proxy_id, offset_s in self.clock_offsets.items():
+            yield proxy_id, _Batch(clock_offsets={proxy_id: offset_s})
 
 
 @dataclass(slots=True)
@@ -122,9 +144,7 @@ class ReportReader:
         if not found:
             return True
         batch = self._open(found)
-        with self._ctx.db() as s:
-            effect = self._apply(s, batch)
-        self._tell(batch, effect)
+        self._tell(batch, self._write(batch))
         if not batch.results:
             # Heartbeats and progress may gather; a result frees a slot and must not wait.
             self._pause.wait(self._timing.report_batch_s)
@@ -196,6 +216,50 @@ class ReportReader:
 
     # -- writing
 
+    def _write(self, batch: _Batch) -> _Effect:
+        """All in one transaction; each message in one of its own when that does not work, so that one which cannot be
+        stored stops nobody else's. Raises when the database is away.
+        """
+        try:
+            with self._ctx.db() as s:
+                return self._apply(s, batch)
+        except _OUTAGES:
+            raise
+        except Exception as error:  # noqa: BLE001 - which one it was is found out below, and said
+            self._ctx.log.warning(
+                "reports.apart", text=f"reports are stored one by one: {_short(error)}"
+            )
+        effect = _Effect()
+        for proxy_id, part in batch.apart():
+            found = self._write_one(proxy_id, part)
+            effect.ended += found.ended
+            effect.changed_proxies |= found.changed_proxies
+            for receiver, answers in found.answers.items():
+                effect.answers.setdefault(receiver, []).extend(answers)
+        return effect
+
+    def _write_one(self, proxy_id: str, part: _Batch) -> _Effect:
+        try:
+            with self._ctx.db() as s:
+                return self._apply(s, part)
+        except _OUTAGES:
+            raise
+        except Exception as error:  # noqa: BLE001 - as above
+            reason = f"a report cannot be stored: {_short(error)}"
+            self._refuse(proxy_id, MessageError(reason))
+        if not part.results:
+            return _Effect()
+        # Sent until it is acknowledged, and its task kept alive by heartbeats until then: so the attempt ends here.
+        [(_, bad)] = part.results
+        plain = ResultReport(
+            task_id=bad.task_id, attempt=bad.attempt, outcome=TaskOutcome.RETRY, reason=reason
+        )
+        return (
+            self._write_one(proxy_id, _Batch(results=[(proxy_id, plain)]))
+            if bad != plain
+            else _Effect()
+        )
+
     def _apply(self, s: DbSession, batch: _Batch) -> _Effect:
         now = self._ctx.clock()
         policy = retry_policy(self._ctx.settings)
@@ -229,7 +293,8 @@ class ReportReader:
     def _apply_connections(
         s: DbSession, proxy_id: str, found: ConnectionsReport, now: datetime
     ) -> None:
-        row = s.get(Proxy, proxy_id)
+        # With the row locked: an administrator may be changing its settings.
+        row = s.get(Proxy, proxy_id, with_for_update={"key_share": True}, populate_existing=True)
         if row is None:
             return
         before = proxy_vms.uuid_of(row)
@@ -342,3 +407,10 @@ class ReportReader:
             for stream, ids in batch.entries.items():
                 pipe.xdel(stream, *ids)
             pipe.execute()
+
+
+def _short(error: Exception) -> str:
+    """Of the database's complaint the first line: what follows repeats statement and values."""
+    text = str(getattr(error, "orig", None) or error).partition("\n")[0]
+    # What cannot be stored must not stand in the reason that is.
+    return f"{type(error).__name__}: {text}".replace("\0", "")[:_REASON_CHARS]

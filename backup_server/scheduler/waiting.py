@@ -14,7 +14,7 @@ from backup_server.scheduler import facts
 from backup_server.scheduler.claims import ClaimIndex
 from backup_server.scheduler.needs import SchedulerContext, Timing
 from backup_server.scheduler.view import View
-from backup_server.services import placement, tasks
+from backup_server.services import events, placement, tasks
 from backup_server.services.placement import Decision, ProxyFacts
 from proxy_worker.contracts.events import EventName
 
@@ -30,6 +30,8 @@ class Waiting:
         self._timing = timing
         self._unreached_since: dict[str, datetime] = {}
         self._explained: dict[str, Decision] = {}
+        self._warned: dict[str, tuple[str, set[str]]] = {}
+        """Place -> why nobody takes its tasks, and those whose sessions were told so."""
 
     def look(self, indexed: Mapping[str, str], now: datetime) -> None:
         """`indexed`: pending tasks with the keys of their wishes."""
@@ -40,7 +42,7 @@ class Waiting:
             places.setdefault(place, []).append(task_id)
         for place in self._view.wishes.keys() - places.keys():
             self._view.forget_wish(place)
-        for kept in (self._unreached_since, self._explained):
+        for kept in (self._unreached_since, self._explained, self._warned):
             for place in kept.keys() - places.keys():
                 kept.pop(place, None)
         if not places:
@@ -83,15 +85,26 @@ class Waiting:
             self._unreached_since.pop(place, None)
             return
         since = self._unreached_since.setdefault(place, now)
-        if since == now:
-            self._ctx.log.warning(
-                EventName.TASK_WAITS, text=decision.reason, tasks=len(waiting), place=place
-            )
+        self._warn(place, waiting, decision.reason, now)
         if now - since < timedelta(seconds=self._timing.no_proxy_timeout_s):
             return
         minutes = self._timing.no_proxy_timeout_s / 60
         reason = f"no proxy could take this disk for {minutes:.0f} minutes: {decision.reason}"
         self._give_up(waiting, reason, now)
+
+    def _warn(self, place: str, waiting: list[str], reason: str, now: datetime) -> None:
+        """Tell the sessions of these tasks, once for each reason, that nobody can take them, and why."""
+        before, told = self._warned.get(place, ("", set()))
+        if before != reason:
+            told = set()
+        new = [task_id for task_id in waiting if task_id not in told]
+        if not new:
+            return
+        with self._ctx.db() as s:
+            sessions = facts.sessions_of(s, new)
+            text = f"disks wait, and no proxy there is can take them: {reason}"
+            events.warn_once(s, now, EventName.TASK_WAITS, text, sessions)
+        self._warned[place] = (reason, told | set(new))
 
     def _give_up(self, waiting: Iterable[str], reason: str, now: datetime) -> None:
         with self._ctx.db() as s:

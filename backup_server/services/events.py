@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -17,6 +17,7 @@ from backup_server.services.shapes import when
 INFO = "info"
 WARNING = "warning"
 ERROR = "error"
+_BATCH = 500
 
 
 def record(
@@ -39,6 +40,25 @@ def record(
     log_when_true(
         db, name, text, level, {key: value for key, value in given.items() if value is not None}
     )
+
+
+def warn_once(db: DbSession, now: datetime, name: str, text: str, session_ids: Collection[str]) -> None:
+    """A warning in each of those sessions that has not had just this one yet."""
+    wanted = sorted(set(session_ids))
+    said: set[str | None] = set()
+    for i in range(0, len(wanted), _BATCH):
+        said.update(
+            db.scalars(
+                sa.select(Event.session_id).where(
+                    Event.session_id.in_(wanted[i : i + _BATCH]),
+                    Event.name == name,
+                    Event.text == text,
+                )
+            )
+        )
+    for session_id in wanted:
+        if session_id not in said:
+            record(db, now, name, text, session_id=session_id, level=WARNING)
 
 
 def log_when_true(db: DbSession, name: str, text: str, level: str, ids: Mapping[str, Any]) -> None:

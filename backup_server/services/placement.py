@@ -232,7 +232,7 @@ _Reasons = dict[tuple[str, TransportMode], str]
 
 def _obstacle(proxy: ProxyFacts, wish: Wish, mode: TransportMode) -> str:
     if wish.proxies and proxy.id not in wish.proxies:
-        return "the job names other proxies"
+        return "other proxies are named for it"
     if not proxy.enabled:
         return "the proxy is disabled"
     if not proxy.enrolled:

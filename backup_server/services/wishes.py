@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -87,8 +87,16 @@ def wish_of(
         left=tuple(sorted(pair for pair in left if pair[1] in known)),
         failover=failover,
         near=close,
-        impossible="" if modes else "; ".join(f"{m.value}: {why}" for m, why in refused.items()),
+        impossible="" if modes else _grouped(refused),
     )
+
+
+def _grouped(refused: Mapping[TransportMode, str]) -> str:
+    """Reasons with the modes for which they hold."""
+    by_reason: dict[str, list[str]] = {}
+    for mode, reason in refused.items():
+        by_reason.setdefault(reason, []).append(mode.value)
+    return "; ".join(f"{', '.join(modes)}: {reason}" for reason, modes in by_reason.items())
 
 
 def refused_modes(
@@ -98,15 +106,17 @@ def refused_modes(
     if kind in WITHOUT_VSPHERE:
         return ()
     asked = set(allowed_modes)
-    said = ((mode, _refusal(mode, disk, asked)) for mode in TransportMode)
+    by = "job" if kind == TaskKind.BACKUP_DISK.value else "restore"
+    said = ((mode, _refusal(mode, disk, asked, by)) for mode in TransportMode)
     return [ModeRefused(mode=mode, reason=reason) for mode, reason in said if reason]
 
 
-def _refusal(mode: TransportMode, disk: DiskFacts | None, asked: Collection[str]) -> str:
+def _refusal(mode: TransportMode, disk: DiskFacts | None, asked: Collection[str], by: str) -> str:
+    """`by`: what names modes: "job" or "restore"."""
     if asked and mode.value not in asked:
-        return "the job does not allow it"
+        return f"the {by} does not allow it"
     if not asked and mode not in DEFAULT_MODES:
-        return "it sends data in clear: used only where the job names it"
+        return f"it sends data in clear: used only where the {by} names it"
     if disk is None:
         return "" if mode in NETWORK_MODES else _NOTHING_KNOWN
     return judge_disk(mode, disk).text

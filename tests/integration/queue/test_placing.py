@@ -13,7 +13,7 @@ import pytest
 import sqlalchemy as sa
 
 from backup_server.db.states import Result, TaskState
-from backup_server.db.tables import Credential, OutboxRow, Proxy, Task, Vcenter, new_id
+from backup_server.db.tables import Credential, Event, OutboxRow, Proxy, Task, Vcenter, new_id
 from backup_server.scheduler.claims import ClaimIndex
 from backup_server.scheduler.dispatcher import Dispatcher
 from backup_server.scheduler.outbox import OutboxSender, celery_sender
@@ -283,6 +283,80 @@ def test_direct_nfs_waits_for_the_nearest(site: Site) -> None:
     site.end(next(row.id for row in site.rig.tasks(ids) if row.state == TaskState.RUNNING.value))
     site.settle()
     assert site.rig.task(waiting.id).proxy_name == "near"
+
+
+def warnings(site: Site, session_id: str) -> list[str]:
+    with site.rig.db.read() as s:
+        where = (Event.session_id == session_id, Event.level == "warning")
+        return list(s.scalars(sa.select(Event.text).where(*where).order_by(Event.id)))
+
+
+def test_sessions_are_told_once_for_each_reason_that_nobody_can_take_their_disks(site: Site) -> None:
+    px = site.proxy("px", HOTADD)
+    own = {"vm_moref": "vm-px"}
+    first = site.rig.task(site.tasks(1, **own)[0]).session_id
+    second = site.rig.task(site.tasks(2, **own)[0]).session_id
+    for _ in range(3):
+        site.settle()
+    reason = "disks wait, and no proxy there is can take them: px: "
+    for session_id in (first, second):
+        [said] = warnings(site, session_id)
+        assert said.startswith(reason + "px is this proxy")
+    third = site.rig.task(site.tasks(1, **own)[0]).session_id
+    with site.rig.db() as s:
+        s.get_one(Proxy, px).enabled = False
+    for _ in range(3):
+        site.settle()
+    assert [len(warnings(site, one)) for one in (first, second, third)] == [2, 2, 1]
+    assert warnings(site, third) == [reason + "the proxy is disabled"]
+    site.proxy("net", NBDSSL)
+    site.settle()
+    assert len(warnings(site, first)) == 2
+
+
+def test_a_proxy_without_slots_is_nobody_who_could_take_a_disk(site: Site) -> None:
+    site.proxy("px", NBDSSL, slots=0)
+    [task_id] = site.tasks(1)
+    site.settle()
+    [said] = warnings(site, site.rig.task(task_id).session_id)
+    assert "px: the proxy has no task slots" in said
+
+
+def test_proxies_near_the_repository_and_jobs_that_name_others(site: Site) -> None:
+    near = {"repositories": [site.rig.repository_id]}
+    here = site.proxy("here", NBDSSL, slots=1, settings=near)
+    far = site.proxy("far", HOTADD, NBDSSL)
+    ids = site.tasks(2)
+    site.settle()
+    assert sorted(map(str, site.modes(ids))) == ["None", "nbdssl"]
+    [running_one] = [row for row in site.rig.tasks(ids) if row.state == TaskState.RUNNING.value]
+    assert running_one.proxy_id == here
+    session = site.rig.add_session()
+    named = site.rig.add_tasks(["a", "b"], session, allowed_proxies=[far])
+    site.settle()
+    assert {row.proxy_id for row in site.rig.tasks(named)} == {far}
+    [said] = warnings(site, session)
+    assert said == "the job names only proxies that are not near its repository; near it: here"
+    # What waits follows when an administrator thinks otherwise.
+    with site.rig.db() as s:
+        s.get_one(Proxy, here).settings = {}
+    site.settle()
+    assert "hotadd" in site.modes(ids)
+
+
+def test_a_disk_that_goes_on_by_network_counts_in_its_hosts_budget(site: Site) -> None:
+    site.proxy("vm", HOTADD, NBDSSL, slots=1)
+    [first] = site.tasks(1)
+    site.settle()
+    assert site.modes([first]) == ["hotadd"]
+    with site.rig.db() as s:
+        s.get_one(Task, first).progress = {"mode": "nbdssl"}
+    site.proxy("net", NBDSSL)
+    others = site.tasks(3)
+    site.dispatcher._audit(utc_now())
+    site.settle()
+    assert site.modes([first]) == ["hotadd"]
+    assert site.modes(others).count("nbdssl") == 1
 
 
 def test_many_disks_are_few_places(site: Site) -> None:

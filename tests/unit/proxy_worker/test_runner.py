@@ -151,8 +151,9 @@ def test_refused_secrets_are_told_to_the_mover(stage: Stage) -> None:
     assert stage.handle.reason is StopReason.NONE
     stage.handle = TaskHandle(REQUEST)
     stage.refusal = LeaseRefusedError("not yours")
-    stage.run(body)
-    assert stage.handle.reason is StopReason.LOST
+    done = stage.run(body)
+    assert stage.handle.reason is StopReason.REFUSED
+    assert done.outcome is TaskOutcome.RETRY
 
 
 @pytest.mark.parametrize(

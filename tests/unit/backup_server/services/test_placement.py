@@ -140,7 +140,7 @@ def test_jobs_that_name_proxies() -> None:
     decision = decide(wish(proxies=("b",)), [proxy("a"), proxy("b", used=3)], [])
     assert decision.chosen is not None
     assert decision.chosen.proxy_id == "b"
-    assert decision.candidates[0].reason == "the job names other proxies"
+    assert decision.candidates[0].reason == "other proxies are named for it"
 
 
 def test_best_mode_first_then_least_busy() -> None:

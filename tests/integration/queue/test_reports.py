@@ -1,0 +1,230 @@
+"""Reports that cannot be stored: whose they are, and nobody else's, they stop."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from nacl.signing import SigningKey
+
+from backup_server.db.states import TaskState
+from backup_server.db.tables import Proxy, Task, new_id
+from backup_server.scheduler.claims import ClaimIndex
+from backup_server.scheduler.reports import ReportReader
+from backup_server.services.placement import NETWORK_RANK
+from pipeline.model import ReadMode
+from proxy_worker.contracts.envelope import SERVER, Sealer
+from proxy_worker.contracts.ids import Attempt, ProxyId, TaskId
+from proxy_worker.contracts.messages import (
+    ConnectionsReport,
+    HeartbeatReport,
+    ProgressReport,
+    ResultAck,
+    ResultReport,
+    RunningTask,
+    TaskOutcome,
+    UpReport,
+)
+from proxy_worker.contracts.names import STREAM_FIELD, up_stream
+from tests.integration.queue.rig import TIMING, Rig, running, utc_now
+from tests.integration.queue.test_placing import Down
+from transports.base import TransportMode
+
+BAD = "what the database does not take"
+
+
+class Reports:
+    """Two proxies that speak for themselves, and the server's reader, stepped by the test."""
+
+    def __init__(self, rig: Rig) -> None:
+        self.rig = rig
+        self.client = rig.broker.client()
+        index = ClaimIndex(
+            self.client,
+            lambda: int(utc_now().timestamp() * 1000),
+            spill_ms=1000,
+            network_rank=NETWORK_RANK,
+        )
+        self.down = Down()
+        down: Any = self.down
+        self.reader = ReportReader(
+            rig.ctx, self.client, index, down, leading=lambda: True, timing=TIMING
+        )
+        self._sealers: dict[str, Sealer] = {}
+
+    def proxy(self, name: str) -> str:
+        key, proxy_id = SigningKey.generate(), new_id()
+        with self.rig.db() as s:
+            s.add(
+                Proxy(
+                    id=proxy_id,
+                    name=name,
+                    local=True,
+                    slots=4,
+                    signing_key=bytes(key.verify_key).hex(),
+                    boot_id="boot",
+                    created_at=utc_now(),
+                )
+            )
+        self._sealers[proxy_id] = Sealer(proxy_id, key, lambda: utc_now().timestamp())
+        return proxy_id
+
+    def task(self, proxy_id: str) -> str:
+        """One that runs there."""
+        [task_id] = self.rig.add_tasks(["backup db01"])
+        with self.rig.db() as s:
+            s.execute(
+                sa.update(Task)
+                .where(Task.id == task_id)
+                .values(
+                    state=TaskState.RUNNING.value,
+                    proxy_id=proxy_id,
+                    proxy_name="px",
+                    proxy_boot_id="boot",
+                    mode="nbdssl",
+                    attempt=1,
+                    leased_until=utc_now(),
+                )
+            )
+        return task_id
+
+    def send(self, proxy_id: str, message: UpReport) -> None:
+        text = self._sealers[proxy_id].seal(message, to=SERVER)
+        self.client.xadd(up_stream(ProxyId(proxy_id)), {STREAM_FIELD: text})
+
+    def left(self, proxy_id: str) -> int:
+        return int(self.client.xlen(up_stream(ProxyId(proxy_id))))
+
+
+@pytest.fixture
+def picky() -> Iterator[None]:
+    """A database that refuses each statement with BAD among its values, as it would a number that does not fit."""
+
+    def look(_conn: Any, _cursor: Any, statement: str, values: Any, *_: Any) -> None:
+        if BAD in str(values):
+            raise sa.exc.DataError(statement, None, Exception(f"it does not fit\n{values}"))
+
+    sa.event.listen(sa.Engine, "before_cursor_execute", look)
+    yield
+    sa.event.remove(sa.Engine, "before_cursor_execute", look)
+
+
+@pytest.fixture
+def reports(database_url: str) -> Iterator[Reports]:
+    directory = Path(tempfile.mkdtemp(prefix="vmhaul-q"))
+    try:
+        with running(Rig(directory, database_url)) as rig:
+            made = Reports(rig)
+            yield made
+            made.client.close()
+    finally:
+        shutil.rmtree(directory)
+
+
+def result(task_id: str, reason: str = "") -> ResultReport:
+    return ResultReport(
+        task_id=TaskId(task_id),
+        attempt=Attempt(1),
+        outcome=TaskOutcome.WARNING if reason else TaskOutcome.SUCCESS,
+        reason=reason,
+        read_mode=ReadMode.FULL,
+        map_root="ab" * 32,
+        mode=TransportMode.NBDSSL,
+    )
+
+
+def heartbeat(proxy_id: str, task_id: str, version: str = "0.4.0") -> HeartbeatReport:
+    return HeartbeatReport(
+        proxy_id=ProxyId(proxy_id),
+        boot_id="boot",
+        sequence=1,
+        version=version,
+        clock_s=utc_now().timestamp(),
+        slots=4,
+        running=(RunningTask(task_id=TaskId(task_id), attempt=Attempt(1)),),
+        stopping=False,
+        modes=(TransportMode.NBDSSL,),
+        cpu_share=0.1,
+        free_memory_bytes=1 << 30,
+    )
+
+
+@pytest.mark.usefixtures("picky")
+def test_one_result_that_cannot_be_stored_stops_no_other_report(reports: Reports) -> None:
+    good, bad = reports.proxy("good"), reports.proxy("bad")
+    tasks = {proxy_id: reports.task(proxy_id) for proxy_id in (good, bad)}
+    works = reports.task(good)
+    reports.send(bad, result(tasks[bad], BAD))
+    reports.send(good, result(tasks[good]))
+    reports.send(good, heartbeat(good, works))
+    reports.reader.step()
+    done = reports.rig.task(tasks[good])
+    assert (done.state, done.result) == (TaskState.DONE.value, "success")
+    assert reports.rig.proxy(good).version == "0.4.0"
+    leased_until = reports.rig.task(works).leased_until
+    assert leased_until is not None
+    assert leased_until > utc_now()
+    # The attempt is over, with the reason, and the proxy need not send its result again and again.
+    ended = reports.rig.task(tasks[bad])
+    assert (ended.state, ended.failures) == (TaskState.PENDING.value, 1)
+    assert "a report cannot be stored: " in ended.reason
+    assert ResultAck(task_id=TaskId(tasks[bad]), attempt=Attempt(1)) in dict(reports.down.sent)[bad]
+    assert (reports.left(good), reports.left(bad)) == (0, 0)
+
+
+@pytest.mark.usefixtures("picky")
+def test_neither_heartbeat_nor_look_nor_progress_holds_up_others(reports: Reports) -> None:
+    good, bad = reports.proxy("good"), reports.proxy("bad")
+    task_id = reports.task(good)
+    reports.send(bad, heartbeat(bad, task_id, version=BAD))
+    look = ConnectionsReport(
+        proxy_id=ProxyId(bad), vm_uuid=BAD, addresses=(), connections=(), missing=()
+    )
+    reports.send(bad, look)
+    for proxy_id, phase in ((bad, BAD), (good, "reading")):
+        reports.send(
+            proxy_id,
+            ProgressReport(
+                task_id=TaskId(task_id),
+                attempt=Attempt(1),
+                phase=phase,
+                total_bytes=10,
+                done_bytes=1,
+                read_bytes=1,
+                stored_bytes=1,
+                bytes_per_s=1.0,
+                bottleneck="",
+            ),
+        )
+    reports.send(good, heartbeat(good, task_id))
+    reports.reader.step()
+    assert reports.rig.task(task_id).progress["phase"] == "reading"
+    assert reports.rig.proxy(good).version == "0.4.0"
+    assert reports.rig.proxy(bad).version is None
+    assert (reports.left(good), reports.left(bad)) == (0, 0)
+
+
+def test_a_database_that_is_away_refuses_nobody(
+    reports: Reports, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = reports.proxy("good")
+    task_id = reports.task(good)
+    reports.send(good, result(task_id))
+
+    def away(*_: Any, **__: Any) -> None:
+        raise sa.exc.OperationalError("SELECT", {}, Exception("the database is starting up"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("backup_server.services.tasks.apply_result", away)
+        with pytest.raises(sa.exc.OperationalError):
+            reports.reader.step()
+    assert reports.left(good) == 1
+    assert reports.rig.task(task_id).state == TaskState.RUNNING.value
+    reports.send(good, result(task_id))
+    reports.reader.step()
+    assert reports.rig.task(task_id).result == "success"
