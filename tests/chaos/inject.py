@@ -72,7 +72,7 @@ class Injector:
             FaultKind.VCENTER_FORGETS: lambda _: self._stand.site.control.drop_sessions(),
             FaultKind.AGENT_KILL: self._kill_agent,
             FaultKind.SLOW_VCENTER: lambda fault: self._site_fault(
-                "soap-delay", method=fault.link, delay_s=fault.lasts_s
+                "soap-delay", count=2, method=fault.link, delay_s=fault.lasts_s
             ),
             FaultKind.REFUSED_CALL: lambda fault: self._site_fault(
                 "soap-fault", method=fault.link, fault="SystemError", as_task_error=True
@@ -83,8 +83,8 @@ class Injector:
         }
         make[fault.kind](fault)
 
-    def _site_fault(self, kind: str, **how: Any) -> None:
-        self._stand.site.control.fault(kind, 1, **how)
+    def _site_fault(self, kind: str, *, count: int = 1, **how: Any) -> None:
+        self._stand.site.control.fault(kind, count, **how)
 
     def _kill_agent(self, fault: Fault) -> None:
         del fault

@@ -140,16 +140,16 @@ def draw(seed: int, number: int) -> RoundPlan:
     """The round of that number."""
     rng = random.Random(f"vmhaul chaos {seed} {number}")
     postgres = rng.random() < 0.5
-    servers = 2 if postgres and rng.random() < 0.3 else 1
+    servers = 2 if postgres and rng.random() < 0.4 else 1
     proxies = rng.choice((2, 2, 3))
     lasts_s = rng.uniform(9.0, 15.0)
     parts = [f"server{n}" for n in range(1, servers + 1)]
     workers = ["default", *(f"px{n}" for n in range(2, proxies + 1))]
     count = rng.choice((1, 2, 3, 3, 4, 5, 6))
-    faults = sorted(
-        (_fault(rng, parts, workers, lasts_s, postgres=postgres) for _ in range(count)),
-        key=lambda fault: fault.at_s,
-    )
+    drawn = [_fault(rng, parts, workers, lasts_s, postgres=postgres) for _ in range(count)]
+    if rng.random() < 0.4:
+        drawn += _aimed(rng, parts, lasts_s)
+    faults = sorted(drawn, key=lambda fault: fault.at_s)
     return RoundPlan(
         seed=seed,
         number=number,
@@ -167,6 +167,21 @@ def draw(seed: int, number: int) -> RoundPlan:
         lasts_s=lasts_s,
         faults=tuple(faults),
     )
+
+
+def _aimed(rng: random.Random, servers: list[str], lasts_s: float) -> list[Fault]:
+    """A server that dies, or sleeps until another leads, while vCenter works at something for it."""
+    at_s = rng.uniform(0.0, lasts_s - 4.0)
+    slow_s = rng.uniform(1.5, 4.0)
+    slow = [
+        Fault(at_s=at_s, kind=FaultKind.SLOW_VCENTER, link=call, lasts_s=slow_s)
+        for call in rng.sample(CALLS, 3)
+    ]
+    kind, lasts = rng.choice(
+        ((FaultKind.KILL, rng.uniform(0.2, 3.0)), (FaultKind.STOP, rng.uniform(LEASE_S, LEASE_S + 14)))
+    )
+    hit = Fault(at_s=at_s + rng.uniform(0.1, 4.0), kind=kind, part=rng.choice(servers), lasts_s=lasts)
+    return [*slow, hit]
 
 
 def _fault(

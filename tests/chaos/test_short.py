@@ -10,7 +10,7 @@ import pytest
 from tests.chaos.plan import FaultKind, draw
 
 SEED = 1
-ROUNDS = (16, 64)
+ROUNDS = (34, 72)
 
 
 @pytest.mark.lab
