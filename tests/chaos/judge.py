@@ -238,18 +238,14 @@ def _digest(repository: Repository, map_root: str, capacity_bytes: int) -> str:
 
 
 def _counted(client: redis.Redis) -> Iterator[str]:
-    for key in client.scan_iter("vmhaul:px:*"):
-        used = client.hget(key, "used")
-        if used not in (None, "0"):
-            yield f"{key} counts {used} used slots"
     use: Any = client.hgetall("vmhaul:use")
     yield from (f"limit {name} counts {count}" for name, count in use.items() if count != "0")
     held: Any = client.zrange("vmhaul:lease", 0, -1)
     if held:
         yield f"claims are held: {held}"
-    waiting = list(client.scan_iter("vmhaul:t:*"))
-    if waiting:
-        yield f"tasks wait: {waiting}"
+    for family in ("t", "pend", "heads", "vm", "li"):
+        if waiting := list(client.scan_iter(f"vmhaul:{family}:*")):
+            yield f"the claim index still has {waiting}"
 
 
 def log_findings(logs: list[Path]) -> list[str]:
