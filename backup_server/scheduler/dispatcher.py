@@ -98,7 +98,11 @@ class Dispatcher:
         self._follow_limits()
         self._follow_proxies()
         self._busy = self._fill() if self._indexed else False
-        if self._audited_at is None or now - self._audited_at >= self._span(self._timing.audit_s):
+        since_audit = (
+            self._span(self._timing.audit_s) if self._audited_at is None else now - self._audited_at
+        )
+        # Below zero when the clock went back.
+        if not timedelta(0) <= since_audit < self._span(self._timing.audit_s):
             self._audited_at = now
             self._audit(now)
         return self._busy

@@ -8,7 +8,8 @@ from datetime import datetime, timedelta
 
 from backup_server.scheduler.claims import ClaimIndex
 from backup_server.scheduler.needs import SchedulerContext, retry_policy
-from backup_server.services import tasks
+from backup_server.services import tasks, waits
+from proxy_worker.contracts.events import EventName
 
 
 class Reaper:
@@ -47,8 +48,20 @@ class Reaper:
             self._ctx.wake_dispatcher.set()
             self._outbox_wake.set()
 
+    def _mind_the_clock(self, now: datetime) -> None:
+        settings = self._ctx.settings
+        count = waits.shorten_waits(
+            self._ctx.db, now=now, lease_s=settings.lease_s, policy=retry_policy(settings)
+        )
+        if count:
+            self._ctx.log.warning(
+                EventName.CLOCK_WENT_BACK,
+                text=f"the server's clock went back; leases and pauses of {count} tasks count anew",
+            )
+
     def _expire(self) -> bool:
         now = self._ctx.clock()
+        self._mind_the_clock(now)
         since = self._listening_since()
         # Silence counts only while we listened: after an outage of the server or the broker every proxy
         # gets a whole lease to be heard again.

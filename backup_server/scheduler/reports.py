@@ -140,7 +140,9 @@ class ReportReader:
         # Before the read: the broker was there from here on, or an exception says otherwise.
         began = self._ctx.clock()
         found: Any = self._client.xread(streams, count=_ENTRIES, block=block_ms)
-        self._listening_since = self._listening_since or began
+        if self._listening_since is None or self._listening_since > began:
+            # Later than now: the clock went back, and a lease's time counts from here.
+            self._listening_since = began
         if not found:
             return True
         batch = self._open(found)

@@ -167,9 +167,9 @@ class SessionEngine:
         if session.cancel_requested:
             self._end_queued(session, Result.CANCELLED, "cancelled before it began")
             return
-        begin_after = session.options.get("begin_after")
-        if not steps.is_due(session.options, now) or (
-            begin_after and datetime.fromisoformat(begin_after) > now
+        tries = {"not_before": session.options.get("begin_after")}
+        if not steps.is_due(session.options, now) or not steps.is_due(
+            tries, now, at_most_s=steps.MAX_WAIT_S
         ):
             return
         if session.kind == SessionKind.BACKUP.value:
@@ -238,7 +238,7 @@ class SessionEngine:
                     change_state(s, SessionVm, vm.id, VmState.RUNNING, VmState.FINISHING)
                 state = VmState.FINISHING
             hurry = ends and state is VmState.PREPARING
-            if hurry or steps.is_due(vm.details, now):
+            if hurry or steps.is_due(vm.details, now, at_most_s=steps.MAX_WAIT_S):
                 self._submit(vm.id, self._pool, self._step, session.kind, vm.id, state)
 
     def _cancel_vms(self, session: Session, now: datetime) -> None:

@@ -81,17 +81,24 @@ class Janitor:
                 continue
             self._ctx.wake_janitor.clear()
             try:
-                if self._ctx.clock() >= self._next_visit_at:
-                    self._next_visit_at = self._ctx.clock() + timedelta(
-                        seconds=self._ctx.settings.janitor_interval_s
-                    )
+                if self._visit_is_due():
+                    self._next_visit_at = self._ctx.clock() + self._interval
                     self.run_once()
                 else:
                     self.clean_due()
             except Exception:
                 self._ctx.log.exception("janitor.visit-failed")
-            wait = self._next_visit_at - self._ctx.clock()
+            wait = min(self._next_visit_at - self._ctx.clock(), self._interval)
             self._ctx.wake_janitor.wait(max(0.0, wait.total_seconds()))
+
+    @property
+    def _interval(self) -> timedelta:
+        return timedelta(seconds=self._ctx.settings.janitor_interval_s)
+
+    def _visit_is_due(self) -> bool:
+        """Also when the next one is further ahead than it ever was set: then the clock went back."""
+        ahead = self._next_visit_at - self._ctx.clock()
+        return not timedelta(0) < ahead <= self._interval
 
     def run_once(self) -> None:
         """One visit: open intents that are due, once a day what the jobs keep no more, unfinished

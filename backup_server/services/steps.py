@@ -162,7 +162,12 @@ def defer(ctx: Context, work: Work, reason: str, *, tries: int) -> bool:
     return True
 
 
-def is_due(details: Mapping[str, Any], now: datetime) -> bool:
-    """False while the VM waits for its next try."""
+def is_due(details: Mapping[str, Any], now: datetime, *, at_most_s: float | None = None) -> bool:
+    """False while the VM waits for its next try. `at_most_s`: no such wait is longer, so one that is was written
+    while the clock was ahead, and is over.
+    """
     not_before = details.get("not_before")
-    return not_before is None or datetime.fromisoformat(not_before) <= now
+    if not_before is None:
+        return True
+    until = datetime.fromisoformat(not_before)
+    return until <= now or (at_most_s is not None and until > now + timedelta(seconds=at_most_s))

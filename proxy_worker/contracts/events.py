@@ -23,6 +23,7 @@ class EventName(StrEnum):
     TASK_REFUSED = "task.refused"
     LEASE_LOST = "lease.lost"
     LEASE_EXPIRED = "lease.expired"
+    CLOCK_WENT_BACK = "clock.went-back"
     RESULT_STALE = "result.stale"
     INDEX_REBUILT = "index.rebuilt"
     BROKER_AWAY = "broker.away"

@@ -20,6 +20,7 @@ from backup_server.errors import ConflictError
 from backup_server.scheduler.due_jobs import DueJobs
 from backup_server.scheduler.leader import Leadership
 from backup_server.scheduler.loops import Loop
+from backup_server.scheduler.reaper import Reaper
 from tests.integration.queue.rig import LightContext, wait_for
 
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -267,3 +268,21 @@ def test_a_loop_survives_every_failure_and_tells_of_it() -> None:
     assert loop.health.last_success_at == START
     loop.stop()
     assert loop.join(10)
+
+
+def test_a_lease_that_a_clock_ahead_wrote_ends_in_time(
+    db: Database, clock: Clock, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The reaper says that the clock went back, and goes on."""
+    ctx = LightContext(settings=Settings(data_dir=tmp_path), db=db, clock=clock)
+    monkeypatch.setattr("backup_server.services.waits.shorten_waits", lambda *_, **__: 1)
+    reaper = Reaper(
+        ctx,
+        index=None,  # type: ignore[arg-type]
+        leading=lambda: True,
+        listening_since=lambda: None,
+        outbox_wake=threading.Event(),
+    )
+    with structlog.testing.capture_logs() as said:
+        assert not reaper.step()
+    assert [line["event"] for line in said] == ["clock.went-back"]

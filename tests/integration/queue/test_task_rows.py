@@ -22,7 +22,7 @@ from backup_server.db.tables import (
     Task,
     new_id,
 )
-from backup_server.services import leases, tasks
+from backup_server.services import leases, tasks, waits
 from backup_server.services.session_shapes import task_shape
 from backup_server.services.tasks import Applied, Placement, RetryPolicy
 from pipeline.model import BlockCounts, DiskStats, ReadMode, StageTimes
@@ -391,6 +391,21 @@ def test_silence_takes_tasks_back(rows: Rows) -> None:
     assert rows.get(fresh).state == "running"
     # what the silent one says later counts no more
     assert rows.apply(report(silent)) is Applied.STALE
+
+
+def test_a_clock_that_was_ahead_keeps_no_task_waiting(rows: Rows) -> None:
+    hour = timedelta(hours=1)
+    lease, pause = timedelta(seconds=30), timedelta(seconds=10)
+    far_lease, near_lease = rows.running(), rows.running()
+    far_pause = rows.add(not_before=NOW + hour, failures=1)
+    near_pause = rows.add(not_before=NOW + pause, failures=1)
+    with rows.db() as s:
+        s.get_one(Task, far_lease).leased_until = NOW + hour
+
+    assert waits.shorten_waits(rows.db, now=NOW, lease_s=30, policy=POLICY) == 2
+    assert waits.shorten_waits(rows.db, now=NOW, lease_s=30, policy=POLICY) == 0
+    assert {rows.get(task).leased_until for task in (far_lease, near_lease)} == {NOW + lease}
+    assert {rows.get(task).not_before for task in (far_pause, near_pause)} == {NOW + pause}
 
 
 def test_a_new_boot_ends_what_the_old_one_ran(rows: Rows) -> None:

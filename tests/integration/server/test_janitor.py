@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
-from datetime import timedelta
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import pytest
 
 from backup_server.db.tables import Event, Intent, RestorePointRow
 from backup_server.services import jobs, restores, sessions
 from backup_server.services.janitor import HELPER_AFTER_TRIES
 from tests.fakes.server import Rig
 from tests.fakes.vsphere import FakeVm
+from tests.integration.queue.rig import wait_for
 from transports.errors import TransientTransportError
 
 
@@ -226,3 +230,21 @@ def test_starts_and_stops(rig: Rig) -> None:
     rig.janitor.stop()
     assert vm.snapshots == []
     assert sessions.list_all(rig.ctx)["items"]
+
+
+def test_a_clock_that_goes_back_does_not_make_it_sleep(
+    tmp_path: Path, migrated_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = Rig(tmp_path, migrated_url, janitor_interval_s=0.05)
+    visits: list[datetime] = []
+    monkeypatch.setattr(rig.janitor, "run_once", lambda: visits.append(rig.clock.now))
+    rig.clock.advance(3600)
+    rig.janitor.start()
+    try:
+        wait_for(lambda: visits, "the first visit")
+        rig.clock.advance(-3600)
+        before = rig.clock.now
+        wait_for(lambda: visits[-1] == before, "a visit after the clock went back")
+    finally:
+        rig.janitor.stop()
+        rig.close()
