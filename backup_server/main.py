@@ -133,7 +133,7 @@ class Server:
         self._file = ctx.settings.run_dir / SERVER_FILE
         host, port = listener.getsockname()[:2]
         self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-        self._scheduler = Scheduler(ctx, broker_url(ctx), vcenter=ctx.vcenters.get)
+        self._scheduler = Scheduler(ctx, broker_url(ctx), vcenter=ctx.vcenters.get, ends=ctx.ends)
         self._users = BrokerUsers(ctx)
         self._users_loop = Loop(
             "broker-users", self._keep_users, interval_s=USERS_LOOK_S, clock=ctx.clock, log=ctx.log

@@ -25,6 +25,7 @@ from backup_server.scheduler.needs import SchedulerContext, Timing
 from backup_server.scheduler.view import View, is_on
 from backup_server.scheduler.waiting import Waiting
 from backup_server.services import proxy_facts, tasks
+from backup_server.services.task_ends import Ends
 from backup_server.services.wishes import Wish
 from proxy_worker.contracts.events import EventName
 
@@ -48,9 +49,11 @@ class Dispatcher:
         outbox_wake: threading.Event,
         timing: Timing,
         at_start: AtStart = no_rates,
+        ends: Ends | None = None,
     ) -> None:
         self._ctx = ctx
         self._at_start = at_start
+        self._ends = ends
         self._index = index
         self._leading = leading
         self._outbox_wake = outbox_wake
@@ -61,7 +64,7 @@ class Dispatcher:
         self._reset()
 
     def _reset(self) -> None:
-        self._view = View()
+        self._view = View(ends=self._ends)
         self._indexed: dict[str, str] = {}  # pending task -> key of its wish
         self._limits: dict[str, int] = {}  # as the index has them
         self._written: dict[str, ProxyEntry] = {}  # proxy -> what the index knows of it

@@ -85,9 +85,12 @@ class Scheduler:
         *,
         timing: Timing | None = None,
         vcenter: GetVcenter | None = None,
+        ends: Ends | None = None,
         start_backup: StartBackup = start_job,
     ) -> None:
-        """`vcenter` gives the client of a vCenter by its id; None: nothing is asked of vSphere."""
+        """`vcenter` gives the client of a vCenter by its id; None: nothing is asked of vSphere. `ends` finds out
+        between which machines data move; None: it is found out here, without vSphere.
+        """
         timing = timing or Timing()
         self._ctx = ctx
         self._outbox_wake = threading.Event()
@@ -111,8 +114,11 @@ class Scheduler:
             log=ctx.log,
             on_gain=self._lead,
         )
-        self._lookups = Lookups(ctx.clock, ctx.log)
-        rates = RateKeeper(ctx, down, Ends(vcenter, self._lookups), leading=self._leading)
+        self._lookups = None if ends is not None else Lookups(ctx.clock, ctx.log)
+        if self._lookups is not None:
+            ends = Ends(vcenter, self._lookups)
+        assert ends is not None
+        rates = RateKeeper(ctx, down, ends, leading=self._leading)
         self._dispatcher = Dispatcher(
             ctx,
             index,
@@ -120,6 +126,7 @@ class Scheduler:
             outbox_wake=self._outbox_wake,
             timing=timing,
             at_start=rates.at_start,
+            ends=ends,
         )
         self._reports = ReportReader(
             ctx, self._client, index, down, leading=self._leading, timing=timing
@@ -180,7 +187,8 @@ class Scheduler:
         ended = [loop.join(_JOIN_S) for loop in self._loops]
         if not all(ended):
             self._ctx.log.warning("scheduler.slow-stop", text="some loops are still in a step")
-        self._lookups.close()
+        if self._lookups is not None:
+            self._lookups.close()
         if self._latency is not None:
             self._latency.close()
         self.leadership.release()

@@ -22,7 +22,7 @@ from backup_server.scheduler.down import DownLink
 from backup_server.scheduler.needs import SchedulerContext
 from backup_server.services import datastore_loads, traffic_rules
 from backup_server.services.lookups import NONE, Addresses
-from backup_server.services.networks import parse_address
+from backup_server.services.proxy_facts import addresses_of
 from backup_server.services.rates import share
 from backup_server.services.task_ends import Ends, TaskFacts, read_facts
 from backup_server.services.traffic_rules import Rule
@@ -280,12 +280,5 @@ def _mode(name: str | None) -> TransportMode | None:
 
 
 def _addresses(s: DbSession, proxy_id: str) -> Addresses:
-    """Of all its interfaces; what is no address is left out."""
     told = s.scalar(sa.select(Proxy.connections).where(Proxy.id == proxy_id)) or {}
-    found = set()
-    for text in told.get("addresses", ()):
-        try:
-            found.add(parse_address(str(text)))
-        except ValueError:
-            continue
-    return frozenset(address for address in found if not address.is_loopback)
+    return addresses_of(str(text) for text in told.get("addresses", ()))

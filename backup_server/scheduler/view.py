@@ -10,8 +10,9 @@ from backup_server.db.tables import Task
 from backup_server.scheduler import facts
 from backup_server.scheduler.claims import CLOSED, DATASTORE, HOST, REPOSITORY, ProxyEntry
 from backup_server.scheduler.needs import SchedulerContext
-from backup_server.services import datastore_loads, placement, proxy_facts
+from backup_server.services import datastore_loads, placement, proxy_facts, traffic_guard
 from backup_server.services.placement import Limit, ProxyFacts, Survey
+from backup_server.services.task_ends import Ends
 from backup_server.services.wishes import Wish
 from transports.base import TransportMode
 from transports.rules import NETWORK_MODES
@@ -21,6 +22,8 @@ from transports.rules import NETWORK_MODES
 class View:
     """Filled by `read`; one thread uses it."""
 
+    ends: Ends | None = None
+    """Finds out between which machines data move; None: no rule asks for encryption."""
     machines: proxy_facts.Machines = field(default_factory=proxy_facts.Machines)
     proxies: list[ProxyFacts] = field(default_factory=list)
     """Without what they have in use: that is the index's to say."""
@@ -53,12 +56,14 @@ class View:
             self.repository_rows = facts.repository_rows(s)
             self.loads = datastore_loads.read(s, settings, now)
             proxies = proxy_facts.proxy_facts(s, now, silent_s, {}, self.machines)
+            guard = traffic_guard.read(s, self.ends, self.machines.addresses, self.fleet.guard)
         self.host_tasks = settings.host_nfc_tasks
-        if proxies != self.proxies:
+        if proxies != self.proxies or guard is not self.fleet.guard:
             self.proxies = proxies
             self.by_id = {proxy.id: proxy for proxy in proxies}
-            fleet = proxy_facts.fleet_of(proxies)
-            self.fleets += fleet != self.fleet
+            fleet = proxy_facts.fleet_of(proxies, guard)
+            # Another guard that says the same found something out meanwhile.
+            self.fleets += fleet != self.fleet or guard is not self.fleet.guard
             self.fleet = fleet
             self.surveys.clear()
         self.read_at = now

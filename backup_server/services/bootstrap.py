@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import structlog
+
 from backup_server.config import Settings
 from backup_server.credentials import CredentialStore, load_or_create_key
 from backup_server.db.engine import Database, open_database
@@ -11,8 +13,10 @@ from backup_server.db.tables import Setting, new_id
 from backup_server.services import counters, deployments, proxies
 from backup_server.services.agent_link import AgentProcess, StartAgent
 from backup_server.services.context import Clock, Context
+from backup_server.services.lookups import Lookups
 from backup_server.services.repository_agent import AgentPool
 from backup_server.services.storage_pool import StoragePool
+from backup_server.services.task_ends import Ends
 from backup_server.services.vcenter_pool import VcenterPool, VsphereDoor
 from transports.storage_systems.base import StorageDriver
 from transports.storage_systems.registry import storage_drivers as all_drivers
@@ -39,6 +43,8 @@ def open_context(
     load_or_create_key(settings.signing_key_file)
     db = database or open_database(settings.database_url)
     log_file = settings.log_dir / "repository-agent.log"
+    vcenters = VcenterPool(db, credentials, vsphere, clock=clock, keep_alive_s=settings.keep_alive_s)
+    lookups = Lookups(clock, structlog.get_logger())
     context = Context(
         settings=settings,
         server_id=_server_id(db),
@@ -46,7 +52,9 @@ def open_context(
         clock=clock,
         started_at=clock(),
         credentials=credentials,
-        vcenters=VcenterPool(db, credentials, vsphere, clock=clock, keep_alive_s=settings.keep_alive_s),
+        vcenters=vcenters,
+        lookups=lookups,
+        ends=Ends(vcenters.get, lookups),
         agents=AgentPool(
             db,
             credentials,

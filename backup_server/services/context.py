@@ -13,8 +13,10 @@ import structlog
 from backup_server.config import Settings
 from backup_server.credentials import CredentialStore
 from backup_server.db.engine import Database
+from backup_server.services.lookups import Lookups
 from backup_server.services.repository_agent import AgentPool
 from backup_server.services.storage_pool import StoragePool
+from backup_server.services.task_ends import Ends
 from backup_server.services.turns import Turns
 from backup_server.services.vcenter_pool import VcenterPool
 
@@ -49,12 +51,18 @@ class Context:
     """Of VMs whose disks are changed; keys are those of services.attachments."""
     writing_broker_users: threading.Lock = field(default_factory=threading.Lock)
     """Held by who reads from SQL whom to trust and writes it into the broker."""
+    ends: Ends | None = None
+    """Between which machines data move; None: nobody finds out."""
+    lookups: Lookups | None = None
+    """What `ends` asks."""
     stopping: threading.Event = field(default_factory=threading.Event)
     """Set when the process is to end; waits inside of steps end with it."""
 
     def close(self) -> None:
         """End connections and children. The loops must have been stopped before."""
         self.stopping.set()
+        if self.lookups is not None:
+            self.lookups.close()
         self.agents.close()
         self.vcenters.close()
         self.storage.close()

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from types import SimpleNamespace
 from typing import Any
 
 import sqlalchemy as sa
@@ -15,7 +16,7 @@ from sqlalchemy.orm import Session as DbSession
 
 from backup_server.db.states import TaskState
 from backup_server.db.tables import Repository, Task
-from backup_server.services import job_windows, placement, session_shapes
+from backup_server.services import job_windows, placement, session_shapes, traffic_guard
 from backup_server.services.context import Context
 from backup_server.services.placement import Decision, Limit, ProxyFacts, Survey
 from backup_server.services.proxy_facts import (
@@ -28,6 +29,7 @@ from backup_server.services.proxy_facts import (
     task_wish,
 )
 from backup_server.services.shapes import when
+from backup_server.services.traffic_guard import NO_GUARD, Guard
 from backup_server.services.wishes import refused_modes, wish_of
 from proxy_worker.contracts.messages import TaskKind
 from transports.base import TransportMode
@@ -90,15 +92,17 @@ def _whole(row: Task, stored: Mapping[str, Any]) -> dict[str, Any]:
 
 def decide_now(ctx: Context, s: DbSession, row: Task) -> Decision:
     """As the scheduler would decide at this moment; changes nothing."""
-    proxies = _proxies(ctx, s, running_by_proxy(s))
-    wish = task_wish(row, fleet_of(proxies))
+    machines = Machines()
+    proxies = _proxies(ctx, s, running_by_proxy(s), machines)
+    guard = traffic_guard.read(s, ctx.ends, machines.addresses)
+    wish = task_wish(row, fleet_of(proxies, guard))
     return placement.decide(wish, proxies, _limits(ctx, s, row), refused=task_refusals(row))
 
 
-def _proxies(ctx: Context, s: DbSession, used: dict[str, int]) -> list[ProxyFacts]:
+def _proxies(ctx: Context, s: DbSession, used: dict[str, int], machines: Machines) -> list[ProxyFacts]:
     settings = ctx.settings
     silent_s = min(settings.proxy_offline_after_s, settings.lease_s)
-    return proxy_facts(s, ctx.clock(), silent_s, used, Machines())
+    return proxy_facts(s, ctx.clock(), silent_s, used, machines)
 
 
 def _limits(ctx: Context, s: DbSession, row: Task) -> list[Limit]:
@@ -150,6 +154,7 @@ class Foresight:
     allowed_proxies: Iterable[str]
     allowed_modes: Iterable[str]
     failover: bool
+    guard: Guard = NO_GUARD
     _decided: dict[str, tuple[Survey, Decision]] = field(default_factory=dict)
     _taken: Counter[str] = field(default_factory=Counter)
 
@@ -171,6 +176,7 @@ class Foresight:
             proxy_vms=fleet.proxy_vms,
             networks=fleet.networks,
             near=fleet.near.get(self.repository_id, ()),
+            forbidden=self.guard.forbidden(_as_task(disk, self.repository_id)),
         )
         if wish.key not in self._decided:
             seen = placement.survey(wish, self.proxies)
@@ -200,6 +206,18 @@ class Foresight:
         }
 
 
+def _as_task(disk: DiskFacts, repository_id: str) -> SimpleNamespace:
+    """What a guard looks at of a task; the NFS server of the disk is found out when the task is made."""
+    return SimpleNamespace(
+        kind=TaskKind.BACKUP_DISK.value,
+        vcenter_id=disk.vcenter_id,
+        host_moref=disk.host_moref,
+        datastore=f"{disk.vcenter_id}/{disk.datastore}",
+        repository_id=repository_id,
+        order={},
+    )
+
+
 def foresight(
     ctx: Context,
     s: DbSession,
@@ -210,8 +228,11 @@ def foresight(
     failover: bool,
 ) -> Foresight:
     """For the plan of a job: all slots free."""
+    machines = Machines()
+    proxies = _proxies(ctx, s, {}, machines)
     return Foresight(
-        proxies=_proxies(ctx, s, {}),
+        proxies=proxies,
+        guard=traffic_guard.read(s, ctx.ends, machines.addresses),
         repository_id=repository_id,
         allowed_proxies=tuple(allowed_proxies),
         allowed_modes=tuple(allowed_modes),

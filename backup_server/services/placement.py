@@ -204,6 +204,9 @@ def survey(wish: Wish, proxies: Sequence[ProxyFacts]) -> Survey:
         return Survey(reasons={}, best={}, fallbacks={})
     modes = wish.modes or (FILE_MODE,)
     reasons = {(proxy.id, mode): _obstacle(proxy, wish, mode) for proxy in proxies for mode in modes}
+    for proxy_id, mode, why in wish.forbidden:
+        if not reasons.get((proxy_id, TransportMode(mode)), "unknown"):
+            reasons[proxy_id, TransportMode(mode)] = why
     if wish.modes:
         _network_as_asked(wish, proxies, reasons)
     for proxy_id, mode, why in wish.left:

@@ -14,7 +14,10 @@ from sqlalchemy.orm import Session as DbSession
 from backup_server.db.states import TaskState
 from backup_server.db.tables import Proxy, Task
 from backup_server.services import disk_facts, proxy_settings, proxy_vms
+from backup_server.services.lookups import Addresses
+from backup_server.services.networks import parse_address
 from backup_server.services.placement import ProxyFacts
+from backup_server.services.traffic_guard import NO_GUARD, Guard
 from backup_server.services.wishes import WITHOUT_VSPHERE, ModeRefused, Wish, refused_modes, wish_of
 from proxy_worker.contracts.codec import MessageError, from_json
 from proxy_worker.contracts.messages import ConnectionsReport
@@ -39,6 +42,14 @@ class Machines:
             report = None  # kept by another release; the proxy reports anew when its worker starts
         self._kept[proxy_id] = (at, report)
         return report
+
+    def addresses(self) -> dict[str, Addresses]:
+        """Of every proxy that told some, by its id."""
+        return {
+            proxy_id: addresses_of(report.addresses)
+            for proxy_id, (_, report) in self._kept.items()
+            if report is not None
+        }
 
 
 _COLUMNS: Final = (
@@ -138,9 +149,11 @@ class Fleet:
     """Those in which proxies have addresses."""
     near: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Repository row id -> ids of the proxies that are set to be near to it."""
+    guard: Guard = NO_GUARD
+    """What traffic rules let nobody send in the clear."""
 
 
-def fleet_of(proxies: Iterable[ProxyFacts]) -> Fleet:
+def fleet_of(proxies: Iterable[ProxyFacts], guard: Guard = NO_GUARD) -> Fleet:
     known = list(proxies)
     near: dict[str, list[str]] = {}
     for proxy in known:
@@ -155,7 +168,19 @@ def fleet_of(proxies: Iterable[ProxyFacts]) -> Fleet:
             for network in proxy.machine.networks
         ),
         near={repository_id: tuple(sorted(ids)) for repository_id, ids in near.items()},
+        guard=guard,
     )
+
+
+def addresses_of(texts: Iterable[str]) -> Addresses:
+    """Of what a proxy told ("192.0.2.7/24"), but for those that are every machine's own."""
+    found = set()
+    for text in texts:
+        try:
+            found.add(parse_address(text))
+        except ValueError:
+            continue
+    return frozenset(address for address in found if not address.is_loopback)
 
 
 def networks_of(addresses: Iterable[str]) -> tuple[str, ...]:
@@ -198,6 +223,7 @@ def task_wish(row: Task, fleet: Fleet) -> Wish:
         proxy_vms=fleet.proxy_vms,
         networks=fleet.networks,
         near=fleet.near.get(row.repository_id, ()),
+        forbidden=fleet.guard.forbidden(row),
     )
 
 

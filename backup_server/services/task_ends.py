@@ -12,7 +12,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -72,13 +72,37 @@ class TaskFacts:
         return self.kind in RESTORES
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Storages:
+    """Where repositories and datastores are, for facts of many tasks."""
+
+    locations: Mapping[str, str]
+    """By repository row id."""
+    systems: Mapping[str, tuple[str, ...]]
+    """Hosts of storage systems by datastore, "<vcenter id>/<name>"."""
+
+    @classmethod
+    def read(cls, s: DbSession) -> Storages:
+        rows = s.execute(sa.select(Repository.id, Repository.location))
+        return cls(locations={row.id: row.location for row in rows}, systems=_systems_by_datastore(s))
+
+    def facts_of(self, row: Any) -> TaskFacts:
+        """`row`: a Task, or its columns."""
+        return TaskFacts(
+            kind=row.kind,
+            vcenter_id=row.vcenter_id or "",
+            host_moref=row.host_moref,
+            nfs_hosts=_nfs_hosts(row.order),
+            storage_hosts=self.systems.get(row.datastore, ()),
+            repository=self.locations.get(row.repository_id, ""),
+            copied_from=str((row.order.get("source") or {}).get("location", "")),
+        )
+
+
 def read_facts(s: DbSession, task_ids: Iterable[str]) -> dict[str, TaskFacts]:
     """Of tasks that exist."""
     wanted = list(task_ids)
-    locations = {
-        row.id: row.location for row in s.execute(sa.select(Repository.id, Repository.location))
-    }
-    systems = _systems_by_datastore(s)
+    storages = Storages.read(s)
     found: dict[str, TaskFacts] = {}
     for at in range(0, len(wanted), 500):
         rows = s.execute(
@@ -92,16 +116,7 @@ def read_facts(s: DbSession, task_ids: Iterable[str]) -> dict[str, TaskFacts]:
                 Task.order,
             ).where(Task.id.in_(wanted[at : at + 500]))
         )
-        for row in rows:
-            found[row.id] = TaskFacts(
-                kind=row.kind,
-                vcenter_id=row.vcenter_id or "",
-                host_moref=row.host_moref,
-                nfs_hosts=_nfs_hosts(row.order),
-                storage_hosts=systems.get(row.datastore, ()),
-                repository=locations.get(row.repository_id, ""),
-                copied_from=str((row.order.get("source") or {}).get("location", "")),
-            )
+        found.update({row.id: storages.facts_of(row) for row in rows})
     return found
 
 

@@ -37,6 +37,8 @@ class Wish:
     `impossible` says why."""
     left: tuple[tuple[str, str, str], ...] = ()
     """Proxy id, mode and reason of what failed in earlier attempts; sorted."""
+    forbidden: tuple[tuple[str, str, str], ...] = ()
+    """Proxy id, mode and reason of what traffic rules do not let cross a network in the clear; sorted."""
     failover: bool = True
     """Network modes may take over where another could read the disk."""
     near: tuple[str, ...] = ()
@@ -70,13 +72,14 @@ def wish_of(
     proxy_vms: frozenset[tuple[str, str]] = frozenset(),
     networks: Collection[str] = (),
     near: Iterable[str] = (),
+    forbidden: Iterable[tuple[str, str, str]] = (),
 ) -> Wish:
     """The wish of one task. Modes of a newer release that this one does not know are left out. `proxy_vms` and
     `networks`: as `reach_of`.
     """
     proxies, close = tuple(sorted(allowed_proxies)), tuple(sorted(near))
     if kind in WITHOUT_VSPHERE:
-        return Wish(proxies=proxies, near=close)
+        return Wish(proxies=proxies, near=close, forbidden=tuple(sorted(forbidden)))
     refused = {one.mode: one.reason for one in refused_modes(kind, disk, allowed_modes)}
     modes = tuple(mode for mode in TransportMode if mode not in refused)
     known = {mode.value for mode in modes}
@@ -85,6 +88,7 @@ def wish_of(
         proxies=proxies,
         modes=modes,
         left=tuple(sorted(pair for pair in left if pair[1] in known)),
+        forbidden=tuple(sorted(pair for pair in forbidden if pair[1] in known)),
         failover=failover,
         near=close,
         impossible="" if modes else _grouped(refused),
