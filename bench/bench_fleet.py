@@ -40,6 +40,7 @@ from backup_server.scheduler import facts
 from backup_server.scheduler.claims import ClaimIndex, RunningClaim
 from backup_server.scheduler.view import View
 from backup_server.services import proxy_facts
+from backup_server.services.limits import task_keys
 from backup_server.services.placement import HOTADD_RANKS, NETWORK_RANK
 from bench import fleet_check, fleet_site
 from bench.database import USER, programs
@@ -323,7 +324,7 @@ def _runs(db: Database, view: View, lines: list[dict[str, Any]]) -> tuple[list[R
             if not mine or row.proxy_id is None or row.decision is None:
                 continue
             line = mine[-1]
-            keys = facts.task_keys(row, view.repository_rows)
+            keys = task_keys(row, view.repository_rows)
             claim = RunningClaim(
                 task_id=row.id,
                 proxy_id=row.proxy_id,

@@ -282,7 +282,8 @@ def night(db: Database, size: Size, now: datetime) -> Iterator[Rows]:
     """Sessions of up to 200 VMs: nine of ten backups, the others copies and restores to files."""
     rng = random.Random(size.seed + 1)
     with db.read() as s:
-        inner = dict(s.execute(sa.select(Repository.id, Repository.repository_id)).tuples().all())
+        known = s.execute(sa.select(Repository.id, Repository.repository_id))
+        inner = {row.id: row.repository_id for row in known}
     per_vm = size.disks / size.vms
     done = 0
     made = 0

@@ -100,3 +100,6 @@ def print_decision(why: dict[str, Any]) -> None:
     for text in said:  # waiting is often for what the decision said
         if text:
             output.say(str(text))
+    for one in why.get("prospects") or ():
+        at = f" (about {formats.moment(one['at'])})" if one.get("at") else ""
+        output.say(f"could change when {one['what']}{at}")

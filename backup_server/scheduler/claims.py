@@ -38,16 +38,13 @@ from typing import Any, Final, TypeVar
 
 import redis
 
+from backup_server.services.limits import ATTACHED, HOST, PROXY
+
 T = TypeVar("T")
 NowMs = Callable[[], int]
 
 CLOSED: Final = -1
 """As a limit: nothing new."""
-PROXY: Final = "p:"
-REPOSITORY: Final = "r:"
-DATASTORE: Final = "d:"
-HOST: Final = "h:"
-ATTACHED: Final = "a:"
 
 _FAMILIES: Final = (
     "t:*",

@@ -15,10 +15,11 @@ from backup_server import instruments
 from backup_server.db.states import StaleStateError
 from backup_server.db.tables import Proxy, Task
 from backup_server.scheduler import facts
-from backup_server.scheduler.claims import PROXY, Claim
+from backup_server.scheduler.claims import Claim
 from backup_server.scheduler.needs import SchedulerContext
 from backup_server.scheduler.view import View
 from backup_server.services import events, job_windows, lineup, proxy_facts, tasks
+from backup_server.services.limits import PROXY
 from backup_server.services.lineup import Lineup
 from backup_server.services.placement import Decision
 from proxy_worker.contracts.codec import MessageError

@@ -16,9 +16,9 @@ from sqlalchemy.orm import defer, load_only
 
 from backup_server.db.states import TaskState
 from backup_server.db.tables import Proxy, Repository, Task
-from backup_server.scheduler.claims import DATASTORE, HOST, REPOSITORY, RunningClaim
+from backup_server.scheduler.claims import RunningClaim
+from backup_server.services.limits import repository_rows, task_keys
 from backup_server.services.placement import claim_rank
-from backup_server.services.proxy_facts import task_host
 from backup_server.services.wishes import FILE_MODE
 from proxy_worker.contracts.messages import TaskKind
 from transports.base import TransportMode
@@ -30,31 +30,6 @@ def repository_limits(db: DbSession) -> dict[str, tuple[str, int]]:
     """Repository row id -> name and most tasks at once."""
     rows = db.execute(sa.select(Repository.id, Repository.name, Repository.max_tasks))
     return {row.id: (row.name, row.max_tasks) for row in rows}
-
-
-def task_keys(row: Task, repositories: dict[str, str]) -> tuple[str, ...]:
-    """Limit keys of a task that do not depend on who takes it; the host's is last. `repositories`: id inside the
-    repository -> row id, for copies, which count against the repository that they read as well.
-    """
-    keys = [REPOSITORY + row.repository_id]
-    if row.kind == TaskKind.COPY_DISK.value:
-        source = repositories.get(str((row.order.get("source") or {}).get("repository_id", "")))
-        if source and source != row.repository_id:
-            keys.append(REPOSITORY + source)
-    if row.datastore:
-        keys.append(DATASTORE + row.datastore)
-    host = task_host(row)
-    if host:
-        keys.append(HOST + host)
-    return tuple(keys)
-
-
-def repository_rows(db: DbSession) -> dict[str, str]:
-    """Id inside the repository -> row id."""
-    return {
-        row.repository_id: row.id
-        for row in db.execute(sa.select(Repository.id, Repository.repository_id))
-    }
 
 
 # ---- what waits -----------------------------------------------------------------------------------

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from backup_server.db.tables import Task
 from backup_server.scheduler import facts
-from backup_server.scheduler.claims import CLOSED, DATASTORE, HOST, REPOSITORY, ProxyEntry
+from backup_server.scheduler.claims import CLOSED, ProxyEntry
 from backup_server.scheduler.needs import SchedulerContext
-from backup_server.services import datastore_loads, placement, proxy_facts, traffic_guard
+from backup_server.services import datastore_loads, limits, placement, proxy_facts, traffic_guard
+from backup_server.services.limits import DATASTORE, HOST, REPOSITORY
 from backup_server.services.placement import Limit, ProxyFacts, Survey
 from backup_server.services.task_ends import Ends
 from backup_server.services.wishes import Wish
@@ -53,7 +54,7 @@ class View:
         silent_s = min(settings.proxy_offline_after_s, settings.lease_s)
         with ctx.db.read() as s:
             self.repositories = facts.repository_limits(s)
-            self.repository_rows = facts.repository_rows(s)
+            self.repository_rows = limits.repository_rows(s)
             self.loads = datastore_loads.read(s, settings, now)
             proxies = proxy_facts.proxy_facts(s, now, silent_s, {}, self.machines)
             guard = traffic_guard.read(s, self.ends, self.machines.addresses, self.fleet.guard)
@@ -83,17 +84,17 @@ class View:
     # -- for the index
 
     def keys(self, row: Task) -> tuple[str, ...]:
-        keys = facts.task_keys(row, self.repository_rows)
+        keys = limits.task_keys(row, self.repository_rows)
         self.named.update(key for key in keys if key.startswith((DATASTORE, HOST)))
         return keys
 
     def limits(self) -> dict[str, int]:
         """Limit key -> most, of all keys that tasks have."""
-        limits = {REPOSITORY + row_id: most for row_id, (_, most) in self.repositories.items()}
+        found = {REPOSITORY + row_id: most for row_id, (_, most) in self.repositories.items()}
         closed = self.loads.closed if self.loads else {}
         for key in self.named:
-            limits[key] = CLOSED if key in closed else self._most(key)
-        return limits
+            found[key] = CLOSED if key in closed else self._most(key)
+        return found
 
     def _most(self, key: str) -> int:
         if key.startswith(HOST):
@@ -123,15 +124,15 @@ class View:
         return [replace(proxy, used=used.get(f"p:{proxy.id}", 0)) for proxy in self.proxies]
 
     def limits_of(self, row: Task, usage: Mapping[str, int]) -> list[Limit]:
-        keys = facts.task_keys(row, self.repository_rows)
+        keys = limits.task_keys(row, self.repository_rows)
         closed = self.loads.closed if self.loads else {}
-        limits = self.limits()
+        most = self.limits()
         return [
             Limit(
                 key=key,
-                what=limit_name(key, {k: name for k, (name, _) in self.repositories.items()}),
+                what=limits.limit_name(key, {k: name for k, (name, _) in self.repositories.items()}),
                 used=usage.get(key, 0),
-                maximum=max(0, limits.get(key, self._most(key))),
+                maximum=max(0, most.get(key, self._most(key))),
                 modes=NETWORK_MODES if key.startswith(HOST) else None,
                 closed=closed.get(key, ""),
             )
@@ -149,17 +150,3 @@ def _attachable(proxy: ProxyFacts) -> int:
     if TransportMode.HOTADD not in proxy.offered_modes or proxy.machine is None:
         return 0
     return max((vm.free_slots for vm in proxy.machine.vms), default=0)
-
-
-def limit_name(key: str, repositories: Mapping[str, str]) -> str:
-    """For people. `repositories`: names by row id."""
-    kind, _, rest = key.partition(":")
-    own = rest.partition("/")[2] or rest
-    return {
-        "r": f"repository {repositories.get(rest, rest)}",
-        "d": f"datastore {own}",
-        "h": f"the NFC service of host {own}",
-    }.get(kind, key)
-
-
-__all__: Sequence[str] = ("View", "is_on", "limit_name")

@@ -11,20 +11,18 @@ from datetime import datetime
 from types import SimpleNamespace
 from typing import Any
 
-import sqlalchemy as sa
 from sqlalchemy.orm import Session as DbSession
 
 from backup_server.db.states import TaskState
-from backup_server.db.tables import Repository, Task
-from backup_server.services import job_windows, placement, session_shapes, traffic_guard
+from backup_server.db.tables import Task
+from backup_server.services import job_windows, limits, placement, session_shapes, traffic_guard
 from backup_server.services.context import Context
-from backup_server.services.placement import Decision, Limit, ProxyFacts, Survey
+from backup_server.services.placement import Decision, ProxyFacts, Survey
+from backup_server.services.prospects import Prospect, prospects
 from backup_server.services.proxy_facts import (
     Machines,
     fleet_of,
     proxy_facts,
-    running_by_proxy,
-    task_host,
     task_refusals,
     task_wish,
 )
@@ -33,7 +31,7 @@ from backup_server.services.traffic_guard import NO_GUARD, Guard
 from backup_server.services.wishes import refused_modes, wish_of
 from proxy_worker.contracts.messages import TaskKind
 from transports.base import TransportMode
-from transports.rules import NETWORK_MODES, DiskFacts, judge_disk
+from transports.rules import DiskFacts, judge_disk
 
 _SHOWN_FACTS = (
     "datastore",
@@ -56,8 +54,8 @@ def why(ctx: Context, row: Task) -> dict[str, Any]:
     """
     with ctx.db.read() as s:
         pending = row.state == TaskState.PENDING.value
-        fresh = decide_now(ctx, s, row) if pending else None
         opens = job_windows.session_opens_at(s, row.session_id, ctx.clock()) if pending else None
+        fresh, expected = _now(ctx, s, row, opens) if pending else (None, [])
     return {
         "task_id": row.id,
         "session_id": row.session_id,
@@ -73,6 +71,7 @@ def why(ctx: Context, row: Task) -> dict[str, Any]:
         "reason": row.reason,
         "waits": _window_closed(opens) or session_shapes.waits(row),
         "not_before": when(opens or row.not_before) if pending else None,
+        "prospects": [one.to_json() for one in expected],
     }
 
 
@@ -92,50 +91,38 @@ def _whole(row: Task, stored: Mapping[str, Any]) -> dict[str, Any]:
 
 def decide_now(ctx: Context, s: DbSession, row: Task) -> Decision:
     """As the scheduler would decide at this moment; changes nothing."""
+    return _now(ctx, s, row, None)[0]
+
+
+def _now(
+    ctx: Context, s: DbSession, row: Task, window_opens: datetime | None
+) -> tuple[Decision, list[Prospect]]:
+    """The decision of this moment, and when that could change."""
+    now = ctx.clock()
+    running = limits.running_now(s, now)
+    used = Counter(one.proxy_id for one in running)
     machines = Machines()
-    proxies = _proxies(ctx, s, running_by_proxy(s), machines)
+    proxies = _proxies(ctx, s, used, machines)
     guard = traffic_guard.read(s, ctx.ends, machines.addresses)
     wish = task_wish(row, fleet_of(proxies, guard))
-    return placement.decide(wish, proxies, _limits(ctx, s, row), refused=task_refusals(row))
+    held = limits.limits_of(s, ctx.settings, row, running, now)
+    decision = placement.decide(wish, proxies, held, refused=task_refusals(row))
+    expected = prospects(
+        decision,
+        held,
+        proxies,
+        running,
+        now=now,
+        window_opens=window_opens,
+        not_before=row.not_before,
+    )
+    return decision, expected
 
 
 def _proxies(ctx: Context, s: DbSession, used: dict[str, int], machines: Machines) -> list[ProxyFacts]:
     settings = ctx.settings
     silent_s = min(settings.proxy_offline_after_s, settings.lease_s)
     return proxy_facts(s, ctx.clock(), silent_s, used, machines)
-
-
-def _limits(ctx: Context, s: DbSession, row: Task) -> list[Limit]:
-    running = (Task.state == TaskState.RUNNING.value,)
-    repository = s.get_one(Repository, row.repository_id)
-    limits = [
-        Limit(
-            what=f"repository {repository.name}",
-            used=_count(s, *running, Task.repository_id == repository.id),
-            maximum=repository.max_tasks,
-        )
-    ]
-    if task_host(row):
-        network = [mode.value for mode in NETWORK_MODES]
-        limits.append(
-            Limit(
-                what=f"the NFC service of host {row.host_moref}",
-                used=_count(
-                    s,
-                    *running,
-                    Task.vcenter_id == row.vcenter_id,
-                    Task.host_moref == row.host_moref,
-                    Task.mode.in_(network),
-                ),
-                maximum=ctx.settings.host_nfc_tasks,
-                modes=NETWORK_MODES,
-            )
-        )
-    return limits
-
-
-def _count(s: DbSession, *where: sa.ColumnElement[bool]) -> int:
-    return s.scalar(sa.select(sa.func.count()).select_from(Task).where(*where)) or 0
 
 
 # ---- plans ----------------------------------------------------------------------------------------
