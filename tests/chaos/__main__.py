@@ -92,7 +92,7 @@ def _print_round(number: int, seed: int, outcome: dict[str, Any]) -> None:
     faults = ", ".join(" ".join(str(fault).split()[2:]) for fault in plan.faults)
     print(
         f"{verdict:6} {plan.lines()[0]}; {outcome.get('points', 0)} points; {faults}; "
-        f"{outcome.get('sessions')} {outcome.get('seconds')}"
+        f"{outcome.get('sessions')} {outcome.get('modes')} {outcome.get('seconds')}"
     )
     for finding in outcome["findings"]:
         print(f"       {finding}")

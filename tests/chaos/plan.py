@@ -104,8 +104,7 @@ class RoundPlan:
 
     @property
     def proxy_names(self) -> tuple[str, ...]:
-        """The first is the one that every server has from its first start."""
-        return ("default", *(f"px{number}" for number in range(2, self.proxies + 1)))
+        return tuple(f"px{number}" for number in range(1, self.proxies + 1))
 
     @property
     def clocked(self) -> tuple[str, ...]:
@@ -144,7 +143,7 @@ def draw(seed: int, number: int) -> RoundPlan:
     proxies = rng.choice((2, 2, 3))
     lasts_s = rng.uniform(9.0, 15.0)
     parts = [f"server{n}" for n in range(1, servers + 1)]
-    workers = ["default", *(f"px{n}" for n in range(2, proxies + 1))]
+    workers = [f"px{n}" for n in range(1, proxies + 1)]
     count = rng.choice((1, 2, 3, 3, 4, 5, 6))
     drawn = [_fault(rng, parts, workers, lasts_s, postgres=postgres) for _ in range(count)]
     if rng.random() < 0.4:

@@ -31,6 +31,8 @@ class Outcome:
     remarks: list[str] = field(default_factory=list)
     sessions: dict[str, int] = field(default_factory=dict)
     attempts: int = 0
+    modes: dict[str, int] = field(default_factory=dict)
+    """Transport mode -> tasks."""
     points: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -158,6 +160,8 @@ class Round:
         attempts = database.rows("SELECT coalesce(sum(attempt), 0) AS n FROM tasks")
         self.outcome.attempts = int(attempts[0].n)
         self.outcome.points = judge.points
+        rows = database.rows("SELECT mode, count(*) AS times FROM tasks GROUP BY mode")
+        self.outcome.modes = {str(row.mode): row.times for row in rows}
 
 
 def _tasks(session: dict[str, Any]) -> list[str]:

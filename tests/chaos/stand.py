@@ -112,9 +112,7 @@ class Stand:
             self._add_server(name, number, database, redis.url)
             self.parts[name].start()
             self._await(name)
-            if not number:
-                # In its data directory: its tokens must be spent before another server finds none in its own.
-                self._start_proxies()
+        self._start_proxies()
         self._keeper = Keeper(list(self.parts.values()))
         self._keeper.start()
 
@@ -152,10 +150,12 @@ class Stand:
             first = self.data_dir(self.plan.server_names[0])
             for key in ("server.key", "server-signing.key", "api-token"):
                 shutil.copy2(first / key, data / key)
+            shutil.copytree(first / "tls", data / "tls")
         elif not database:
             shutil.copyfile(self._template / "jobs.db", data / "vmhaul.db")
         settings = {
             **SERVER_SETTINGS, "host": ADDRESSES[Link.SERVER], "port": 8470 + number,
+            "proxies_listen": f"{ADDRESSES[Link.SERVER]}:{8480 + number}",
             "broker": broker, **({"database": database} if database else {}),
         }  # fmt: skip
         file = data / "run" / "up.json"
@@ -173,21 +173,30 @@ class Stand:
         self._add(Part(name, server_command(data, file), log, answers=healthy))
 
     def _start_proxies(self) -> None:
-        data = self.data_dir("server1")
+        """On other machines, as far as anybody can tell: they join by token, over the door for proxies."""
         for number, name in enumerate(self.plan.proxy_names):
-            if number:
-                self.api().post("/proxies", {"name": name, "local": True, "slots": 2})
-            directory = data / "proxies" / name
-            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            token = self.api().post("/proxies", {"name": name, "slots": 2})["join_token"]
+            self.cables[name] = Cables(number)
+            directory = self.directory / "proxies" / name
+            directory.mkdir(parents=True, mode=0o700)
             lines = [f"{key} = {value}\n" for key, value in PROXY_SETTINGS.items()]
             (directory / "proxy.toml").write_text("".join(lines))
             if self.plan.hotadd and not number:
                 self.site.proxy("proxyvm").write_settings(directory)
-            self.cables[name] = Cables(number)
             command = worker_command(self.cables[name].inside, directory)
+            subprocess.run(
+                [*command, "--join", "token"],
+                input=token,
+                text=True,
+                check=True,
+                capture_output=True,
+                timeout=60,
+            )
             part = Part(name, command, self.directory / f"{name}.log")
             self._add(part)
             part.start()
+        # Not started here: the servers are not run by `vmhaul up`.
+        self.api().call("DELETE", "/proxies/default")
         wait_for("all proxies are online", lambda: self.online() == len(self.plan.proxy_names), START_S)
 
     def online(self) -> int:
