@@ -154,6 +154,7 @@ def task_progress(task: Task) -> dict[str, Any]:
             "stored_bytes": int(stats.get("stored_bytes", 0) or 0),
             "bytes_per_s": _throughput(stats),
             "bottleneck": _bottleneck(stats) or live.get("bottleneck") or None,
+            "rate_bytes_per_s": None,
         }
     total = int(live.get("total_bytes", 0) or 0)
     return {
@@ -165,6 +166,7 @@ def task_progress(task: Task) -> dict[str, Any]:
         "stored_bytes": int(live.get("stored_bytes", 0) or 0),
         "bytes_per_s": float(live.get("bytes_per_s", 0) or 0),
         "bottleneck": live.get("bottleneck") or None,
+        "rate_bytes_per_s": None if over else task.rate_bytes_per_s,
     }
 
 
