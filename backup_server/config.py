@@ -39,6 +39,7 @@ class Settings(BaseSettings):
     data_dir: Path = Field(default_factory=default_data_dir)
     database: str = ""
     broker: str = ""
+    accept_new_keys: bool = False
 
     # -- doors
     host: str = "127.0.0.1"

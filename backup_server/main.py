@@ -15,6 +15,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -29,6 +30,7 @@ from starlette.routing import Mount
 from backup_server.api.app import create_api
 from backup_server.api.deps import Doorstep
 from backup_server.config import Settings, load_settings
+from backup_server.db.fenced import FencedDatabase
 from backup_server.db.tables import Proxy
 from backup_server.errors import VmhaulError
 from backup_server.log import set_up_logging
@@ -43,7 +45,7 @@ from backup_server.services.context import Context
 from backup_server.services.engine import SessionEngine
 from backup_server.services.janitor import Janitor
 from backup_server.services.proxy_door import ProxyDoor, server_verify_key
-from backup_server.services.vcenter_pool import VsphereDoor
+from backup_server.services.vcenter_pool import FencedVcenterPool, VsphereDoor
 from backup_server.up.options import read_json, write_private
 from backup_server.web.app import create_console
 from backup_server.web.logins import Logins
@@ -139,8 +141,13 @@ class Server:
             "broker-users", self._keep_users, interval_s=USERS_LOOK_S, clock=ctx.clock, log=ctx.log
         )
         # Two servers on one database: the one that leads works, the other waits.
-        self._engine = SessionEngine(ctx, leading=self._leading)
-        self._janitor = Janitor(ctx, leading=self._leading)
+        fenced = replace(
+            ctx,
+            db=FencedDatabase(ctx.db, self._scheduler.leadership.confirm),
+            vcenters=FencedVcenterPool(ctx.vcenters, self._leading),
+        )
+        self._engine = SessionEngine(fenced, leading=self._leading)
+        self._janitor = Janitor(fenced, leading=self._leading)
 
     def _leading(self) -> bool:
         return self._scheduler.leadership.leading

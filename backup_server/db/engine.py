@@ -29,6 +29,17 @@ from backup_server.errors import SettingsError, UnavailableError
 
 BUSY_TIMEOUT_S: Final = 30
 _WAL_RETRY_S: Final = 0.02
+_POSTGRES_OPTIONS: Final = " ".join(
+    f"-c {setting}"
+    for setting in (
+        # A server that is stopped, or whose machine is gone, in the middle of a transaction holds its rows; the
+        # server that takes over waits for them.
+        "idle_in_transaction_session_timeout=10s",
+        "tcp_keepalives_idle=5",
+        "tcp_keepalives_interval=3",
+        "tcp_keepalives_count=3",
+    )
+)
 IDLE_TRANSACTION_S: Final = 15.0
 """After which PostgreSQL ends a transaction in which nothing is asked. Ours ask one thing after the other, and
 never anybody else in between; and another server is to lead within 30 s."""

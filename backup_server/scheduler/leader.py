@@ -1,7 +1,9 @@
 """Who runs the scheduler: one row, held by renewing it.
 
 Two servers on one database must not both hand out tasks. Every change of state is guarded in SQL, so two
-leaders for a moment would waste work and break nothing; the row keeps it from lasting.
+leaders for a moment would waste work and break nothing; the row keeps it from lasting. On PostgreSQL every
+transaction of a loop asks for the row as well (`db.fenced`), so a leader that was stopped and wakes up commits
+nothing.
 """
 
 from __future__ import annotations
@@ -13,9 +15,11 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError as DuplicateError
+from sqlalchemy.orm import Session as DbSession
 
 from backup_server import instruments
 from backup_server.db.engine import Database
+from backup_server.db.fenced import FENCED, NotLeadingError
 from backup_server.db.tables import Leader
 from proxy_worker.contracts.events import EventName
 
@@ -53,6 +57,16 @@ class Leadership:
     def fence(self) -> int:
         """Grows with every change of the leader; 0 while this process never led."""
         return self._fence
+
+    def confirm(self, s: DbSession) -> None:
+        """In a transaction: NotLeadingError unless the row is ours, and stays it until the commit. A database of
+        one server needs no such question.
+        """
+        if s.get_bind().dialect.name != FENCED:
+            return
+        owner = s.scalar(sa.select(Leader.owner).where(Leader.name == NAME).with_for_update(read=True))
+        if owner != self._owner:
+            raise NotLeadingError("another server leads; this one's step is given up")
 
     def step(self) -> bool:
         """Take or renew the row. Never asks to be called again at once."""

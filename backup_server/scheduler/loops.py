@@ -12,6 +12,7 @@ import redis
 from kombu.exceptions import OperationalError as BrokerError
 
 from backup_server import instruments
+from backup_server.db.fenced import NotLeadingError
 from proxy_worker.contracts.events import EventName
 
 AWAY: Final = (redis.ConnectionError, redis.TimeoutError, BrokerError, ConnectionError)
@@ -92,6 +93,8 @@ class Loop:
             again = False
             try:
                 again = self._step()
+            except NotLeadingError as error:
+                self._log.info("loop.not-leading", text=str(error))
             except AWAY as error:
                 self._failed(error, away=True)
             except Exception as error:  # noqa: BLE001 - a loop of the server must not end

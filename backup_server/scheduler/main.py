@@ -18,6 +18,7 @@ The broker may be away at any time: each loop goes on trying, and what it did no
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from datetime import datetime
 from typing import Final
 from uuid import uuid4
@@ -29,6 +30,7 @@ from redis.retry import Retry
 from sqlalchemy.orm import Session as DbSession
 
 from backup_server.credentials import load_or_create_key
+from backup_server.db.fenced import FencedDatabase
 from backup_server.db.tables import Job
 from backup_server.scheduler.claims import ClaimIndex
 from backup_server.scheduler.dispatcher import Dispatcher
@@ -92,6 +94,16 @@ class Scheduler:
         between which machines data move; None: it is found out here, without vSphere.
         """
         timing = timing or Timing()
+        self.leadership = Leadership(
+            ctx.db,
+            uuid4().hex,
+            ttl_s=timing.leader_ttl_s,
+            clock=ctx.clock,
+            log=ctx.log,
+            on_gain=self._lead,
+        )
+        # Whatever the loops write is refused once another server leads.
+        ctx = replace(ctx, db=FencedDatabase(ctx.db, self.leadership.confirm))  # type: ignore[type-var]
         self._ctx = ctx
         self._outbox_wake = threading.Event()
         self._client = broker_client(broker_url)
@@ -106,14 +118,6 @@ class Scheduler:
             hotadd_ranks=HOTADD_RANKS,
         )
         down = DownLink(self._client, sealer)
-        self.leadership = Leadership(
-            ctx.db,
-            uuid4().hex,
-            ttl_s=timing.leader_ttl_s,
-            clock=ctx.clock,
-            log=ctx.log,
-            on_gain=self._lead,
-        )
         self._lookups = None if ends is not None else Lookups(ctx.clock, ctx.log)
         if self._lookups is not None:
             ends = Ends(vcenter, self._lookups)

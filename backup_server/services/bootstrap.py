@@ -10,7 +10,7 @@ from backup_server.config import Settings
 from backup_server.credentials import CredentialStore, load_or_create_key
 from backup_server.db.engine import Database, open_database
 from backup_server.db.tables import Setting, new_id
-from backup_server.services import counters, deployments, proxies
+from backup_server.services import counters, deployments, instances, proxies
 from backup_server.services.agent_link import AgentProcess, StartAgent
 from backup_server.services.context import Clock, Context
 from backup_server.services.lookups import Lookups
@@ -42,6 +42,7 @@ def open_context(
     credentials = CredentialStore(load_or_create_key(settings.server_key_file))
     load_or_create_key(settings.signing_key_file)
     db = database or open_database(settings.database_url)
+    instances.check_keys(db, settings)
     log_file = settings.log_dir / "repository-agent.log"
     vcenters = VcenterPool(db, credentials, vsphere, clock=clock, keep_alive_s=settings.keep_alive_s)
     lookups = Lookups(clock, structlog.get_logger())

@@ -17,6 +17,7 @@ import sqlalchemy as sa
 import structlog
 from sqlalchemy.orm import Session as DbSession
 
+from backup_server.db.fenced import NotLeadingError
 from backup_server.db.states import (
     Result,
     SessionKind,
@@ -148,7 +149,7 @@ class SessionEngine:
                     self._look_vms(session, sessions, now)
                 else:
                     self._submit(session.id, self._slow, maintenance_flow.run, self._ctx, session.id)
-            except StaleStateError:
+            except (StaleStateError, NotLeadingError):
                 continue  # somebody else moved it: the next look sees where to
             except Exception:  # noqa: BLE001 - said below why
                 # One session's odd row must not keep all that come after it from being driven.
@@ -278,7 +279,7 @@ class SessionEngine:
         with structlog.contextvars.bound_contextvars(step=getattr(work, "__name__", "step"), of=key):
             try:
                 work(*args)
-            except StaleStateError as error:
+            except (StaleStateError, NotLeadingError) as error:
                 self._log.info("engine.stale", reason=str(error))
             except Exception:  # noqa: BLE001 - the step's row tells where to go on
                 self._log.exception("engine.step-failed")
@@ -341,7 +342,7 @@ class SessionEngine:
         step = flow.prepare if state is VmState.PREPARING else flow.finish
         try:
             step(self._ctx, vm_id)
-        except StaleStateError:
+        except (StaleStateError, NotLeadingError):
             raise
         except Exception as error:  # noqa: BLE001 - every failure of a step has to end in its row
             self._step_failed(vm_id, error)

@@ -22,6 +22,7 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy.orm import Session as DbSession
 
+from backup_server.db.fenced import NotLeadingError
 from backup_server.db.states import IntentKind, IntentState
 from backup_server.db.tables import Intent, RestorePointRow, SessionVm, Vcenter
 from backup_server.errors import VmhaulError
@@ -86,6 +87,8 @@ class Janitor:
                     self.run_once()
                 else:
                     self.clean_due()
+            except NotLeadingError as error:
+                self._ctx.log.info("janitor.not-leading", reason=str(error))
             except Exception:
                 self._ctx.log.exception("janitor.visit-failed")
             wait = min(self._next_visit_at - self._ctx.clock(), self._interval)
@@ -143,6 +146,8 @@ class Janitor:
             intent = s.get_one(Intent, intent_id)
         try:
             problem = _KINDS[intent.kind].clean(self, intent)
+        except NotLeadingError:
+            return
         except (TransportError, VmhaulError) as error:
             problem = str(error)
         except Exception as error:

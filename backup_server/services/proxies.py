@@ -22,6 +22,7 @@ from backup_server.errors import ConflictError, NotFoundError, UnauthorizedError
 from backup_server.services import (
     broker_users,
     events,
+    instances,
     join_tokens,
     operations,
     proxy_discovery,
@@ -99,6 +100,8 @@ def add(
     try:
         with ctx.db() as s:
             s.add(row)
+            if local:
+                instances.claim(s, ctx.settings, row.id)
     except DuplicateError:
         raise ConflictError(
             f"a proxy named {name!r} exists already; give another name or remove that one first"
@@ -306,10 +309,13 @@ def ensure_default(ctx: Context) -> None:
 
 def put_local_files_right(ctx: Context) -> None:
     """At every start: the supervisor's file, and join tokens of local proxies that wait for theirs."""
+    with ctx.db() as s:
+        instances.adopt(s, ctx.settings)
     with ctx.db.read() as s:
-        waiting = s.scalars(
+        found = s.scalars(
             sa.select(Proxy).where(Proxy.local.is_(True), Proxy.signing_key.is_(None))
         ).all()
+        waiting = instances.of_here(s, ctx.settings, found)
     for row in waiting:
         # A crash between the row and the file: only the hash is left of the token, so make another.
         if not _join_token_file(ctx, row.name).exists():
@@ -327,6 +333,7 @@ def write_local_proxies(ctx: Context) -> None:
         rows = s.scalars(
             sa.select(Proxy).where(Proxy.local.is_(True)).order_by(Proxy.created_at, Proxy.name)
         ).all()
+        rows = instances.of_here(s, ctx.settings, rows)
         urls = {
             row.id: broker_users.access_of(ctx, s, row).url if row.signing_key else "" for row in rows
         }

@@ -14,6 +14,7 @@ from typing import Protocol
 
 from backup_server.credentials import CredentialStore
 from backup_server.db.engine import Database
+from backup_server.db.fenced import NotLeadingError
 from backup_server.db.tables import Vcenter
 from backup_server.errors import NotFoundError
 from transports.vsphere import Probe
@@ -112,3 +113,31 @@ class VcenterPool:
             clients, self._clients = list(self._clients.values()), {}
         for client in clients:
             client.close()
+
+
+class FencedVcenterPool(VcenterPool):
+    """The clients of another pool, for a server while it leads: one that was stopped and wakes up must not touch
+    a vCenter on which another works by now.
+    """
+
+    def __init__(self, pool: VcenterPool, leading: Callable[[], bool]) -> None:
+        self._pool = pool
+        self._leading = leading
+
+    def connect(self, endpoint: Endpoint, login: Login) -> Vsphere:
+        return self._pool.connect(endpoint, login)
+
+    def probe(self, host: str, port: int) -> Probe:
+        return self._pool.probe(host, port)
+
+    def get(self, vcenter_id: str) -> Vsphere:
+        """As the pool's. NotLeadingError when another server leads."""
+        if not self._leading():
+            raise NotLeadingError("another server leads; this one leaves vCenters alone")
+        return self._pool.get(vcenter_id)
+
+    def forget(self, vcenter_id: str) -> None:
+        self._pool.forget(vcenter_id)
+
+    def close(self) -> None:
+        self._pool.close()

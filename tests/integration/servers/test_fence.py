@@ -1,0 +1,149 @@
+"""A leader that was stopped commits nothing once another server leads."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+import structlog
+
+from backup_server.config import Settings
+from backup_server.db.engine import Database, create_engine
+from backup_server.db.fenced import FencedDatabase, NotLeadingError
+from backup_server.db.tables import Proxy, Setting, new_id
+from backup_server.errors import SettingsError
+from backup_server.scheduler.leader import Leadership
+from backup_server.services import instances
+from backup_server.services.vcenter_pool import FencedVcenterPool
+from tests.support.postgres import create_database, drop_database
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = datetime(2026, 3, 2, tzinfo=UTC)
+
+    def __call__(self) -> datetime:
+        return self.now
+
+
+@pytest.fixture
+def database(postgres_url: str, postgres_template: str) -> Iterator[Database]:
+    name = f"t{uuid4().hex}"
+    found = Database(
+        create_engine(create_database(postgres_url, name, template=postgres_template), pool_size=4)
+    )
+    yield found
+    found.close()
+    drop_database(postgres_url, name)
+
+
+def server(database: Database, clock: Clock, name: str) -> Leadership:
+    return Leadership(
+        database, name, ttl_s=10, clock=clock, log=structlog.get_logger(), on_gain=lambda: None
+    )
+
+
+def names(database: Database) -> set[str]:
+    with database.read() as s:
+        return {row.name for row in s.query(Setting) if row.name.startswith("by-")}
+
+
+def test_what_a_stopped_leader_had_begun_is_not_committed(database: Database) -> None:
+    clock = Clock()
+    first, second = server(database, clock, "first"), server(database, clock, "second")
+    first.step()
+    fenced = FencedDatabase(database, first.confirm)
+    with fenced() as s:
+        s.add(Setting(name="by-the-leader", value=""))
+
+    def add(name: str, *, meanwhile: bool) -> None:
+        with fenced() as s:
+            s.add(Setting(name=name, value=""))
+            s.flush()
+            if meanwhile:
+                clock.now += timedelta(seconds=11)
+                second.step()
+
+    with pytest.raises(NotLeadingError):
+        add("by-the-stopped", meanwhile=True)
+    assert second.leading
+    with pytest.raises(NotLeadingError):
+        add("by-the-late", meanwhile=False)
+    assert names(database) == {"by-the-leader"}
+
+
+def test_a_lead_that_ran_out_and_that_nobody_took_is_still_good(database: Database) -> None:
+    clock = Clock()
+    first = server(database, clock, "first")
+    first.step()
+    clock.now += timedelta(seconds=60)
+    with FencedDatabase(database, first.confirm)() as s:
+        s.add(Setting(name="by-the-leader", value=""))
+    assert names(database) == {"by-the-leader"}
+
+
+def test_a_server_that_does_not_lead_leaves_vcenters_alone() -> None:
+    pool = FencedVcenterPool(None, lambda: False)  # type: ignore[arg-type] - it is never asked
+    with pytest.raises(NotLeadingError):
+        pool.get("vc1")
+
+
+# ---- two data directories -------------------------------------------------------------------------
+
+
+def settings_of(directory: Path, **values: bool) -> Settings:
+    directory.mkdir(exist_ok=True)
+    return Settings(data_dir=directory, **values)  # type: ignore[arg-type]
+
+
+def test_a_server_with_other_keys_is_refused_unless_they_are_to_be_accepted(
+    database: Database, tmp_path: Path
+) -> None:
+    first, second = settings_of(tmp_path / "a"), settings_of(tmp_path / "b")
+    instances.check_keys(database, first)
+    instances.check_keys(database, first)
+    with pytest.raises(SettingsError, match=r"copy server\.key from the data directory"):
+        instances.check_keys(database, second)
+    for name in ("server.key", "server-signing.key"):
+        shutil.copy(first.data_dir / name, second.data_dir / name)
+    instances.check_keys(database, second)
+    lost = settings_of(tmp_path / "c", accept_new_keys=True)
+    instances.check_keys(database, lost)
+    with pytest.raises(SettingsError):
+        instances.check_keys(database, first)
+
+
+def local_proxy(name: str) -> Proxy:
+    return Proxy(
+        id=new_id(),
+        name=name,
+        local=True,
+        slots=1,
+        join_token_hash=None,
+        created_at=datetime(2026, 3, 2, tzinfo=UTC),
+    )
+
+
+def test_each_data_directory_runs_its_own_local_proxies(database: Database, tmp_path: Path) -> None:
+    here, there = settings_of(tmp_path / "a"), settings_of(tmp_path / "b")
+    (tmp_path / "a" / "proxies" / "old").mkdir(parents=True)
+    with database() as s:
+        new, old = local_proxy("new"), local_proxy("old")
+        s.add_all([new, old])
+        s.flush()
+        instances.claim(s, there, new.id)
+        instances.adopt(s, there)
+        instances.adopt(s, here)
+        rows = [new, old]
+        assert [row.name for row in instances.of_here(s, here, rows)] == ["old"]
+        assert [row.name for row in instances.of_here(s, there, rows)] == ["new"]
+        s.delete(new)
+        s.flush()
+        instances.adopt(s, here)
+        assert [row.value for row in s.query(Setting) if "home" in row.name] == [
+            instances.instance_id(here)
+        ]
