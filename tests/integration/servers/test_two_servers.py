@@ -30,7 +30,7 @@ from tests.support.postgres import create_database, drop_database
 from transports.vsphere.model import Secret
 
 JOBS = 40
-DUE_EVERY_S = 6
+DUE_EVERY_S = 4
 TAKEOVER_S = 30.0
 KEYS = ("server.key", "server-signing.key")
 
