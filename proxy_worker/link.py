@@ -22,11 +22,14 @@ from proxy_worker.contracts.messages import (
     ResultAck,
     UpReport,
 )
-from proxy_worker.contracts.names import STREAM_FIELD, down_stream, redis_client_url, up_stream
+from proxy_worker.contracts.names import (
+    STREAM_FIELD,
+    UP_ENTRIES,
+    down_stream,
+    redis_client_url,
+    up_stream,
+)
 
-UP_ENTRIES: Final = 10_000
-"""About what an up stream keeps while the server does not read. Results that are trimmed away are sent
-again; the rest is only worth something while it is fresh."""
 _BLOCK_MS: Final = 1000
 _LONGEST_PAUSE_S: Final = 5.0
 

@@ -224,6 +224,8 @@ class Proxy(Answer):
     version: str | None
     last_seen_at: str | None
     clock_offset_s: float | None
+    state_note: str
+    """What is wrong with it, so that it gets no new tasks; empty: nothing."""
     server: str | None
     """The managed server on which vmhaul installed it."""
     operation: dict[str, Any] | None
@@ -279,6 +281,11 @@ class ServerFacts(Answer):
 class ProxyWithDiscovery(Proxy):
     discovery: dict[str, Any]
     """What it found when it looked around last."""
+
+
+class ProxyRevoked(ProxyWithDiscovery):
+    repositories_to_rotate: list[str]
+    """Whose keys it was given: `vmhaul repository key rotate` changes them."""
 
 
 class ProxyWithToken(Proxy):

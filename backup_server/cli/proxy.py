@@ -417,6 +417,27 @@ machines.register(app)
 proxy_here.register(app)
 
 
+@app.command("revoke")
+@with_door
+def revoke(
+    door: Door,
+    name: NameArgument,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Trust a proxy no longer, at once: its keys and its broker user end, and what runs on it is given to others."""
+    secrets_in.confirm(f"Revoke proxy '{name}'?", assume_yes=yes, option="--yes")
+    answer = door.api.post(f"/proxies/{part(name)}/revoke")
+    if door.json:
+        output.print_json(answer)
+        return
+    output.say(f"Proxy '{name}' is trusted no longer.")
+    for repository in answer["repositories_to_rotate"]:
+        output.note(
+            f"It knew the keys of repository '{repository}': change them with "
+            f"`vmhaul repository key rotate {repository}`."
+        )
+
+
 @app.command("token")
 @with_door
 def token(door: Door, name: NameArgument) -> None:

@@ -18,6 +18,7 @@ def print_proxy(proxy: dict[str, Any]) -> None:
             ("id", proxy["id"]),
             ("description", proxy.get("description")),
             ("state", proxy["state"]),
+            *([("trouble", proxy["state_note"])] if proxy.get("state_note") else []),
             ("enabled", proxy["enabled"]),
             ("local", proxy["local"]),
             ("running", f"{proxy['running']} of {formats.plural(proxy['slots'], 'slot')}"),

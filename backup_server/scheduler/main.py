@@ -61,6 +61,8 @@ def broker_client(broker_url: str) -> redis.Redis:
     client: redis.Redis = redis.Redis.from_url(
         redis_client_url(broker_url),
         decode_responses=True,
+        # What is no text is refused like every other junk, and must not end the reading of what follows.
+        encoding_errors="replace",
         protocol=2,  # XREAD answers pairs of name and entries
         socket_timeout=15,
         socket_connect_timeout=5,

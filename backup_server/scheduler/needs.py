@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from backup_server.config import Settings
 from backup_server.db.engine import Database
 from backup_server.services.context import Clock
-from backup_server.services.tasks import RetryPolicy
+from backup_server.services.tasks import RetryPolicy, policy_of
 
 
 class SchedulerContext(Protocol):
@@ -60,4 +60,4 @@ class Timing:
 
 
 def retry_policy(settings: Settings) -> RetryPolicy:
-    return RetryPolicy(attempts=settings.task_attempts, wait_s=settings.task_retry_wait_s)
+    return policy_of(settings)

@@ -23,7 +23,7 @@ from backup_server.db.tables import Proxy, Task
 from backup_server.scheduler.claims import ClaimIndex
 from backup_server.scheduler.down import DownLink
 from backup_server.scheduler.needs import SchedulerContext, Timing, retry_policy
-from backup_server.services import leases, proxy_vms, tasks
+from backup_server.services import leases, proxy_troubles, proxy_vms, tasks
 from backup_server.services.tasks import Applied, Ended
 from proxy_worker.contracts.codec import MessageError, to_json
 from proxy_worker.contracts.envelope import SERVER, Opener, StaleMessageError
@@ -38,11 +38,18 @@ from proxy_worker.contracts.messages import (
     ResultReport,
     TaskOutcome,
 )
-from proxy_worker.contracts.names import STREAM_FIELD, up_stream
+from proxy_worker.contracts.names import STREAM_FIELD, UP_ENTRIES, up_stream
 from proxy_worker.contracts.older import down_for
 from transports.rules import same_uuid
 
 _ENTRIES: Final = 500
+_FIRST_ENTRIES: Final = 50
+"""Of a stream, before anybody asked how long its entries are."""
+_MOST_STREAM_ENTRIES: Final = 2 * UP_ENTRIES
+_MOST_STREAM_BYTES: Final = 64 << 20
+"""What an honest proxy leaves while nobody reads is below a half of either."""
+_REFUSALS_SAID: Final = 3
+"""Of one proxy and reading, in the log; the others are counted."""
 _FRESH_ENTRY_S: Final = 60.0
 _OUTAGES: Final = (
     sa.exc.OperationalError,
@@ -54,12 +61,23 @@ _OUTAGES: Final = (
 _REASON_CHARS: Final = 200
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Heard:
+    """A heartbeat, and how far its clock is from ours, the time left out for which it waited."""
+
+    report: HeartbeatReport
+    skew_s: float
+
+
 @dataclass(slots=True)
 class _Batch:
     """What one reading brought, coalesced."""
 
     entries: dict[str, list[Any]] = field(default_factory=dict)
-    heartbeats: dict[str, HeartbeatReport] = field(default_factory=dict)
+    heartbeats: dict[str, list[_Heard]] = field(default_factory=dict)
+    """In the order of their coming."""
+    refused: dict[str, int] = field(default_factory=dict)
+    """How many messages of each proxy."""
     progress: dict[str, tuple[str, ProgressReport]] = field(default_factory=dict)
     results: list[tuple[str, ResultReport]] = field(default_factory=list)
     clock_offsets: dict[str, float] = field(default_factory=dict)
@@ -139,18 +157,40 @@ class ReportReader:
         block_ms = int(self._timing.report_block_s * 1000)
         # Before the read: the broker was there from here on, or an exception says otherwise.
         began = self._ctx.clock()
-        found: Any = self._client.xread(streams, count=_ENTRIES, block=block_ms)
+        found: Any = self._client.xread(streams, count=_FIRST_ENTRIES, block=block_ms)
         if self._listening_since is None or self._listening_since > began:
             # Later than now: the clock went back, and a lease's time counts from here.
             self._listening_since = began
         if not found:
             return True
-        batch = self._open(found)
+        batch = self._open([(stream, self._more(stream, entries)) for stream, entries in found])
+        for proxy_id, count in batch.refused.items():
+            if count > _REFUSALS_SAID:
+                text = f"{count - _REFUSALS_SAID} further messages were refused"
+                self._ctx.log.warning(EventName.MESSAGE_REFUSED, text=text, proxy_id=proxy_id)
         self._tell(batch, self._write(batch))
         if not batch.results:
             # Heartbeats and progress may gather; a result frees a slot and must not wait.
             self._pause.wait(self._timing.report_batch_s)
         return True
+
+    def _more(self, stream: str, entries: list[Any]) -> list[Any]:
+        """These entries and the next ones of a stream that has many. A stream that no honest proxy fills so is
+        emptied instead: what was in it is sent again while it matters.
+        """
+        if len(entries) < _FIRST_ENTRIES:
+            return entries
+        client: Any = self._client
+        length, used_bytes = client.xlen(stream), client.memory_usage(stream, samples=0) or 0
+        if length <= _MOST_STREAM_ENTRIES and used_bytes <= _MOST_STREAM_BYTES:
+            return [*entries, *client.xrange(stream, min=f"({entries[-1][0]}", count=_ENTRIES)]
+        client.delete(stream)
+        proxy_id = stream.removeprefix(up_stream(ProxyId("")))
+        text = (
+            f"its stream of reports was emptied: {length} entries, {used_bytes >> 20} MiB; it floods us"
+        )
+        self._ctx.log.warning("proxy.flood", text=text, proxy_id=proxy_id)
+        return entries
 
     def _load_keys(self) -> None:
         with self._ctx.db.read() as s:
@@ -187,14 +227,14 @@ class ReportReader:
             envelope = self._opener.open(text, expect=expect)
             if envelope.sender != proxy_id:
                 raise MessageError(f"{envelope.sender!r} wrote to the stream of proxy {proxy_id}")
-            self._sort_in(batch, proxy_id, envelope.message)
+            self._sort_in(batch, proxy_id, entry_id, envelope.message)
         except StaleMessageError as error:
             self._note_clock(batch, proxy_id, entry_id, error.age_s)
-            self._refuse(proxy_id, error)
+            self._refuse_in(batch, proxy_id, error)
         except MessageError as error:
-            self._refuse(proxy_id, error)
+            self._refuse_in(batch, proxy_id, error)
 
-    def _sort_in(self, batch: _Batch, proxy_id: str, message: Any) -> None:
+    def _sort_in(self, batch: _Batch, proxy_id: str, entry_id: str, message: Any) -> None:
         if isinstance(message, ResultReport):
             batch.results.append((proxy_id, message))
         elif isinstance(message, ProgressReport):
@@ -204,11 +244,25 @@ class ReportReader:
         elif isinstance(message, ConnectionsReport):
             batch.connections[proxy_id] = message
         else:
-            batch.heartbeats[proxy_id] = message
+            heard = _Heard(report=message, skew_s=self._skew_s(entry_id, message.clock_s))
+            batch.heartbeats.setdefault(proxy_id, []).append(heard)
+
+    def _refuse_in(self, batch: _Batch, proxy_id: str, error: MessageError) -> None:
+        """As `_refuse`; of many in one reading the first few are said."""
+        batch.refused[proxy_id] = batch.refused.get(proxy_id, 0) + 1
+        if batch.refused[proxy_id] <= _REFUSALS_SAID:
+            self._refuse(proxy_id, error)
+        else:
+            instruments.PROXY_MESSAGES_REFUSED.inc()
 
     def _refuse(self, proxy_id: str, error: MessageError) -> None:
         instruments.PROXY_MESSAGES_REFUSED.inc()
         self._ctx.log.warning(EventName.MESSAGE_REFUSED, text=str(error), proxy_id=proxy_id)
+
+    def _skew_s(self, entry_id: str, clock_s: float) -> float:
+        """A heartbeat that waited in its stream (we were away) is old by our clock, not by the broker's."""
+        came_s = int(str(entry_id).partition("-")[0]) / 1000
+        return min(clock_s - self._ctx.clock().timestamp(), clock_s - came_s, key=abs)
 
     def _note_clock(self, batch: _Batch, proxy_id: str, entry_id: str, age_s: float) -> None:
         """A message that is old although the broker took it just now tells of a wrong clock."""
@@ -288,7 +342,11 @@ class ReportReader:
             effect.changed_proxies = True
         leases.record_progress(s, batch.progress.values())
         for proxy_id, offset_s in batch.clock_offsets.items():
-            s.execute(sa.update(Proxy).where(Proxy.id == proxy_id).values(clock_offset_s=offset_s))
+            row = s.get(Proxy, proxy_id, with_for_update={"key_share": True}, populate_existing=True)
+            if row is not None:
+                row.clock_offset_s = offset_s
+                trouble = {proxy_troubles.CLOCK: proxy_troubles.clock_trouble(offset_s)}
+                effect.changed_proxies |= proxy_troubles.note(s, row, trouble, now)
         return effect
 
     @staticmethod
@@ -322,7 +380,7 @@ class ReportReader:
         )
 
     def _apply_heartbeats(
-        self, s: DbSession, beats: dict[str, HeartbeatReport], now: datetime, effect: _Effect
+        self, s: DbSession, beats: dict[str, list[_Heard]], now: datetime, effect: _Effect
     ) -> None:
         if not beats:
             return
@@ -340,34 +398,40 @@ class ReportReader:
         s.flush()
         # Results that were read just now are acknowledged, which says all there is to say.
         heard = {(task.task_id, task.attempt) for task in effect.ended}
+        # Of two machines with one identity each says what it runs.
+        latest = [(row.id, report) for row in rows for report in _latest(beats[row.id])]
         renewed = leases.renew_all(
             s,
             [
                 leases.Beat(
-                    proxy_id=row.id,
-                    boot_id=beats[row.id].boot_id,
+                    proxy_id=proxy_id,
+                    boot_id=report.boot_id,
                     running=[
-                        task
-                        for task in beats[row.id].running
-                        if (task.task_id, task.attempt) not in heard
+                        task for task in report.running if (task.task_id, task.attempt) not in heard
                     ],
-                    sequence=beats[row.id].sequence,
+                    sequence=report.sequence,
                 )
-                for row in rows
+                for proxy_id, report in latest
             ],
             now=now,
             lease_s=self._ctx.settings.lease_s,
         )
-        for row, answers in zip(rows, renewed, strict=True):
-            said = down_for(answers, beats[row.id].version)
-            effect.answers.setdefault(row.id, []).extend(said)
+        for (proxy_id, report), answers in zip(latest, renewed, strict=True):
+            effect.answers.setdefault(proxy_id, []).extend(down_for(answers, report.version))
 
     def _apply_heartbeat(
-        self, s: DbSession, row: Proxy, report: HeartbeatReport, now: datetime, effect: _Effect
+        self, s: DbSession, row: Proxy, beats: list[_Heard], now: datetime, effect: _Effect
     ) -> None:
+        """`beats`: what was heard of that proxy, the last of them is what holds."""
         settings = self._ctx.settings
-        proxy_id = row.id
-        if row.boot_id != report.boot_id:
+        proxy_id, report = row.id, beats[-1].report
+        boots = proxy_troubles.follow_boots(
+            row.facts.get(proxy_troubles.BOOTS) or {},
+            [(one.report.boot_id, one.report.clock_s) for one in beats],
+        )
+        # A self that was replaced ends nothing: it is late, or a twin, and then both go on with what they have.
+        replaced = proxy_troubles.is_replaced(boots, report.boot_id)
+        if not replaced and row.boot_id != report.boot_id:
             effect.ended += tasks.end_leases_of_other_boots(
                 s, proxy_id, report.boot_id, now=now, policy=retry_policy(settings)
             )
@@ -384,14 +448,17 @@ class ReportReader:
             "modes": [mode.value for mode in report.modes],
             "cpu_share": report.cpu_share,
             "free_memory_bytes": report.free_memory_bytes,
+            proxy_troubles.BOOTS: boots,
         }
         if back or any(row.facts.get(key) != new_facts[key] for key in ("slots", "stopping", "modes")):
             effect.changed_proxies = True
         row.facts = new_facts
-        row.boot_id = report.boot_id
+        if not replaced:
+            row.boot_id = report.boot_id
         row.version = report.version
         row.last_seen_at = now
-        row.clock_offset_s = report.clock_s - now.timestamp()
+        row.clock_offset_s = beats[-1].skew_s
+        effect.changed_proxies |= proxy_troubles.note(s, row, _troubles(row, boots), now)
 
     # -- telling
 
@@ -416,3 +483,18 @@ def _short(error: Exception) -> str:
     text = str(getattr(error, "orig", None) or error).partition("\n")[0]
     # What cannot be stored must not stand in the reason that is.
     return f"{type(error).__name__}: {text}".replace("\0", "")[:_REASON_CHARS]
+
+
+def _latest(beats: list[_Heard]) -> list[HeartbeatReport]:
+    """The last heartbeat of each self of the worker."""
+    return list({one.report.boot_id: one.report for one in beats}.values())
+
+
+def _troubles(row: Proxy, boots: dict[str, Any]) -> dict[str, str]:
+    found = {
+        proxy_troubles.CLOCK: proxy_troubles.clock_trouble(row.clock_offset_s or 0.0),
+        proxy_troubles.VERSION: proxy_troubles.version_trouble(row.name, row.version or ""),
+    }
+    if proxy_troubles.has_twin(boots):
+        found[proxy_troubles.IDENTITY] = proxy_troubles.identity_trouble(row.name)
+    return found

@@ -142,7 +142,9 @@ class View:
 
 def is_on(proxy: ProxyFacts) -> bool:
     """Whether it takes tasks."""
-    return proxy.enabled and proxy.enrolled and proxy.online and not proxy.stopping
+    return (
+        proxy.enabled and proxy.enrolled and proxy.online and not proxy.stopping and not proxy.trouble
+    )
 
 
 def _attachable(proxy: ProxyFacts) -> int:

@@ -17,11 +17,12 @@ import redis
 import sqlalchemy as sa
 from cryptography import x509
 
+from backup_server.broker import MAX_VALUE_BYTES
 from backup_server.db.migrate import current_revision, head_revision
 from backup_server.db.states import IntentState
 from backup_server.db.tables import Intent, Job, Proxy, Repository, Vcenter
 from backup_server.errors import VmhaulError
-from backup_server.services import vcenters
+from backup_server.services import broker_users, vcenters
 from backup_server.services.about import broker_problem, connect_broker
 from backup_server.services.context import Context
 from backup_server.services.proxies import state_of
@@ -44,6 +45,7 @@ NFC_PORT: Final = 902
 NFC_TIMEOUT_S: Final = 3.0
 NFC_HOSTS_TRIED: Final = 20
 LOW_SPACE_SHARE: Final = 0.1
+MOST_VALUE_BYTES: Final = 16 << 20
 _NAMES_SHOWN: Final = 5
 
 
@@ -58,7 +60,7 @@ class Check:
 def run_checks(ctx: Context) -> list[dict[str, str]]:
     """All checks, in the order in which a person would look. Reads only."""
     checks: list[Check] = []
-    for part in (_database, _broker, _vcenters, _repositories, _proxies, _intents):
+    for part in (_database, _broker, _broker_users, _vcenters, _repositories, _proxies, _intents):
         checks.extend(_guarded(part, ctx))
     return [asdict(check) for check in checks]
 
@@ -122,6 +124,42 @@ def _broker(ctx: Context) -> Iterator[Check]:
 
 
 # -- vCenters
+
+
+def _broker_users(ctx: Context) -> Iterator[Check]:
+    """Whether proxies are kept apart at the broker, and whom it refused something lately."""
+    name = "broker users"
+    answer = broker_users.separated(ctx)
+    if answer != broker_users.YES:
+        advice = "let the account of --broker manage users of Redis 7 or newer (`+acl +@all ~* &*`)"
+        text = f"proxies share one broker user: {answer}"
+        yield Check(name=name, level=WARNING, text=text, advice=advice)
+    with ctx.db.read() as s:
+        without = s.scalars(
+            sa.select(Proxy.name)
+            .where(Proxy.signing_key.is_not(None), Proxy.broker_credential_id.is_(None))
+            .order_by(Proxy.name)
+        ).all()
+    if without:
+        advice = "let each join again with a token of `vmhaul proxy token NAME`"
+        text = f"these joined before proxies had broker users of their own: {_some(list(without))}"
+        yield Check(name=name, level=WARNING, text=text, advice=advice)
+    try:
+        with connect_broker(ctx) as client:
+            refused = broker_users.refused_by_broker(client)
+            longest: Any = client.config_get("proto-max-bulk-len")
+    except (redis.RedisError, OSError):
+        return  # said elsewhere, or the account may not ask
+    if refused:
+        text = f"the broker refused proxies something: {_some(refused, 5)}"
+        advice = "look at those proxies: somebody tries what their workers never do, or they run another release"
+        yield Check(name=name, level=WARNING, text=text, advice=advice)
+    elif answer == broker_users.YES and not without:
+        yield Check(name=name, level=OK, text="every proxy has its own, and none was refused anything")
+    if int(longest.get("proto-max-bulk-len", 0)) > MOST_VALUE_BYTES:
+        text = "the broker takes single values of any length, so a hostile proxy could fill its memory"
+        advice = f"set proto-max-bulk-len {MAX_VALUE_BYTES} in its configuration"
+        yield Check(name="broker", level=WARNING, text=text, advice=advice)
 
 
 def _vcenters(ctx: Context) -> Iterator[Check]:
@@ -328,6 +366,9 @@ def _proxies(ctx: Context) -> Iterator[Check]:
         state = state_of(row, now, ctx.settings.proxy_offline_after_s)
         if state in ("offline", "never-seen") and row.enabled:
             yield Check(name=name, level=ERROR, text=state, advice=_how_to_start(row))
+        elif row.state_note:
+            advice = "it gets no new tasks until that is in order"
+            yield Check(name=name, level=ERROR, text=row.state_note, advice=advice)
         elif abs(row.clock_offset_s or 0) > PROXY_CLOCK_TOLERANCE_S:
             text = f"clock {row.clock_offset_s:+.0f} s from ours: its messages may be refused"
             yield Check(name=name, level=WARNING, text=text, advice="let NTP set both clocks")

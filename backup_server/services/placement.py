@@ -65,6 +65,8 @@ class ProxyFacts:
     """None: it has not looked around yet."""
     missing: Mapping[TransportMode, str] = field(default_factory=dict)
     """What its machine lacks for modes that it does not offer."""
+    trouble: str = ""
+    """What is wrong with it as a whole, so that it gets nothing new; empty: nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -307,7 +309,7 @@ def _near_repository(
 
 
 def _is_there(proxy: ProxyFacts) -> bool:
-    return proxy.online and not proxy.stopping and proxy.slots > 0
+    return proxy.online and not proxy.stopping and not proxy.trouble and proxy.slots > 0
 
 
 def _why_not_there(proxy: ProxyFacts, modes: Sequence[TransportMode], reasons: _Reasons) -> str:
@@ -493,6 +495,8 @@ def _not_now(proxy: ProxyFacts) -> str:
         return "the proxy is offline"
     if proxy.stopping:
         return "the proxy is stopping"
+    if proxy.trouble:
+        return proxy.trouble
     if proxy.slots <= 0:
         return "the proxy has no task slots"
     if proxy.used >= proxy.slots:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from functools import partial
+from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,7 +18,7 @@ from sqlalchemy.exc import IntegrityError as DuplicateError
 from sqlalchemy.orm import Session as DbSession
 
 from backup_server.credentials import new_join_token, token_hash
-from backup_server.db.tables import Job, ManagedServer, Proxy, Repository, new_id
+from backup_server.db.tables import Job, ManagedServer, Proxy, Repository, Task, new_id
 from backup_server.errors import ConflictError, NotFoundError, UnauthorizedError
 from backup_server.services import (
     broker_users,
@@ -27,11 +28,15 @@ from backup_server.services import (
     operations,
     proxy_discovery,
     proxy_settings,
+    proxy_troubles,
     proxy_vms,
+    tasks,
 )
 from backup_server.services.context import Context
 from backup_server.services.proxy_facts import running_by_proxy
 from backup_server.services.shapes import Fields, by_ref, when
+from proxy_worker.contracts.messages import TaskKind
+from proxy_worker.contracts.older import release_of
 from transports.base import TransportMode
 from transports.rules import same_uuid
 from transports.vsphere.model import Secret
@@ -244,6 +249,68 @@ def running_on(s: DbSession, proxy_id: str) -> int:
     return running_by_proxy(s).get(proxy_id, 0)
 
 
+def revoke(ctx: Context, ref: str) -> dict[str, Any]:
+    """Trust a proxy no longer, at once: its keys, its broker user, its leases. What it works on is placed again.
+
+    `repositories_to_rotate` names those whose keys it was given: what is written there after `vmhaul repository key
+    rotate` it cannot read. ConflictError for a local proxy, which is as trustworthy as the server is.
+    """
+    now = ctx.clock()
+    with ctx.db() as s:
+        row = by_ref(s, Proxy, ref)
+        if row.local:
+            raise ConflictError(
+                f"proxy {row.name!r} runs on the server itself and has what the server has; "
+                "disable or remove it instead"
+            )
+        row.signing_key = row.sealing_key = None
+        row.join_token_hash = row.join_token_expires_at = None
+        proxy_vms.unconfirm(row)
+        broker_users.forget_password(ctx, s, row)
+        repositories = _repositories_of(s, row.id)
+        reason = f"proxy {row.name} is trusted no longer"
+        ended = tasks.end_leases_of(
+            s, row.id, reason=reason, now=now, policy=tasks.policy_of(ctx.settings)
+        )
+        text = f"proxy {row.name} was revoked; {len(ended)} tasks were taken back"
+        if repositories:
+            text += f". It knew the keys of {', '.join(repositories)}: change them with `vmhaul repository key rotate`"
+        events.record(s, now, "proxy.revoked", text, level=events.WARNING, ids={"proxy": row.name})
+    broker_users.sync(ctx)
+    for wake in (ctx.wake_dispatcher, ctx.wake_engine, ctx.wake_janitor):
+        wake.set()
+    return {**get(ctx, row.id), "repositories_to_rotate": repositories}
+
+
+def _repositories_of(s: DbSession, proxy_id: str) -> list[str]:
+    """Names of the repositories whose keys a proxy was given, as far as its tasks are still known."""
+    rows = s.execute(
+        sa.select(Task.repository_id, Task.kind, Task.order).where(Task.proxy_id == proxy_id)
+    ).all()
+    own = {row.repository_id for row in rows}
+    sources = {
+        row.order["source"]["repository_id"] for row in rows if row.kind == TaskKind.COPY_DISK.value
+    }
+    found = s.scalars(
+        sa.select(Repository.name).where(
+            sa.or_(Repository.id.in_(own), Repository.repository_id.in_(sources))
+        )
+    )
+    return sorted(found)
+
+
+def _check_release(version: str) -> None:
+    """ConflictError for a proxy that is installed anew with an older release than the server's: it knows nothing of
+    a broker user of its own. Those that joined before go on working.
+    """
+    own = installed_version("vmhaul")
+    if release_of(version) < release_of(own):
+        raise ConflictError(
+            f"this machine has release {version} of vmhaul and the server {own}: install the server's release "
+            "before it joins"
+        )
+
+
 def _refuse_while_running(s: DbSession, row: Proxy, what: str) -> None:
     running = running_by_proxy(s).get(row.id, 0)
     if running:
@@ -264,6 +331,7 @@ def enrol(
     given.checked("signing_key", _check_key)
     given.checked("sealing_key", _check_key)
     given.finish("the enrolment")
+    _check_release(version)
     now = ctx.clock()
     token = join_tokens.secret_of(token)
     with ctx.db() as s:
@@ -285,6 +353,7 @@ def enrol(
             .returning(Proxy.id, Proxy.local)
         ).first()
         if found is not None:
+            proxy_troubles.forget(s.get_one(Proxy, found.id))
             broker_users.give_password(ctx, s, s.get_one(Proxy, found.id))
     if found is None:
         raise UnauthorizedError(
@@ -429,6 +498,7 @@ def _shape(ctx: Context, row: Proxy, running: int, repositories: Mapping[str, st
         "version": row.version,
         "last_seen_at": when(row.last_seen_at),
         "clock_offset_s": row.clock_offset_s,
+        "state_note": row.state_note,
         "cpu_share": row.facts.get("cpu_share"),
         "free_memory_bytes": row.facts.get("free_memory_bytes"),
     }

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session as DbSession
 
 from backup_server.db.states import TaskState
 from backup_server.db.tables import Proxy, Task
-from backup_server.services import disk_facts, proxy_settings, proxy_vms
+from backup_server.services import disk_facts, proxy_settings, proxy_troubles, proxy_vms
 from backup_server.services.lookups import Addresses
 from backup_server.services.networks import parse_address
 from backup_server.services.placement import ProxyFacts
@@ -101,6 +101,7 @@ def _facts(
         enrolled=row.signing_key is not None,
         online=seen is not None and now - seen <= timedelta(seconds=offline_after_s),
         stopping=bool(row.facts.get("stopping")),
+        trouble=proxy_troubles.words_of(row.facts),
         # What the administrator allows, and no more than the worker has room for.
         slots=min(row.slots, reported) if isinstance(reported, int) else row.slots,
         used=used,

@@ -17,6 +17,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Session as DbSession
 
+from backup_server.config import Settings
 from backup_server.db.states import (
     Result,
     SessionState,
@@ -100,6 +101,10 @@ class Ended:
     task_id: str
     attempt: int
     terminal: bool
+
+
+def policy_of(settings: Settings) -> RetryPolicy:
+    return RetryPolicy(attempts=settings.task_attempts, wait_s=settings.task_retry_wait_s)
 
 
 def start_attempt(
@@ -217,7 +222,8 @@ def _request(
         session_id=SessionId(row.session_id),
         attempt=Attempt(attempt),
         proxy_id=ProxyId(placement.proxy_id),
-        expires_at_s=expires_at.timestamp(),
+        # It looks at its own clock: what is ahead of ours would call every order too late.
+        expires_at_s=expires_at.timestamp() + max(0.0, (proxy and proxy.clock_offset_s) or 0.0),
         title=row.title,
         mode=placement.mode,
         repository=RepositoryRef(
@@ -453,6 +459,17 @@ def end_leases_of_other_boots(
         Task.proxy_boot_id != boot_id,
     )
     return _take_back(db, where, "the proxy's worker was started anew", policy, now)
+
+
+def end_leases_of(
+    db: DbSession, proxy_id: str, *, reason: str, now: datetime, policy: RetryPolicy
+) -> list[Ended]:
+    """Take back all that a proxy works on: it is trusted no longer."""
+    ended: list[Ended] = []
+    while some := _take_back(db, Task.proxy_id == proxy_id, reason, policy, now):
+        ended += some
+        db.flush()
+    return ended
 
 
 def _take_back(

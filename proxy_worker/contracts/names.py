@@ -10,6 +10,9 @@ from proxy_worker.contracts.ids import Attempt, ProxyId, TaskId
 DISK_TASK: Final = "vmhaul.disk"
 """Name of the one Celery task that a proxy knows."""
 
+UP_ENTRIES: Final = 10_000
+"""About what an up stream keeps while the server does not read. Results that are trimmed away are sent
+again; the rest is only worth something while it is fresh."""
 STREAM_FIELD: Final = "m"
 """Field of a stream entry that holds the envelope."""
 

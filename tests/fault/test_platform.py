@@ -18,6 +18,8 @@ from vmhaul_lab.plan import VmPlan
 from vmhaul_lab.site import LabSite
 from vmhaul_lab.testing import labvc_binary
 
+from backup_server.broker import server_url
+from proxy_worker.contracts.names import redis_client_url
 from tests.e2e import operator
 from tests.e2e.platform import Platform, explain, platform, wait_until
 from tests.e2e.setup import add_repository, add_vcenter, assert_restores, connect, create_job, hashes
@@ -128,12 +130,8 @@ def test_everything_killed_and_started_again(
 
 
 def broker(product: Platform) -> redis.Redis:
-    found = [
-        p for p in (product.data / "run").glob("*.sock") if "redis" in p.name or "broker" in p.name
-    ]
-    found += list((product.data / "broker").glob("*.sock"))
-    assert found, "the embedded broker's socket"
-    return redis.Redis(unix_socket_path=str(found[0]))
+    client: redis.Redis = redis.Redis.from_url(redis_client_url(server_url(product.data / "run")))
+    return client
 
 
 def test_redis_emptied_in_the_middle_of_a_session(

@@ -82,6 +82,13 @@ def confirm_vm(ctx: Ctx, ref: str, body: ConfirmVmBody) -> Any:
     return proxies.confirm_vm(ctx, ref, body.vm_uuid)
 
 
+@router.post("/{ref}/revoke", responses=answers.ok(answers.ProxyRevoked, 404, 409))
+def revoke_proxy(ctx: Ctx, ref: str, body: NothingBody | None = None) -> Any:
+    """Trust it no longer: keys, broker user and leases end at once, and its tasks are placed again."""
+    del body
+    return proxies.revoke(ctx, ref)
+
+
 @router.post("/{ref}/join-token", responses=answers.ok(answers.ProxyWithToken, 404, 409))
 def new_join_token(ctx: Ctx, ref: str, body: NothingBody | None = None) -> Any:
     """Let a proxy enrol again: its old keys are trusted no longer."""

@@ -60,7 +60,7 @@ def test_lost_join_token_of_a_local_proxy_is_made_anew(rig: Rig) -> None:
     token_file.unlink()
     rig.restart()
     token = Secret(token_file.read_text().strip())
-    proxies.enrol(rig.ctx, token=token, name="default", version="0.1.0", **KEYS)
+    proxies.enrol(rig.ctx, token=token, name="default", version="1", **KEYS)
     assert not token_file.exists()
     rig.restart()
     assert not token_file.exists()
