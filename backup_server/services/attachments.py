@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import partial
 from itertools import groupby
 from typing import Any, Final
 
@@ -38,7 +39,7 @@ from proxy_worker.contracts.messages import (
 from transports.base import DiskRef, Presented, TransportMode
 from transports.errors import ObjectGoneError, TransientTransportError, TransportError
 from transports.vsphere.api import Vsphere
-from transports.vsphere.model import AttachableVm, AttachedDisk, DiskInfo, DiskToAttach
+from transports.vsphere.model import AttachableVm, AttachedDisk, DiskInfo, DiskToAttach, Place
 
 LATE_FOR: Final = timedelta(hours=24)
 """So long after an intent was closed its disk is looked for once more: a change that vCenter was asked for, and
@@ -46,6 +47,8 @@ that nobody waited for to the end, may have come afterwards."""
 _UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _NONPERSISTENT: Final = "independent_nonpersistent"
 _PERSISTENT: Final = "independent_persistent"
+_PLACE: Final = re.compile(r"\((\d+):(\d+)\)")
+"""In DiskInfo.controller."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,6 +178,9 @@ def _ensure_intent(
                 "write": question.write,
                 "disk_vm_moref": disk.vm_moref,
                 "disk_vm_name": disk.vm_name,
+                # Where it is to be, committed before it comes; `settled`: nothing comes any more.
+                "places": [],
+                "settled": False,
             },
             object_ref=None,
             next_try_at=None,
@@ -335,7 +341,7 @@ def _serve(
             wanted.append((n, one))
         else:
             answers[n] = refusal
-    attached = _attach_all(client, moref, [one.disk for _, one in wanted])
+    attached = _attach_all(ctx, client, moref, [one for _, one in wanted])
     answers |= {n: answer for (n, _), answer in zip(wanted, attached, strict=True)}
     return [answers[n] for n in range(len(changes))]
 
@@ -351,7 +357,10 @@ def _detach(
 ) -> Changed | Exception:
     """Take away what is asked for. With `sweep` also what is left over; that this fails is no hindrance."""
     kept = _wanted_by_others(ctx, vcenter_id, moref, {one.intent_id for one in leaving})
-    disks = [one.disk for one in leaving if one.disk not in kept]
+    # Read again: where they are was noted after they were asked for.
+    with ctx.db.read() as s:
+        known = [_of(s.get_one(Intent, one.intent_id)) for one in leaving]
+    disks = [one for one in known if not any(_is_same(one, other) for other in kept)]
     try:
         if disks:
             client.detach_disks(moref, disks)
@@ -374,19 +383,59 @@ def _refusal(ctx: Context, change: Change) -> Exception | None:
 
 
 def _attach_all(
-    client: Vsphere, moref: str, disks: Sequence[DiskToAttach]
+    ctx: Context, client: Vsphere, moref: str, changes: Sequence[Change]
 ) -> Sequence[Changed | Exception]:
     """All in one change; one by one when that is refused, so that one bad disk does not keep the others."""
-    if not disks:
+    if not changes:
         return []
+    disks = [_with_shared_places(ctx, moref, one) for one in changes]
     try:
-        return client.attach_disks(moref, disks)
+        answers = client.attach_disks(moref, disks, partial(_note_places, ctx, changes))
     except TransientTransportError as error:
-        return [error] * len(disks)
+        return [error] * len(changes)
     except TransportError as error:
-        if len(disks) == 1:
+        if len(changes) == 1:
+            _settle(ctx, changes)
             return [error]
-    return [answer for disk in disks for answer in _attach_all(client, moref, [disk])]
+        return [answer for one in changes for answer in _attach_all(ctx, client, moref, [one])]
+    _settle(ctx, changes)
+    return answers
+
+
+def _note_places(ctx: Context, changes: Sequence[Change], places: Sequence[Place]) -> None:
+    """Where the disks will be: by that they are known for ours, whatever becomes of this process."""
+    with ctx.db() as s:
+        for change, place in zip(changes, places, strict=True):
+            intent = s.get_one(Intent, change.intent_id, with_for_update=True, populate_existing=True)
+            noted = [list(one) for one in intent.details.get("places") or []]
+            if list(place) not in noted:
+                intent.details = {**intent.details, "places": [*noted, list(place)], "settled": False}
+
+
+def _settle(ctx: Context, changes: Sequence[Change]) -> None:
+    """vSphere answered: no disk of theirs will come later than this."""
+    with ctx.db() as s:
+        for change in changes:
+            intent = s.get_one(Intent, change.intent_id, with_for_update=True, populate_existing=True)
+            intent.details = {**intent.details, "settled": True}
+
+
+def _with_shared_places(ctx: Context, moref: str, change: Change) -> DiskToAttach:
+    """The same file may be attached for another attempt already: then that one will do."""
+    with ctx.db.read() as s:
+        own = s.get_one(Intent, change.intent_id)
+        others = [
+            _of(intent)
+            for intent in _open(s, Intent.vcenter_id == own.vcenter_id, Intent.vm_moref == moref)
+            if is_alive(s, intent)
+        ]
+    disk = _of(own)
+    if disk.places is None:
+        return disk
+    shared = {place for one in others if _same_file(one, disk) for place in one.places or ()} | set(
+        disk.places
+    )
+    return replace(disk, places=tuple(sorted(shared)))
 
 
 # ---- what the database says of a VM ---------------------------------------------------------------
@@ -408,14 +457,14 @@ def _open(s: DbSession, *where: sa.ColumnElement[bool]) -> list[Intent]:
 
 def _wanted_by_others(
     ctx: Context, vcenter_id: str, moref: str, intent_ids: set[str]
-) -> set[DiskToAttach]:
+) -> list[DiskToAttach]:
     """Disks that another open intent for that VM still needs: the same file in two sessions."""
     with ctx.db.read() as s:
-        return {
+        return [
             _of(intent)
             for intent in _open(s, Intent.vcenter_id == vcenter_id, Intent.vm_moref == moref)
             if intent.id not in intent_ids and is_alive(s, intent)
-        }
+        ]
 
 
 def _late(ctx: Context, client: Vsphere, vcenter_id: str, moref: str) -> list[DiskToAttach]:
@@ -431,22 +480,52 @@ def _late(ctx: Context, client: Vsphere, vcenter_id: str, moref: str) -> list[Di
                 ),
             )
         ).all()
-        alive = {_of(intent) for intent in rows if is_alive(s, intent) and intent.closed_at is None}
-        named = {_of(intent) for intent in rows} - alive
-    if not named:
+        alive = [_of(one) for one in rows if one.closed_at is None and is_alive(s, one)]
+        named = [
+            _of(one)
+            for one in rows
+            # What was closed after vSphere had answered is gone: the same file there is somebody else's.
+            if (one.closed_at is None and not is_alive(s, one))
+            or (one.closed_at is not None and not one.details.get("settled"))
+        ]
+    left = [one for one in dict.fromkeys(named) if not any(_is_same(one, other) for other in alive)]
+    if not left:
         return []
-    return [one for one in named if any(_is(disk, one) for disk in client.attachable_vm(moref).disks)]
+    return [one for one in left if any(_is(disk, one) for disk in client.attachable_vm(moref).disks)]
 
 
 def _is(disk: DiskInfo, one: DiskToAttach) -> bool:
+    if one.places is not None and _place(disk) not in one.places:
+        return False
     if one.write:
         return disk.disk_mode == _PERSISTENT and disk.path == one.path
     return disk.disk_mode == _NONPERSISTENT and one.path in (disk.path, disk.base_path)
 
 
+def _place(disk: DiskInfo) -> Place | None:
+    found = _PLACE.search(disk.controller)
+    return None if found is None else (int(found[1]), int(found[2]))
+
+
+def _same_file(one: DiskToAttach, other: DiskToAttach) -> bool:
+    return (one.path, one.write) == (other.path, other.write)
+
+
+def _is_same(one: DiskToAttach, other: DiskToAttach) -> bool:
+    """Whether it may be one attachment."""
+    if not _same_file(one, other):
+        return False
+    return one.places is None or other.places is None or bool(set(one.places) & set(other.places))
+
+
 def _of(intent: Intent) -> DiskToAttach:
     details: dict[str, Any] = intent.details
-    return DiskToAttach(path=str(details["path"]), write=bool(details["write"]))
+    places = details.get("places")
+    return DiskToAttach(
+        path=str(details["path"]),
+        write=bool(details["write"]),
+        places=None if places is None else tuple((int(bus), int(unit)) for bus, unit in places),
+    )
 
 
 def _close(ctx: Context, s: DbSession, intent_id: str) -> None:

@@ -23,9 +23,10 @@ from transports.errors import (
     PeerIdentityError,
     PermanentTransportError,
     TransientTransportError,
+    TransportUnavailableError,
 )
 from transports.vsphere import Probe
-from transports.vsphere.api import Vsphere
+from transports.vsphere.api import Announce, Vsphere
 from transports.vsphere.model import (
     About,
     AttachableVm,
@@ -40,6 +41,7 @@ from transports.vsphere.model import (
     Login,
     NewDisk,
     NfcTicket,
+    Place,
     PowerState,
     ScsiController,
     Secret,
@@ -522,7 +524,8 @@ class FakeVsphere:
     def _foreign(self, place: tuple[int, int], one: DiskToAttach) -> DiskInfo:
         disk = self._file(one.path)
         mode = "independent_persistent" if one.write else "independent_nonpersistent"
-        return replace(disk.info(), key=2000 + place[1], disk_mode=mode)
+        at = f"SCSI ({place[0]}:{place[1]})"
+        return replace(disk.info(), key=2000 + place[1], disk_mode=mode, controller=at)
 
     def _file(self, path: str) -> FakeDisk:
         for vm in self.site.vms.values():
@@ -531,17 +534,19 @@ class FakeVsphere:
                     return disk
         raise PermanentTransportError(f"there is no file {path}")
 
-    def attach_disks(self, vm_moref: str, disks: Sequence[DiskToAttach]) -> list[AttachedDisk]:
+    def attach_disks(
+        self, vm_moref: str, disks: Sequence[DiskToAttach], announce: Announce = lambda _places: None
+    ) -> list[AttachedDisk]:
         self.site.enter("attach_disks")
         with self.site.lock:
             vm = self.site.get(vm_moref)
             files = {one.path: self._file(one.path) for one in disks}
-            for one in disks:
-                if one in vm.attached.values():
-                    continue
-                unit = next(n for n in range(len(vm.disks), 16) if n != 7 and (0, n) not in vm.attached)
-                vm.attached[0, unit] = one
-            places = {one: place for place, one in vm.attached.items()}
+            free = (n for n in range(len(vm.disks), 16) if n != 7 and (0, n) not in vm.attached)
+            places = {one: self._place(vm, one) or (0, next(free)) for one in disks}
+        announce([places[one] for one in disks])
+        with self.site.lock:
+            for one, place in places.items():
+                vm.attached[place] = replace(one, places=None)
         self.site.leave("attach_disks")
         return [
             AttachedDisk(
@@ -554,12 +559,30 @@ class FakeVsphere:
             for one in disks
         ]
 
+    @staticmethod
+    def _place(vm: FakeVm, one: DiskToAttach) -> Place | None:
+        """Where it is, if by us. Somebody else's attachment of the file is in the way."""
+        ours = _places(vm, one)
+        if not ours and one.path in {other.path for other in vm.attached.values()}:
+            raise TransportUnavailableError(f"{one.path} is attached already, and not by vmhaul")
+        return next(iter(ours), None)
+
     def detach_disks(self, vm_moref: str, disks: Sequence[DiskToAttach]) -> None:
         self.site.enter("detach_disks")
         with self.site.lock:
             vm = self.site.get(vm_moref)
-            vm.attached = {place: one for place, one in vm.attached.items() if one not in disks}
+            gone = {place for one in disks for place in _places(vm, one)}
+            vm.attached = {place: one for place, one in vm.attached.items() if place not in gone}
         self.site.leave("detach_disks")
+
+
+def _places(vm: FakeVm, one: DiskToAttach) -> list[Place]:
+    return [
+        place
+        for place, other in vm.attached.items()
+        if (other.path, other.write) == (one.path, one.write)
+        and (one.places is None or place in one.places)
+    ]
 
 
 def grow(disk: FakeDisk, by_bytes: int) -> None:

@@ -23,6 +23,7 @@ from transports.vsphere.model import (
     Inventory,
     NewDisk,
     NfcTicket,
+    Place,
     Secret,
     ServerAddress,
     SnapshotInfo,
@@ -31,6 +32,8 @@ from transports.vsphere.model import (
     VmPlacement,
 )
 
+Announce = Callable[[Sequence[Place]], None]
+"""Is told the places of disks, in their order."""
 Cancelled = Callable[[], bool]
 
 
@@ -145,12 +148,16 @@ class Vsphere(Protocol):
 
     def power_on(self, vm_moref: str) -> None: ...
 
-    def attach_disks(self, vm_moref: str, disks: Sequence[DiskToAttach]) -> list[AttachedDisk]:
+    def attach_disks(
+        self, vm_moref: str, disks: Sequence[DiskToAttach], announce: Announce = lambda _places: None
+    ) -> list[AttachedDisk]:
         """Attach existing files to another VM in one reconfiguration, at units that are free now; a
-        paravirtual controller is added when they do not fit. One that is attached already in that way is
+        paravirtual controller is added when they do not fit. One that is at one of its places already is
         left as it is. Answers in the order of `disks`.
 
-        TransportUnavailableError when there is no room, PermanentTransportError when vSphere refuses.
+        `announce` is told, before anything is changed, where each of them will be; what it raises ends the
+        call. TransportUnavailableError when there is no room, or the VM has the file by somebody else's doing;
+        TransientTransportError when the VM was changed meanwhile; PermanentTransportError when vSphere refuses.
         """
 
     def detach_disks(self, vm_moref: str, disks: Sequence[DiskToAttach]) -> None:

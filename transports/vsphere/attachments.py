@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from time import monotonic
 from typing import Any, Final
 from uuid import UUID
@@ -20,6 +21,7 @@ from transports.errors import (
     TransportUnavailableError,
 )
 from transports.vsphere import tasks
+from transports.vsphere.api import Announce
 from transports.vsphere.devices import capacity_bytes, controllers, disk_infos, disks
 from transports.vsphere.disk_slots import (
     OWN_UNIT,
@@ -28,7 +30,13 @@ from transports.vsphere.disk_slots import (
     disks_of_controller,
     plan_slots,
 )
-from transports.vsphere.model import AttachableVm, AttachedDisk, DiskToAttach, ScsiController
+from transports.vsphere.model import (
+    AttachableVm,
+    AttachedDisk,
+    DiskToAttach,
+    Place,
+    ScsiController,
+)
 from transports.vsphere.places import moref, unescape
 from transports.vsphere.properties import read, read_objects, read_view
 from transports.vsphere.session import Connection
@@ -45,6 +53,7 @@ _WRITE_MODE: Final = "independent_persistent"
 _REDO_LOG: Final = "REDO_"
 _UNFINISHED: Final = ("queued", "running")
 _DEVICES: Final = "config.hardware.device"
+_CHANGE_VERSION: Final = "config.changeVersion"
 
 
 def swapped(uuid: str) -> str:
@@ -74,6 +83,7 @@ def attachable_vm(connection: Connection, vm_moref: str) -> AttachableVm:
         "config.instanceUuid",
         "config.uuid",
         "config.version",
+        _CHANGE_VERSION,
         _DEVICES,
         "environmentBrowser",
     )
@@ -90,28 +100,38 @@ def attachable_vm(connection: Connection, vm_moref: str) -> AttachableVm:
         controllers=tuple(_scsi_controllers(devices, version, told)),
         disks=disk_infos(devices),
         new_controller_disks=disks_of_controller(PARAVIRTUAL, version, told.get(PARAVIRTUAL)),
+        change_version=str(seen.get(_CHANGE_VERSION) or ""),
     )
 
 
 def attach_disks(
-    connection: Connection, vm_moref: str, wanted: Sequence[DiskToAttach]
+    connection: Connection,
+    vm_moref: str,
+    wanted: Sequence[DiskToAttach],
+    announce: Announce = lambda _places: None,
 ) -> list[AttachedDisk]:
     vm = connection.vm(vm_moref)
-    present = {one.path: one for one in wanted if _find(_devices(connection, vm), one) is not None}
-    missing = list({one.path: one for one in wanted if one.path not in present}.values())
+    devices = _devices(connection, vm)
+    places = {one.path: _place(devices, found) for one in wanted if (found := _find(devices, one))}
+    missing = list({one.path: one for one in wanted if one.path not in places}.values())
+    changes: list[Any] = []
+    change_version = ""
     if missing:
         target = attachable_vm(connection, vm_moref)
         for one in missing:
             _refuse_foreign(target, one)
         plan = plan_slots(target, len(missing))
+        slots = list(zip(missing, plan.slots, strict=True))
+        places |= {one.path: (slot.controller.bus, slot.unit) for one, slot in slots}
         changes = [_add_controller(controller) for controller in plan.new_controllers]
-        changes += [
-            _add_disk(one, slot, -(2000 + number))
-            for number, (one, slot) in enumerate(zip(missing, plan.slots, strict=True))
-        ]
-        _reconfigure(connection, vm, changes)
-    devices = _devices(connection, vm)
-    return [_attached(devices, one, vm_moref) for one in wanted]
+        changes += [_add_disk(one, slot, -(2000 + n)) for n, (one, slot) in enumerate(slots)]
+        change_version = target.change_version
+    announce([places[one.path] for one in wanted])
+    if changes:
+        _reconfigure(connection, vm, changes, change_version)
+        devices = _devices(connection, vm)
+    at = [replace(one, places=(places[one.path],)) for one in wanted]
+    return [_attached(devices, one, vm_moref) for one in at]
 
 
 def detach_disks(connection: Connection, vm_moref: str, wanted: Sequence[DiskToAttach]) -> None:
@@ -122,26 +142,29 @@ def detach_disks(connection: Connection, vm_moref: str, wanted: Sequence[DiskToA
             raise TransientTransportError(
                 f"VM {vm_moref} is being reconfigured; disks are taken away when that has ended"
             )
-        devices = _devices(connection, vm)
+        seen = read(connection, vm, _DEVICES, _CHANGE_VERSION)
+        devices = list(seen.get(_DEVICES) or [])
         found = {disk.key: disk for one in wanted for disk in _matching(devices, one)}
         if not found:
             return
-        _reconfigure(
-            connection, vm, [_Spec(operation="remove", device=disk) for disk in found.values()]
-        )
+        changes = [_Spec(operation="remove", device=disk) for disk in found.values()]
+        # Keys are given to others again: what another has changed since the look must not be taken for ours.
+        _reconfigure(connection, vm, changes, str(seen.get(_CHANGE_VERSION) or ""))
         _wait_until_gone(connection, vm, wanted)
     except vmodl.fault.ManagedObjectNotFound:
         return
 
 
-def _reconfigure(connection: Connection, vm: Any, changes: Sequence[Any]) -> None:
+def _reconfigure(connection: Connection, vm: Any, changes: Sequence[Any], change_version: str) -> None:
+    """Refused by vSphere (ConcurrentAccess) when the configuration is another than that of `change_version`."""
     for change in changes:
         # The one line that stands between a mistake and a customer's deleted disk.
         if change.fileOperation is not None:
             raise PermanentTransportError(
                 f"a file operation ({change.fileOperation}) with an attached disk is never sent; nothing was changed"
             )
-    task = vm.ReconfigVM_Task(spec=vim.vm.ConfigSpec(deviceChange=list(changes)))
+    spec = vim.vm.ConfigSpec(deviceChange=list(changes), changeVersion=change_version or None)
+    task = vm.ReconfigVM_Task(spec=spec)
     tasks.wait(connection, task, timeout_s=RECONFIGURE_TIMEOUT_S)
 
 
@@ -180,17 +203,28 @@ def _find(devices: Iterable[Any], one: DiskToAttach) -> Any:
 
 
 def _matching(devices: Iterable[Any], one: DiskToAttach) -> Iterator[Any]:
-    """By file and by our mode, never by its key: keys are given to others again.
+    """By file, by our mode and by its place, never by its key: keys are given to others again. Another product, or a
+    person, may have attached the same file in the same mode: where it sits tells that apart.
 
     Of a disk whose writes are thrown away the host may name the redo log that it throws away, with the
     disk's own file as its parent. No other parent counts: a linked clone's disk is its owner's.
     """
-    for disk in disks(devices):
+    known = list(devices)
+    for disk in disks(known):
         if str(getattr(disk.backing, "diskMode", "") or "") != _mode(one):
+            continue
+        if one.places is not None and _place(known, disk) not in one.places:
             continue
         name, parent = _file(disk.backing), _file(getattr(disk.backing, "parent", None))
         if one.path == name or (not one.write and _REDO_LOG in name.upper() and one.path == parent):
             yield disk
+
+
+def _place(devices: Iterable[Any], disk: Any) -> Place:
+    """-1 for what is not told."""
+    controller = controllers(devices).get(disk.controllerKey)
+    bus, unit = getattr(controller, "busNumber", None), disk.unitNumber
+    return (-1 if bus is None else int(bus), -1 if unit is None else int(unit))
 
 
 def _file(backing: Any) -> str:
@@ -200,7 +234,7 @@ def _file(backing: Any) -> str:
 def _refuse_foreign(target: AttachableVm, one: DiskToAttach) -> None:
     """A file that the VM has in another way is its own, or somebody attached it by hand."""
     for disk in target.disks:
-        if disk.path == one.path:
+        if one.path in (disk.path, disk.base_path if _REDO_LOG in disk.path.upper() else ""):
             raise TransportUnavailableError(
                 f"{one.path} is attached to VM {target.name} already ({disk.label}, {disk.disk_mode}), and not "
                 "by vmhaul; detach it there, or use another proxy"
@@ -213,12 +247,12 @@ def _attached(devices: Sequence[Any], one: DiskToAttach, vm_moref: str) -> Attac
         raise TransientTransportError(
             f"vSphere attached {one.path} to VM {vm_moref}, but the VM does not show it; try again"
         )
-    controller = controllers(devices).get(disk.controllerKey)
+    bus, unit = _place(devices, disk)
     return AttachedDisk(
         path=one.path,
         disk_uuid=str(getattr(disk.backing, "uuid", "") or ""),
-        controller_bus=int(getattr(controller, "busNumber", -1)),
-        unit=int(disk.unitNumber if disk.unitNumber is not None else -1),
+        controller_bus=bus,
+        unit=unit,
         capacity_bytes=capacity_bytes(disk),
     )
 

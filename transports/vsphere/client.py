@@ -19,7 +19,7 @@ from transports.vsphere import (
     snapshot,
     vm_restore,
 )
-from transports.vsphere.api import Cancelled
+from transports.vsphere.api import Announce, Cancelled
 from transports.vsphere.config_export import SavedConfig
 from transports.vsphere.model import (
     About,
@@ -237,9 +237,11 @@ class VsphereClient:
         with self._session.borrow(f"power on VM {vm_moref}") as connection:
             vm_restore.power_on(connection, vm_moref)
 
-    def attach_disks(self, vm_moref: str, disks: Sequence[DiskToAttach]) -> list[AttachedDisk]:
+    def attach_disks(
+        self, vm_moref: str, disks: Sequence[DiskToAttach], announce: Announce = lambda _places: None
+    ) -> list[AttachedDisk]:
         with self._session.borrow(f"attach disks to VM {vm_moref}") as connection:
-            return attachments.attach_disks(connection, vm_moref, disks)
+            return attachments.attach_disks(connection, vm_moref, disks, announce)
 
     def detach_disks(self, vm_moref: str, disks: Sequence[DiskToAttach]) -> None:
         with self._session.borrow(f"detach disks from VM {vm_moref}") as connection:

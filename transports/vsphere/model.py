@@ -240,6 +240,13 @@ class AttachableVm:
     disks: tuple[DiskInfo, ...]
     new_controller_disks: int
     """How many disks a paravirtual controller would take that is added to it."""
+    change_version: str = ""
+    """Of its configuration as it was read; a change that names it is refused when it is another by then. Empty: not
+    told."""
+
+
+Place = tuple[int, int]
+"""Where a disk sits: bus of its SCSI controller, and unit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -250,6 +257,9 @@ class DiskToAttach:
     """Datastore path of the descriptor."""
     write: bool
     """False: what the VM writes to it is thrown away and never reaches the file."""
+    places: tuple[Place, ...] | None = None
+    """Where we may have attached it: at no other place is it ours, whoever attached the same file in the same way.
+    None: that was not noted (by an earlier release), and any place counts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

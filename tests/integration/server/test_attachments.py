@@ -69,6 +69,8 @@ def test_a_disk_is_attached_by_intent_and_taken_away(rig: Rig, proxy: FakeVm) ->
         "write": False,
         "disk_vm_moref": presented.disk.vm_moref,
         "disk_vm_name": "db01",
+        "places": [list(place)],
+        "settled": True,
     }
     assert present(rig, task, attempt) == presented
     assert len(rig.rows(Intent, kind="hot-added-disk")) == 1
@@ -273,14 +275,14 @@ def test_one_bad_disk_does_not_keep_the_others(rig: Rig, proxy: FakeVm) -> None:
         withdraw(rig, task, attempts[task.id])
     rig.vcenter.fail("attach_disks", PermanentTransportError("both"), PermanentTransportError("bad"))
     client = rig.ctx.vcenters.get(good.vcenter_id or "")
-    disks = [
-        DiskToAttach(path=bad.order["disk"]["path"], write=False),
-        DiskToAttach(path=good.order["disk"]["path"], write=False),
+    changes = [
+        attachments.Change(intent_id=one.id, disk=attachments._of(one), attach=True)
+        for one in reversed(intents)
     ]
-    refused, attached = attachments._attach_all(client, proxy.moref, disks)
+    refused, attached = attachments._attach_all(rig.ctx, client, proxy.moref, changes)
     assert str(refused) == "bad"
     assert getattr(attached, "path", "") == good.order["disk"]["path"]
-    client.detach_disks(proxy.moref, disks)
+    client.detach_disks(proxy.moref, [one.disk for one in changes])
 
 
 def test_the_janitor_takes_away_what_a_dead_proxy_left(rig: Rig, proxy: FakeVm) -> None:
@@ -325,21 +327,74 @@ def test_what_a_proxy_left_goes_before_its_next_disk_comes(rig: Rig, proxy: Fake
     assert [one.path for one in foreign(proxy).values()] == [following.order["disk"]["path"]]
 
 
+def late_after_all(rig: Rig, proxy: FakeVm, task: Task) -> tuple[int, int]:
+    """vSphere was asked for the disk, nobody heard the end of it, and the attempt was withdrawn; its place."""
+    attempt = hand_out(rig, task)
+    rig.vcenter.after["attach_disks"] = lost_answer
+    with pytest.raises(UnavailableError):
+        present(rig, task, attempt)
+    [place] = foreign(proxy)
+    proxy.attached.pop(place)  # not yet
+    withdraw(rig, task, attempt)
+    return place
+
+
+def lost_answer() -> None:
+    raise TransientTransportError("vSphere's task has not ended after 150 s")
+
+
 def test_a_disk_that_came_after_its_intent_was_closed_is_swept(rig: Rig, proxy: FakeVm) -> None:
+    [task] = tasks(rig)
+    place = late_after_all(rig, proxy, task)
+    late = DiskToAttach(path=task.order["disk"]["path"], write=False)
+    proxy.attached[place] = late
+    proxy.attached[0, 6] = DiskToAttach(path=late.path, write=True)  # not as we attached it
+    proxy.attached[0, 8] = late  # not where we attached it
+    attachments.sweep(rig.ctx, task.vcenter_id or "")
+    assert set(foreign(proxy)) == {(0, 6), (0, 8)}
+    # Long after, a person may have attached that file.
+    rig.clock.advance(LATE_FOR.total_seconds() + 1)
+    proxy.attached[place] = late
+    attachments.sweep(rig.ctx, task.vcenter_id or "")
+    assert set(foreign(proxy)) == {(0, 6), (0, 8), place}
+
+
+def test_another_product_s_disk_is_left_alone_even_where_ours_was(rig: Rig, proxy: FakeVm) -> None:
+    """The same file, in the same mode, in the same VM: of ours vSphere had answered that it was there, and gone."""
     [task] = tasks(rig)
     attempt = hand_out(rig, task)
     present(rig, task, attempt)
+    [place] = foreign(proxy)
     withdraw(rig, task, attempt)
-    late = DiskToAttach(path=task.order["disk"]["path"], write=False)
-    proxy.attached[0, 5] = late
-    proxy.attached[0, 6] = DiskToAttach(path=late.path, write=True)  # not as we attached it
+    proxy.attached[place] = theirs = DiskToAttach(path=task.order["disk"]["path"], write=False)
     attachments.sweep(rig.ctx, task.vcenter_id or "")
-    assert list(foreign(proxy)) == [(0, 6)]
-    # Long after, a person may have attached that file.
-    rig.clock.advance(LATE_FOR.total_seconds() + 1)
-    proxy.attached[0, 5] = late
+    rig.janitor.run_once()
+    assert foreign(proxy) == {place: theirs}
+
+
+def test_another_product_s_disk_is_neither_used_nor_taken_away(rig: Rig, proxy: FakeVm) -> None:
+    [task] = tasks(rig)
+    proxy.attached[0, 5] = theirs = DiskToAttach(path=task.order["disk"]["path"], write=False)
+    attempt = hand_out(rig, task)
+    with pytest.raises(ConflictError, match="not by vmhaul"):
+        present(rig, task, attempt)
+    end_attempt(rig, task.id)
+    rig.janitor.run_once()
     attachments.sweep(rig.ctx, task.vcenter_id or "")
-    assert set(foreign(proxy)) == {(0, 5), (0, 6)}
+    assert foreign(proxy) == {(0, 5): theirs}
+    assert rig.rows(Intent, kind="hot-added-disk", state="open") == []
+
+
+def test_an_attachment_of_an_earlier_release_is_known_by_file_and_mode(rig: Rig, proxy: FakeVm) -> None:
+    [task] = tasks(rig)
+    present(rig, task, hand_out(rig, task))
+    [intent] = rig.rows(Intent, kind="hot-added-disk")
+    with rig.ctx.db() as s:
+        row = s.get_one(Intent, intent.id)
+        row.details = {k: v for k, v in row.details.items() if k not in {"places", "settled"}}
+    end_attempt(rig, task.id)
+    rig.janitor.run_once()
+    assert foreign(proxy) == {}
 
 
 def test_a_disk_that_another_session_reads_by_the_same_proxy_stays(rig: Rig, proxy: FakeVm) -> None:

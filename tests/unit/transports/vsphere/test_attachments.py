@@ -9,7 +9,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyVmomi import vim, vmodl
 
-from transports.errors import PermanentTransportError, TransientTransportError
+from transports.errors import (
+    PermanentTransportError,
+    TransientTransportError,
+    TransportUnavailableError,
+)
 from transports.vsphere import attachments
 from transports.vsphere.model import DiskToAttach
 
@@ -43,6 +47,8 @@ class FakeConnection:
         self.sent: list[Any] = []
         self.running: list[tuple[str, str]] = []
         self.stays = False
+        self.version = "7"
+        self.versions: list[str | None] = []
         self.gone = False
 
     def vm(self, moref: str) -> Any:
@@ -56,6 +62,9 @@ class FakeConnection:
         return "vm-1"
 
     def ReconfigVM_Task(self, spec: Any) -> str:  # noqa: N802 - vSphere's name
+        self.versions.append(spec.changeVersion)
+        if spec.changeVersion not in (None, self.version):
+            raise vim.fault.ConcurrentAccess
         self.sent += spec.deviceChange
         for change in spec.deviceChange:
             if change.operation == "remove" and not self.stays:
@@ -71,6 +80,7 @@ class FakeConnection:
             "config.hardware.device": list(self.devices),
             "recentTask": self.running,
             "config.version": "vmx-19",
+            "config.changeVersion": self.version,
             "name": "proxy1",
         }
         return {name: values[name] for name in names if name in values}
@@ -147,8 +157,66 @@ def test_a_file_operation_is_never_sent(connection: FakeConnection, operation: s
         operation="remove", fileOperation=operation, device=disk(2001, PATHS[0])
     )
     with pytest.raises(PermanentTransportError, match="never sent; nothing was changed"):
-        attachments._reconfigure(connection, connection, [change])  # type: ignore[arg-type]
+        attachments._reconfigure(connection, connection, [change], "")  # type: ignore[arg-type]
     assert connection.sent == []
+
+
+def test_the_same_file_in_the_same_mode_at_another_place_is_somebody_else_s(
+    connection: FakeConnection,
+) -> None:
+    connection.devices.append(disk(2001, PATHS[0], unit=3))
+    ours = DiskToAttach(path=PATHS[0], write=False, places=((0, 4), (1, 3)))
+    attachments.detach_disks(connection, "vm-1", [ours])  # type: ignore[arg-type]
+    with pytest.raises(TransportUnavailableError, match="not by vmhaul"):
+        attachments.attach_disks(connection, "vm-1", [ours])  # type: ignore[arg-type]
+    assert connection.sent == []
+    there = DiskToAttach(path=PATHS[0], write=False, places=((0, 3),))
+    attachments.detach_disks(connection, "vm-1", [there])  # type: ignore[arg-type]
+    assert [change.device.key for change in connection.sent] == [2001]
+
+
+def test_the_redo_log_of_somebody_else_s_disk_is_in_the_way(connection: FakeConnection) -> None:
+    connection.devices.append(disk(2001, "[ds1] p/REDO_1", READ, PATHS[0], unit=3))
+    ours = DiskToAttach(path=PATHS[0], write=False, places=())
+    with pytest.raises(TransportUnavailableError, match="not by vmhaul"):
+        attachments.attach_disks(connection, "vm-1", [ours])  # type: ignore[arg-type]
+
+
+def test_places_are_told_before_anything_changes(connection: FakeConnection) -> None:
+    told: list[Any] = []
+    wanted = [DiskToAttach(path=path, write=False, places=()) for path in PATHS]
+
+    def announce(places: Any) -> None:
+        assert connection.sent == []
+        told.extend(places)
+
+    found = attachments.attach_disks(connection, "vm-1", wanted, announce)  # type: ignore[arg-type]
+    assert [(one.controller_bus, one.unit) for one in found] == told
+    assert len(set(told)) == 3
+    known = [DiskToAttach(path=p, write=False, places=(at,)) for p, at in zip(PATHS, told, strict=True)]
+    sent = len(connection.sent)
+    again = attachments.attach_disks(connection, "vm-1", known)  # type: ignore[arg-type]
+    assert again == found
+    assert len(connection.sent) == sent
+
+
+def test_nothing_is_changed_of_a_vm_that_somebody_changed_meanwhile(connection: FakeConnection) -> None:
+    """vSphere refuses a change that names another version of the configuration than there is."""
+    connection.devices.append(disk(2001, PATHS[0], unit=3))
+
+    def moves_on(_places: Any) -> None:
+        connection.version = "8"
+
+    with pytest.raises(vim.fault.ConcurrentAccess):
+        attachments.attach_disks(
+            connection,  # type: ignore[arg-type]
+            "vm-1",
+            [DiskToAttach(path=PATHS[1], write=False, places=())],
+            moves_on,
+        )
+    attachments.detach_disks(connection, "vm-1", [DiskToAttach(path=PATHS[0], write=False)])  # type: ignore[arg-type]
+    assert connection.versions == ["7", "8"]
+    assert [change.operation for change in connection.sent] == ["remove"]
 
 
 def test_a_linked_clone_of_the_disk_is_its_owner_s(connection: FakeConnection) -> None:
