@@ -35,7 +35,7 @@ from transports.errors import (
     TransportUnavailableError,
 )
 from transports.turnover import Turnover
-from transports.wrappers import Drawing, close_iterator, in_windows
+from transports.wrappers import Drawing, close_iterator, in_windows, read_repeating
 
 REQUESTS_IN_FLIGHT: Final = 16
 """Offered at least where there is more than one way: as many as the network modes want."""
@@ -164,24 +164,7 @@ class FailoverReader:
 
     def read_many(self, requests: Iterable[ReadRequest]) -> Iterator[ReadRequest]:
         self._check_open()
-        drawing = Drawing(requests)
-        while True:
-            answers = None
-            try:
-                answers = self._answers(drawing)
-                for answer in answers:
-                    drawing.answered(answer)
-                    yield answer
-            except _FAILURES as error:
-                if drawing.failed:
-                    raise  # not ours: the mover's own iterator raised it
-                self._leave(error)
-                drawing.again()
-            else:
-                return
-            finally:
-                if answers is not None:
-                    close_iterator(answers)
+        yield from read_repeating(requests, self._answers, on=_FAILURES, failed=self._leave)
 
     def allocated_extents(self, offset: int, length: int) -> Iterator[Extent]:
         self._check_open()

@@ -98,25 +98,13 @@ class ReconnectingReader:
 
     def read_many(self, requests: Iterable[ReadRequest]) -> Iterator[ReadRequest]:
         self._check_open()
-        drawing = Drawing(requests)
-        while True:
-            answers = None
-            try:
-                answers = self._live().read_many(drawing)
-                for answer in answers:
-                    drawing.answered(answer)
-                    self._patience.progressed()
-                    yield answer
-            except _REPEATABLE as error:
-                if drawing.failed:
-                    raise  # not ours: the mover's own iterator raised it
-                self._lost(error)
-                drawing.again()
-            else:
-                return
-            finally:
-                if answers is not None:
-                    close_iterator(answers)
+        yield from read_repeating(
+            requests,
+            lambda drawing: self._live().read_many(drawing),
+            on=_REPEATABLE,
+            failed=self._lost,
+            progressed=self._patience.progressed,
+        )
 
     def allocated_extents(self, offset: int, length: int) -> Iterator[Extent]:
         self._check_open()
@@ -214,6 +202,39 @@ class Drawing:
 
     def again(self) -> None:
         self._repeat = list(self._open.values())
+
+
+def read_repeating(
+    requests: Iterable[ReadRequest],
+    answers_of: Callable[[Drawing], Iterator[ReadRequest]],
+    *,
+    on: tuple[type[Exception], ...],
+    failed: Callable[[Exception], None],
+    progressed: Callable[[], None] = lambda: None,
+) -> Iterator[ReadRequest]:
+    """Answers to the requests, each once. After an error of `on`, which `failed` is told and may raise to give up,
+    what was drawn and not answered is asked for again, of a fresh `answers_of`. What the requests' own iterator
+    raises is nobody's failure and passes.
+    """
+    drawing = Drawing(requests)
+    while True:
+        answers = None
+        try:
+            answers = answers_of(drawing)
+            for answer in answers:
+                drawing.answered(answer)
+                progressed()
+                yield answer
+        except on as error:
+            if drawing.failed:
+                raise  # not ours: the mover's own iterator raised it
+            failed(error)
+            drawing.again()
+        else:
+            return
+        finally:
+            if answers is not None:
+                close_iterator(answers)
 
 
 class ReconnectingWriter:

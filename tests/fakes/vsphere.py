@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import json
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from uuid import uuid4
 
@@ -32,6 +32,7 @@ from transports.vsphere.model import (
     AttachableVm,
     AttachedDisk,
     DatastoreInfo,
+    DatastoreLatency,
     DiskInfo,
     DiskToAttach,
     Endpoint,
@@ -155,6 +156,7 @@ class FakeVcenter:
         self.datastores = {"ds1": 100 * GIB, "ds2": 100 * GIB}
         self.storage: dict[str, DatastoreRef] = {}
         """What lies below a datastore, where the vCenter tells."""
+        self.latencies: dict[str, DatastoreLatency] = {}
         self.areas: dict[int, list[Extent]] = {}
         """What changed, by the disk's key."""
         self.calls: list[str] = []
@@ -373,6 +375,11 @@ class FakeVsphere:
     def nfc_ticket(self, vm_moref: str, disk_key: int, *, write: bool) -> NfcTicket:
         del vm_moref, disk_key, write
         raise PermanentTransportError("the fake serves no disks")
+
+    def datastore_latencies(self, names: Collection[str]) -> dict[str, DatastoreLatency]:
+        self.site.enter("datastore_latencies")
+        unknown = DatastoreLatency(read_ms=None, problem="no counter")
+        return {name: self.site.latencies.get(name, unknown) for name in names}
 
     def host_addresses(self, host_moref: str) -> tuple[HostAddress, ...]:
         del host_moref

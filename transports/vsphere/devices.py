@@ -118,17 +118,29 @@ def _disk_info(disk: Any, by_key: Mapping[int, Any]) -> DiskInfo:
         datastore=split_path(path)[0],
         controller=f"{controller_kind(controller)} ({bus}:{int(disk.unitNumber or 0)})",
         disk_mode=str(getattr(backing, "diskMode", "") or ""),
-        thin=bool(getattr(backing, "thinProvisioned", False)),
+        # Of a delta these say how the delta was made: what the disk is its base says.
+        thin=_of_base(backing, "thinProvisioned"),
         change_id=str(getattr(backing, "changeId", "") or ""),
         backup_obstacle=backup_obstacle(disk, controller),
-        eager=bool(getattr(backing, "eagerlyScrub", False)),
+        eager=_of_base(backing, "eagerlyScrub"),
         is_rdm=isinstance(backing, _RAW_MAPPINGS),
         encrypted=getattr(backing, "keyId", None) is not None,
     )
 
 
-def _base_path(backing: Any) -> str:
+def base_of(backing: Any) -> Any:
+    """The root of a chain of backings, below all deltas."""
     parent = getattr(backing, "parent", None)
     while parent is not None:
         backing, parent = parent, getattr(parent, "parent", None)
-    return str(getattr(backing, "fileName", "") or "")
+    return backing
+
+
+def _of_base(backing: Any, name: str) -> bool:
+    """The delta's own word where the base has none."""
+    told = getattr(base_of(backing), name, None)
+    return bool(getattr(backing, name, False) if told is None else told)
+
+
+def _base_path(backing: Any) -> str:
+    return str(getattr(base_of(backing), "fileName", "") or "")

@@ -15,7 +15,7 @@ from typing import Any, Final
 from pyVmomi import vim
 
 from transports.vsphere.config_export import SavedConfig
-from transports.vsphere.devices import controllers, disks
+from transports.vsphere.devices import base_of, controllers, disks
 from transports.vsphere.model import NewDisk, VmPlacement
 
 _d: Any = vim.vm.device
@@ -166,8 +166,8 @@ def disk_spec(
         fileName=f"[{new.datastore or placement.datastore}]",
         diskMode="persistent",
         thinProvisioned=new.thin,
-        # As the original was: direct SAN writes only where zeros were written before.
-        eagerlyScrub=not new.thin and bool(getattr(old.backing, "eagerlyScrub", False)),
+        # As the original was, below its snapshots: direct SAN writes only where zeros were written before.
+        eagerlyScrub=not new.thin and bool(getattr(base_of(old.backing), "eagerlyScrub", False)),
     )
     if placement.keep_identity and getattr(old.backing, "uuid", None):
         backing.uuid = old.backing.uuid

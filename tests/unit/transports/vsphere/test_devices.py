@@ -151,3 +151,11 @@ def test_bytes_are_preferred_to_kibibytes() -> None:
 )
 def test_datastore_paths(path: str, parts: tuple[str, str]) -> None:
     assert split_path(path) == parts
+
+
+@pytest.mark.parametrize(("thin", "eager"), [(True, False), (False, True), (False, False)])
+def test_a_delta_is_as_thick_as_its_base(thin: bool, eager: bool) -> None:
+    base = flat("[ds1] a/a.vmdk", thinProvisioned=thin, eagerlyScrub=eager)
+    [found] = disk_infos([disk(flat("[ds1] a/a-000001.vmdk", thinProvisioned=not thin, parent=base))])
+    assert (found.thin, found.eager) == (thin, eager)
+    assert found.base_path == "[ds1] a/a.vmdk"

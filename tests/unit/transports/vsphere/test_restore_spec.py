@@ -298,6 +298,20 @@ def test_a_thick_disk_is_zeroed_as_the_original_was(thin: bool, was_eager: bool,
     assert changes[-1].device.backing.eagerlyScrub is eager
 
 
+@pytest.mark.parametrize("was_eager", [True, False])
+def test_a_disk_under_a_snapshot_is_zeroed_as_its_base_was(was_eager: bool) -> None:
+    config = config_info()
+    backing = d.VirtualDisk.FlatVer2BackingInfo
+    for device in config.hardware.device:
+        if isinstance(device, d.VirtualDisk):
+            base = backing(fileName="[ds] a/a.vmdk", eagerlyScrub=was_eager)
+            middle = backing(fileName="[ds] a/a-000001.vmdk", parent=base)
+            device.backing.parent, device.backing.eagerlyScrub = middle, None
+    order = NewDisk(disk_key=2001, capacity_bytes=1 << 30, thin=False)
+    changes, _ = restore_spec.disk_spec(saved(config), order, new_vm_devices(), PLACEMENT)
+    assert changes[-1].device.backing.eagerlyScrub is was_eager
+
+
 def test_a_missing_controller_is_added_first() -> None:
     order = NewDisk(disk_key=2016, capacity_bytes=1 << 30, thin=True)
     changes, where = restore_spec.disk_spec(saved(), order, new_vm_devices()[:1], PLACEMENT)
