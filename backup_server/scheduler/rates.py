@@ -92,7 +92,8 @@ class RateKeeper:
         with self._ctx.db.read() as s:
             limits = self._read_limits(s, now)
             rows = self._running(s, everything=bool(limits.bytes_per_s or self._said))
-            self._learn(s, rows)
+            if limits.bytes_per_s or rows:
+                self._learn(s, rows)
         held = {row.id: self._held_by(limits, row) for row in rows}
         with self._lock:
             self._limits, self._held = limits, dict(held)

@@ -30,6 +30,7 @@ from proxy_worker.contracts.messages import (
     CopyDiskOrder,
     Failover,
     ProgressReport,
+    RateLimit,
     RepositoryRef,
     RestoreDiskOrder,
     TaskKind,
@@ -39,6 +40,8 @@ from proxy_worker.contracts.messages import (
     VsphereAccess,
 )
 from proxy_worker.disk_work import Tools, carry_out
+from proxy_worker.throttle import Throttle
+from tests.support.waiting import Clock
 from transports.base import DiskReader, DiskRef, DiskWriter, Extent, TransportMode
 from transports.errors import (
     ChangeTrackingUnusableError,
@@ -108,6 +111,7 @@ class Bench:
         self.disk = MemoryDisk.of(rng.randbytes(3 * MIB) + bytes(2 * MIB) + rng.randbytes(MIB))
         self.center = FakeVcenter()
         self.fence: Fence | None = None
+        self.throttle = Throttle()
         self.cancel = threading.Event()
         self.reports: list[ProgressReport] = []
         self.renewals = 0
@@ -162,6 +166,7 @@ class Bench:
             open_writer=self._open_writer,
             left=self.left,
             fence=self.fence,
+            throttle=self.throttle,
         )
         return carry_out(request, secrets, tools)
 
@@ -485,3 +490,28 @@ def test_a_restore_writes_nothing_when_its_lease_may_have_ended(bench: Bench) ->
     bench.fence.open_until(20.0)
     bench.run(bench.request(TaskKind.RESTORE_DISK_TO_VM, restore=order))
     assert bench.target.content == bench.disk.content
+
+
+def test_a_backup_and_a_restore_are_held_to_their_rate(bench: Bench) -> None:
+    clock = Clock()
+    began_s = clock.now_s
+
+    def held(*, source: bool, target: bool) -> Throttle:
+        limit = RateLimit(bytes_per_s=MIB, source=source, target=target)
+        return Throttle(limit, clock=clock, changed=clock)
+
+    bench.throttle = held(source=True, target=False)
+    done = bench.backup()
+    assert done.outcome is TaskOutcome.SUCCESS
+    # 6 MiB are read; what is read last is owed for.
+    assert clock.now_s - began_s >= 4
+    bench.throttle = held(source=False, target=True)
+    began_s = clock.now_s
+    order = bench.restore_order(done.map_root, target_disk=bench.ref())
+    bench.run(bench.request(TaskKind.RESTORE_DISK_TO_VM, restore=order))
+    assert bench.target.content == bench.disk.content
+    assert clock.now_s - began_s >= 2, "4 MiB of data are written"
+    bench.throttle = held(source=True, target=False)
+    began_s = clock.now_s
+    bench.run(bench.request(TaskKind.RESTORE_DISK_TO_VM, restore=order))
+    assert clock.now_s - began_s >= 2, "and read from the repository"
