@@ -11,7 +11,6 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -43,6 +42,19 @@ def make_python(engine: Engine) -> None:
     """`python:3.11-slim-bookworm`: `python` and `pip` in /usr/local/bin, and pip may install."""
     make_debian(engine)
     build_stand_in(engine, PYTHON, HERE / "images" / "python")
+
+
+def make_for_compose(engine: Engine) -> dict[str, str]:
+    """Stand-ins for the images of docker-compose.yml that are not ours; their tags by the variables of that file."""
+    make_python(engine)
+    tags = {
+        "REDIS_IMAGE": ("redis:7-alpine", "redis"),
+        "POSTGRES_IMAGE": ("postgres:16-alpine", "postgres"),
+        "PROMETHEUS_IMAGE": ("prom/prometheus:v3.5.0", "prometheus"),
+    }
+    for tag, directory in tags.values():
+        build_stand_in(engine, tag, HERE / "images" / directory)
+    return {variable: tag for variable, (tag, _) in tags.items()}
 
 
 def build_stand_in(engine: Engine, tag: str, directory: Path) -> None:
@@ -103,6 +115,3 @@ def _slim(root: Path) -> None:
     ):
         for path in (root / unwanted).glob("*"):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-
-
-Maker = Callable[[Engine], None]
