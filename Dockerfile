@@ -38,7 +38,6 @@ RUN useradd --system --uid 10471 --create-home --home-dir /var/lib/lab lab
 USER lab
 WORKDIR /var/lib/lab
 ENV PATH=/opt/lab/venv/bin:$PATH VMHAUL_LABVC=/usr/local/bin/labvc
-EXPOSE 443
 ENTRYPOINT ["vmhaul-lab"]
 CMD ["up", "--size", "quick", "--dir", "/var/lib/lab/site"]
 
@@ -50,9 +49,10 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --system --uid 10470 --no-create-home --home-dir /var/lib/vmhaul vmhaul \
     && install --directory --owner=vmhaul --group=vmhaul --mode=0700 \
-       /var/lib/vmhaul /var/lib/vmhaul-proxy /repository /join
+       /var/lib/vmhaul /var/lib/vmhaul-proxy /repository /join /flower
 COPY --from=environment /opt/vmhaul /opt/vmhaul
-ENV PATH=/opt/vmhaul/bin:$PATH PYTHONUNBUFFERED=1 VMHAUL_DATA_DIR=/var/lib/vmhaul VMHAUL_LOG_FORMAT=json
+ENV PATH=/opt/vmhaul/bin:$PATH PYTHONUNBUFFERED=1 VMHAUL_DATA=/var/lib/vmhaul VMHAUL_DATA_DIR=/var/lib/vmhaul \
+    VMHAUL_LOG_FORMAT=json
 USER vmhaul
 WORKDIR /var/lib/vmhaul
 EXPOSE 8470

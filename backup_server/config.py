@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
+    SecretsSettingsSource,
     SettingsConfigDict,
     TomlConfigSettingsSource,
 )
@@ -49,12 +50,15 @@ class Settings(BaseSettings):
     proxies_broker_port: int = Field(default=8472, ge=0, le=65535)
     flower: bool = True
     flower_port: int = Field(default=0, ge=0, le=65535)
+    flower_broker_file: str = ""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["console", "json"] = "console"
 
     # -- proxies and tasks
+    default_proxy: bool = True
     default_proxy_slots: int = Field(default=2, ge=1, le=64)
     join_token_ttl_s: float = Field(default=3600, gt=0)
+    fleet_join_file: str = ""
     heartbeat_s: float = Field(default=2, gt=0)
     lease_s: float = Field(default=30, gt=0)
     proxy_offline_after_s: float = Field(default=20, gt=0)
@@ -162,11 +166,18 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Arguments win over the environment, the environment over `<data_dir>/vmhaul.toml`."""
+        """Arguments win over the environment, the environment over files of secrets (`VMHAUL_SECRETS_DIR`, where
+        `vmhaul_database` holds the setting `database`), these over `<data_dir>/vmhaul.toml`.
+        """
         del dotenv_settings, file_secret_settings
         given = init_settings().get("data_dir") or env_settings().get("data_dir")
         file = Path(given or default_data_dir()) / SETTINGS_FILE
-        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, file)
+        toml = TomlConfigSettingsSource(settings_cls, file)
+        secrets_dir = os.environ.get("VMHAUL_SECRETS_DIR")
+        if not secrets_dir:
+            return init_settings, env_settings, toml
+        files = SecretsSettingsSource(settings_cls, secrets_dir=secrets_dir)
+        return init_settings, env_settings, files, toml
 
 
 def load_settings(**given: Any) -> Settings:

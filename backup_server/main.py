@@ -37,7 +37,7 @@ from backup_server.log import set_up_logging
 from backup_server.proxies_door import ProxiesDoor
 from backup_server.scheduler.loops import Loop
 from backup_server.scheduler.main import Scheduler
-from backup_server.services import broker_users, proxies
+from backup_server.services import broker_users, fleet_tokens, proxies
 from backup_server.services.about import broker_url
 from backup_server.services.bootstrap import open_context
 from backup_server.services.broker_users import BrokerUsers
@@ -56,6 +56,8 @@ TOKEN_FILE: Final = "api-token"  # noqa: S105 - a file's name
 SERVER_FILE: Final = "server.json"
 USERS_LOOK_S: Final = 3.0
 """Between two looks at whether the broker started anew or the list of proxies changed."""
+FLEET_LOOK_S: Final = 60.0
+"""Between two looks at whether the fleet's join token has to be renewed."""
 GRACE_S: Final = 5
 """For requests that are being answered when the server is to end."""
 
@@ -140,6 +142,13 @@ class Server:
         self._users_loop = Loop(
             "broker-users", self._keep_users, interval_s=USERS_LOOK_S, clock=ctx.clock, log=ctx.log
         )
+        self._fleet_loop = Loop(
+            "fleet-token",
+            partial(fleet_tokens.renew, ctx),
+            interval_s=FLEET_LOOK_S,
+            clock=ctx.clock,
+            log=ctx.log,
+        )
         # Two servers on one database: the one that leads works, the other waits.
         fenced = replace(
             ctx,
@@ -167,6 +176,7 @@ class Server:
         proxies.write_local_proxies(self._ctx)
         broker_users.write_flower_file(self._ctx)
         self._users_loop.start()
+        self._fleet_loop.start()
         self._engine.start()
         self._scheduler.start()
         self._janitor.start()
@@ -181,6 +191,8 @@ class Server:
         self._ctx.log.info("server.stopping")
         self._file.unlink(missing_ok=True)
         self._ctx.stopping.set()
+        self._fleet_loop.stop()
+        self._fleet_loop.join(GRACE_S)
         self._users_loop.stop()
         self._users_loop.join(GRACE_S)
         self._janitor.stop()

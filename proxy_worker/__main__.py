@@ -8,6 +8,7 @@ directory enrols itself with the token file that the server put there.
 from __future__ import annotations
 
 import argparse
+import socket
 import sys
 import time
 from collections.abc import Sequence
@@ -26,7 +27,7 @@ from proxy_worker.config import (
     local_server_url,
 )
 from proxy_worker.contracts.logs import set_up_logging
-from proxy_worker.enrol import enrol_with_file, join
+from proxy_worker.enrol import enrol_with_file, join, join_patiently
 from proxy_worker.errors import ProxyError
 from proxy_worker.trust import check_server_url
 
@@ -44,6 +45,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--name", help="its name at the server; default: the token's, or the directory's"
     )
+    parser.add_argument("--settings", type=Path, metavar="FILE", help="in place of DIR/proxy.toml")
+    parser.add_argument(
+        "--join-file",
+        type=Path,
+        metavar="FILE",
+        help="where not enrolled yet: join with the token in this file, however long it takes, "
+        "then run; the name is the machine's host name by default",
+    )
     given = parser.parse_args(argv)
     data_dir: Path = given.data.absolute()
     try:
@@ -55,17 +64,19 @@ def main(argv: Sequence[str] | None = None) -> int:
                 taken = join(data_dir, token, name=given.name or "", server_url=given.join)
             print(f"enrolled as {taken.name} ({taken.proxy_id})")  # noqa: T201 - the answer
             return 0
-        return _run(data_dir)
+        return _run(data_dir, given.settings, given.join_file, given.name or socket.gethostname())
     except ProxyError as error:
         print(f"proxy in {data_dir}: {error}", file=sys.stderr)  # noqa: T201 - for who started it
         return 1
 
 
-def _run(data_dir: Path) -> int:
-    settings = load_settings(data_dir)
+def _run(data_dir: Path, settings_file: Path | None, join_file: Path | None, name: str) -> int:
+    settings = load_settings(data_dir, settings_file)
     form = local_log_format(data_dir) or settings.log_format
     set_up_logging(level=settings.log_level, form=form)
     enrolment = enrol_with_file(data_dir) or load_enrolment(data_dir)
+    if enrolment is None and join_file is not None:
+        enrolment = join_patiently(data_dir, join_file, name, log=structlog.get_logger())
     if enrolment is None:
         print(  # noqa: T201 - for who started it
             f"proxy in {data_dir}: not enrolled yet; join a server with `vmhaul proxy join`",

@@ -128,13 +128,15 @@ def installed_version() -> str:
         return "unknown"
 
 
-def load_settings(data_dir: Path) -> ProxySettings:
-    """SetupError names what is wrong in the file."""
-    path = data_dir / SETTINGS_FILE
-    if not path.exists():
+def load_settings(data_dir: Path, named: Path | None = None) -> ProxySettings:
+    """From the proxy's directory, or from the file `named`. SetupError names what is wrong in it."""
+    path = named or data_dir / SETTINGS_FILE
+    if named is None and not path.exists():
         return ProxySettings()
     try:
         given = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SetupError(f"{path} cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SetupError(f"{path} is not valid TOML: {error}") from error
     values: dict[str, Any] = {}

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from threading import Event
+from typing import Any, Final
 
 from proxy_worker.config import (
     ENROLMENT_FILE,
@@ -26,6 +29,8 @@ from proxy_worker.trust import (
     fetch_ca,
     pinned_context,
 )
+
+JOIN_PAUSE_S: Final = 2.0
 
 
 def join(data_dir: Path, text: str, *, name: str = "", server_url: str = "") -> Enrolment:
@@ -60,6 +65,26 @@ def join(data_dir: Path, text: str, *, name: str = "", server_url: str = "") -> 
         except ServerUnavailableError as error:
             last = error
     raise last or EnrolmentError("the join token names no address of a server")
+
+
+def join_patiently(
+    data_dir: Path,
+    file: Path,
+    name: str,
+    *,
+    log: Any,
+    pause: Callable[[float], object] | None = None,
+) -> Enrolment:
+    """Join with the token in `file`, which the server may write later and renew: tried until it succeeds."""
+    problem = ""
+    while True:
+        try:
+            return join(data_dir, file.read_text(encoding="ascii"), name=name)
+        except (OSError, EnrolmentError, ServerUnavailableError) as error:
+            if str(error) != problem:
+                problem = str(error)
+                log.warning("proxy.not-joined", text="not enrolled yet; it tries again", error=problem)
+            (pause or Event().wait)(JOIN_PAUSE_S)
 
 
 def enrol(

@@ -85,7 +85,7 @@ def _first_start(ctx: Context) -> None:
     with ctx.db.read() as s:
         made = s.get(Setting, DEFAULT_PROXY_MADE) is not None
     # A person may remove the default proxy: it is offered once, not at every start.
-    if not made:
+    if not made and ctx.settings.default_proxy:
         proxies.ensure_default(ctx)
         with ctx.db() as s:
             s.merge(Setting(name=DEFAULT_PROXY_MADE, value="yes"))

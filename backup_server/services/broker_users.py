@@ -143,8 +143,11 @@ def flower_url(ctx: Context) -> str:
 
 
 def write_flower_file(ctx: Context) -> None:
-    """For Flower, which the supervisor starts."""
-    write_private(ctx.settings.run_dir / FLOWER_FILE, {"broker_url": flower_url(ctx)})
+    """For Flower, which the supervisor starts, and for one that runs elsewhere (`flower_broker_file`)."""
+    content = {"broker_url": flower_url(ctx)}
+    write_private(ctx.settings.run_dir / FLOWER_FILE, content)
+    if ctx.settings.flower_broker_file:
+        write_private(Path(ctx.settings.flower_broker_file), content)
 
 
 def _access(ctx: Context, login: tuple[str, str] | None, host: str) -> BrokerAccess:

@@ -23,6 +23,7 @@ from backup_server.errors import ConflictError, NotFoundError, UnauthorizedError
 from backup_server.services import (
     broker_users,
     events,
+    fleet_tokens,
     instances,
     join_tokens,
     operations,
@@ -335,6 +336,8 @@ def enrol(
     now = ctx.clock()
     token = join_tokens.secret_of(token)
     with ctx.db() as s:
+        if _NAME.fullmatch(name):
+            fleet_tokens.admit(ctx, s, token=token, name=name, now=now)
         # One guarded UPDATE: of two that come with the same token, one is enrolled.
         found = s.execute(
             sa.update(Proxy)

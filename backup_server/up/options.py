@@ -182,11 +182,15 @@ def _flower_port(wanted: int | None) -> int:
 
 def write_private(path: Path, value: Any) -> None:
     """Replace a JSON file that only its owner may read."""
+    write_private_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def write_private_text(path: Path, text: str) -> None:
+    """Replace a file that only its owner may read."""
     temporary = path.with_name(f".{path.name}.new")
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(handle, "w") as file:
-        json.dump(value, file, indent=1)
-        file.write("\n")
+        file.write(text)
     temporary.replace(path)
 
 
