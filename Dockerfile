@@ -18,7 +18,7 @@ RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 FROM ${PYTHON} AS environment
 COPY --from=wheel /wheels /wheels
 RUN python -m venv /opt/vmhaul \
-    && /opt/vmhaul/bin/pip install --no-cache-dir --no-compile /wheels/vmhaul-*.whl
+    && /opt/vmhaul/bin/pip install --no-cache-dir /wheels/vmhaul-*.whl
 
 # ---- the simulated site: its vCenter is a Go program, made from Debian's packages alone ----
 FROM ${DEBIAN} AS labvc

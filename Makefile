@@ -7,7 +7,7 @@ FUZZ_SECONDS ?= 60
 ROUNDS ?= 200
 SEED ?=
 
-.PHONY: help demo test lint fix unit bench fuzz chaos clean setup-demo setup-test setup-bench lab
+.PHONY: help demo test lint fix unit bench fuzz chaos compose-test clean setup-demo setup-test setup-bench lab
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -51,6 +51,9 @@ fuzz: setup-test  ## every parser for FUZZ_SECONDS (60) each, guided by what an 
 
 chaos: setup-test lab  ## ROUNDS (200) rounds of kills, cuts, freezes and false clocks during backups; SEED=n repeats
 	$(PYTHON) -m tests.chaos --rounds $(ROUNDS) $(if $(SEED),--seed $(SEED))
+
+compose-test: setup-demo  ## docker-compose.yml with a Docker engine of its own: back up, restore, scale, kill (15 minutes)
+	$(PYTHON) -m tests.stages.compose
 
 clean:  ## remove what was made here (not the system packages)
 	rm -rf .venv .demo lab/build build dist *.egg-info lab/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
