@@ -227,7 +227,8 @@ def _read_logs(platform: Platform, report: Report) -> None:
 
 def _parsed(line: str) -> dict[str, Any]:
     try:
-        value = json.loads(line)
+        # What comes before it is a terminal's affair.
+        value = json.loads(line[line.index("{") :])
     except ValueError:
         return {}
     return value if isinstance(value, dict) else {}
