@@ -285,11 +285,15 @@ class ClaimIndex:
         """Those of the tasks that the index does not know at all."""
         gone: set[str] = set()
         for chunk in _chunks(list(task_ids)):
+            keys = [f"vmhaul:t:{task_id}" for task_id in chunk]
+            found: Any = self._redis.exists(*keys)
+            if int(found) == len(keys):
+                continue
             with self._redis.pipeline(transaction=False) as pipe:
-                for task_id in chunk:
-                    pipe.exists(f"vmhaul:t:{task_id}")
-                found = pipe.execute()
-            gone.update(task_id for task_id, there in zip(chunk, found, strict=True) if not there)
+                for key in keys:
+                    pipe.exists(key)
+                known = pipe.execute()
+            gone.update(task_id for task_id, there in zip(chunk, known, strict=True) if not there)
         return gone
 
     def claims_older_than(self, age_ms: int) -> list[tuple[str, int]]:

@@ -18,8 +18,10 @@ from backup_server.services import events, placement, tasks
 from backup_server.services.placement import Decision, ProxyFacts
 from proxy_worker.contracts.events import EventName
 
-_EXPLAINED_TASKS: Final = 200
-"""How many tasks that wait for the same proxies get the explanation stored; the others wait alike."""
+_EXPLAINED_TASKS: Final = 20
+"""How many tasks that wait for the same proxies get the explanation stored: those that come next. The others wait
+alike, and whoever asks why is told what holds at that moment.
+"""
 
 
 class Waiting:
@@ -29,7 +31,8 @@ class Waiting:
         self._view = view
         self._timing = timing
         self._unreached_since: dict[str, datetime] = {}
-        self._explained: dict[str, Decision] = {}
+        self._explained: dict[str, str] = {}
+        """Place -> the reason that was stored: figures in a decision change all the time, reasons do not."""
         self._warned: dict[str, tuple[str, set[str]]] = {}
         """Place -> why nobody takes its tasks, and those whose sessions were told so."""
 
@@ -74,8 +77,8 @@ class Waiting:
         wish = view.wishes[place]
         seen = view.surveys.get(place) or placement.survey(wish, view.proxies)
         decision = placement.decide(wish, proxies, view.limits_of(head, usage), known=seen)
-        if decision.chosen is None and self._explained.get(place) != decision:
-            self._explained[place] = decision
+        if decision.chosen is None and self._explained.get(place) != decision.reason:
+            self._explained[place] = decision.reason
             changed.append((waiting, decision))
         if wish.left and not seen.best:
             # Every way was tried or is none: another proxy that comes back would not help.
