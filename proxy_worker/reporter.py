@@ -16,6 +16,10 @@ from proxy_worker.outbox import ResultOutbox
 
 _AWAY: Final = (redis.RedisError, OSError)
 
+_LONGEST_PAUSE_S: Final = 10.0
+_FORGOTTEN_S: Final = 60.0
+"""A task of which nothing was said for so long does not count any more."""
+
 
 class Reporter:
     """Safe for threads. No method raises for a broker that is away."""
@@ -46,13 +50,20 @@ class Reporter:
         now = self._clock()
         with self._lock:
             at, phase = self._sent_progress.get(key, (float("-inf"), ""))
-            if now - at < self._progress_s and phase == report.phase:
+            if now - at < self._pause_s(now) and phase == report.phase:
                 return
             self._sent_progress[key] = (now, report.phase)
         try:
             self._link.send(report)
         except _AWAY:
             return  # the next one says more anyway
+
+    def _pause_s(self, now: float) -> float:
+        """Between two reports of a task: the proxy sends about one in `progress_s`, however many tasks it runs. The
+        server reads those of the whole fleet.
+        """
+        tasks = sum(now - at < _FORGOTTEN_S for at, _ in self._sent_progress.values())
+        return max(self._progress_s, min(_LONGEST_PAUSE_S, self._progress_s * tasks))
 
     def result(self, report: ResultReport) -> None:
         """Make a result durable and send it; it is sent again until the server acknowledges it."""

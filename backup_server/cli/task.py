@@ -27,7 +27,7 @@ def why(
         typer.Argument(metavar="TASK", help="Id of the task, or its beginning, from `session show`."),
     ],
 ) -> None:
-    """Tell why a task runs where it runs: every candidate, taken or refused, with the reason."""
+    """Tell why a task runs where it runs, or waits and until when: every candidate with the reason."""
     found = door.api.get(f"/tasks/{part(task)}/why")
     if door.json:
         output.print_json(found)
