@@ -245,6 +245,8 @@ class Stand:
                 "thumbprint_sha256": site.thumbprint_sha256,
             },
         )
+        if self.plan.hotadd:
+            self._confirm_vm(self.plan.proxy_names[0])
         for name in ("main", "second"):
             api.post(
                 "/repositories",
@@ -275,3 +277,13 @@ class Stand:
                     "retention": {"keep": 3},
                 },
             )
+
+    def _confirm_vm(self, proxy: str) -> None:
+        """As an administrator does, for a proxy in a VM without VMware Tools."""
+
+        def found() -> dict[str, Any] | None:
+            discovery: dict[str, Any] = self.api().get(f"/proxies/{proxy}")["discovery"]
+            return discovery if discovery["vms"] else None
+
+        seen = wait_for(f"{proxy} knows its VM", found, START_S)
+        self.api().post(f"/proxies/{proxy}/confirm-vm", {"vm_uuid": seen["vm_uuid"]})

@@ -28,6 +28,7 @@ def test_a_few_rounds() -> None:
         timeout=580,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "'hotadd':" in done.stdout, "disks were attached to the proxy's VM"
 
 
 def test_they_are_worth_their_time() -> None:
