@@ -19,6 +19,7 @@ from nacl.signing import VerifyKey
 from sqlalchemy.orm import Session as DbSession
 
 from backup_server import instruments
+from backup_server.db.fenced import NotLeadingError
 from backup_server.db.tables import Proxy, Task
 from backup_server.scheduler.claims import ClaimIndex
 from backup_server.scheduler.down import DownLink
@@ -56,8 +57,9 @@ _OUTAGES: Final = (
     sa.exc.InterfaceError,
     sa.exc.TimeoutError,
     sa.exc.DisconnectionError,
+    NotLeadingError,
 )
-"""The database is away or busy: nothing is wrong with what was to be stored."""
+"""The database is away or busy, or another server leads: nothing is wrong with what was to be stored."""
 _REASON_CHARS: Final = 200
 
 

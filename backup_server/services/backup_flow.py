@@ -87,10 +87,10 @@ def prepare(ctx: Context, vm_id: str) -> None:
     stores = _datastores(client, snapshot.disks, info.datacenter)
     work = steps.load(ctx, vm_id)
     disks = _chosen(work, info, snapshot)
-    earlier = _earlier(ctx, work, disks)
+    earlier = unfinished.of_disks(ctx, work, disks)
     plans = _first_plans(ctx, steps.load(ctx, vm_id), disks, base)
     held = storage_snapshots.hold(
-        ctx, client, work, info, snapshot, disks, stores, plans, _since(earlier)
+        ctx, client, work, info, snapshot, disks, stores, plans, unfinished.change_ids(earlier)
     )
     _make_tasks(ctx, steps.load(ctx, vm_id), info, snapshot, config, stores, base, held, earlier)
     ctx.wake_dispatcher.set()
@@ -238,25 +238,6 @@ def _chosen(work: Work, info: VmInfo, snapshot: SnapshotInfo) -> list[DiskInfo]:
     return disks
 
 
-def _earlier(ctx: Context, work: Work, disks: Sequence[DiskInfo]) -> Mapping[int, EarlierDisk]:
-    """What a session that was stopped left of these disks, by their keys. A person who asks for a full asks
-    for everything to be read.
-    """
-    options = work.session.options
-    if options.get("full") and options.get("trigger") == "manual":
-        return {}
-    with ctx.db.read() as s:
-        earlier = unfinished.find(s, work, ctx.clock())
-    if earlier.was_full and not options.get("full"):
-        with ctx.db() as s:
-            steps.remember(s, work.vm.id, full_left=True)
-    return unfinished.choose(earlier, disks, change_tracking=work.job["options"]["change_tracking"])
-
-
-def _since(earlier: Mapping[int, EarlierDisk]) -> dict[int, str]:
-    return {key: one.disk.change_id for key, one in earlier.items()}
-
-
 def _first_plans(
     ctx: Context, work: Work, disks: Sequence[DiskInfo], base: doubts.Base
 ) -> dict[int, disk_plan.DiskPlan]:
@@ -321,7 +302,7 @@ def _make_tasks(
             sample = tracking.sample_order(work.job["options"], rows, disk, plan, now)
             task = _task(work, info, snapshot, disk, plan, position, sample, stores=stores, now=now)
             if disk.key in earlier:
-                _go_on_from(task, earlier[disk.key], work.job["options"])
+                unfinished.go_on_from(task, earlier[disk.key], work.job["options"])
             if held is not None:
                 storage_snapshots.read_from(task, held, plan)
             s.add(task)
@@ -427,18 +408,6 @@ def _task(
         read_mode_reason=plan.reason,
         created_at=now,
     )
-
-
-def _go_on_from(task: Task, earlier: EarlierDisk, options: Mapping[str, Any]) -> None:
-    """Make a new task one that goes on from what a stopped session read."""
-    task.continues_task_id = earlier.task_id
-    task.order = {
-        **task.order,
-        "continue_work": earlier.task_id,
-        "continue_change_id": earlier.disk.change_id,
-        # What is taken over unread is put on trial as what an increment leaves out is.
-        "sampled_blocks": int(options.get("sample_blocks", tracking.DEFAULT_SAMPLE_BLOCKS)),
-    }
 
 
 # ---- finishing ------------------------------------------------------------------------------------

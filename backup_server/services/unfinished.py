@@ -16,14 +16,15 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session as DbSession
 
 from backup_server.db.states import Result, SessionKind, SessionState, TaskState
 from backup_server.db.tables import Session, SessionVm, Task
-from backup_server.services import disk_plan
+from backup_server.services import disk_plan, steps, tracking
+from backup_server.services.context import Context
 from backup_server.services.disk_plan import PreviousDisk
 from backup_server.services.steps import Work
 from backup_server.services.tasks import UNHEARD
@@ -132,6 +133,38 @@ def choose(
             continue
         found[disk.key] = known[base.disk_key]
     return found
+
+
+def of_disks(ctx: Context, work: Work, disks: Sequence[DiskInfo]) -> Mapping[int, EarlierDisk]:
+    """What a session that was stopped left of these disks, by their keys. A person who asks for a full asks
+    for everything to be read.
+    """
+    options = work.session.options
+    if options.get("full") and options.get("trigger") == "manual":
+        return {}
+    with ctx.db.read() as s:
+        earlier = find(s, work, ctx.clock())
+    if earlier.was_full and not options.get("full"):
+        with ctx.db() as s:
+            steps.remember(s, work.vm.id, full_left=True)
+    return choose(earlier, disks, change_tracking=work.job["options"]["change_tracking"])
+
+
+def change_ids(earlier: Mapping[int, EarlierDisk]) -> dict[int, str]:
+    """Of the moments that were read, by the disks' keys."""
+    return {key: one.disk.change_id for key, one in earlier.items()}
+
+
+def go_on_from(task: Task, earlier: EarlierDisk, options: Mapping[str, Any]) -> None:
+    """Make a new task one that goes on from what a stopped session read."""
+    task.continues_task_id = earlier.task_id
+    task.order = {
+        **task.order,
+        "continue_work": earlier.task_id,
+        "continue_change_id": earlier.disk.change_id,
+        # What is taken over unread is put on trial as what an increment leaves out is.
+        "sampled_blocks": int(options.get("sample_blocks", tracking.DEFAULT_SAMPLE_BLOCKS)),
+    }
 
 
 def needed_work(s: DbSession, repository_id: str, now: datetime) -> list[str]:
