@@ -7,7 +7,7 @@ FUZZ_SECONDS ?= 60
 ROUNDS ?= 200
 SEED ?=
 
-.PHONY: help demo test lint fix unit bench fuzz chaos compose-test clean setup-demo setup-test setup-bench lab
+.PHONY: help demo test lint fix unit deploy-test bench fuzz chaos compose-test clean setup-demo setup-test setup-bench lab
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -42,6 +42,9 @@ fix:  ## let ruff repair what it can
 
 unit: setup-test  ## the quick tests only
 	$(PYTHON) -m pytest -q tests/unit tests/format tests/property
+
+deploy-test: setup-test lab  ## a proxy's life on a container with systemd and SSH; needs root, says so when no engine can be started
+	@$(PYTHON) -m tests.stages.deploy
 
 bench: setup-bench lab  ## data mover beside its roofline and its peers; writes bench/results.json
 	$(PYTHON) -m bench.bench_mover

@@ -19,6 +19,7 @@ STYLES: Final = {
     "online": "green",
     "warning": "yellow",
     "draining": "yellow",
+    "drained": "yellow",
     "failed": "red",
     "error": "red",
     "offline": "red",

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 import structlog
 
@@ -22,6 +22,9 @@ from backup_server.services.vcenter_pool import VcenterPool
 
 Clock = Callable[[], datetime]
 """Aware, UTC."""
+
+OPERATION_END_S: Final = 10.0
+"""How long the end of a server waits for what it does on a machine; what is cut off is found at the next start."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,9 +61,14 @@ class Context:
     stopping: threading.Event = field(default_factory=threading.Event)
     """Set when the process is to end; waits inside of steps end with it."""
 
+    at_work: list[threading.Thread] = field(default_factory=list)
+    """Threads of operations (services/operations.py); they end at their next step once `stopping` is set."""
+
     def close(self) -> None:
         """End connections and children. The loops must have been stopped before."""
         self.stopping.set()
+        for thread in self.at_work:
+            thread.join(OPERATION_END_S)
         if self.lookups is not None:
             self.lookups.close()
         self.agents.close()

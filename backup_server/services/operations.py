@@ -104,9 +104,12 @@ def start(ctx: Context, kind: str, target: str, work: Work, *, takes: Sequence[s
         with ctx.db() as s:
             s.execute(sa.delete(Setting).where(Setting.name == _PREFIX + journal.id))
         raise
-    threading.Thread(
+    thread = threading.Thread(
         target=_carry_out, args=(journal, work), name=f"vmhaul-{kind}", daemon=True
-    ).start()
+    )
+    ctx.at_work[:] = [one for one in ctx.at_work if one.is_alive()]
+    ctx.at_work.append(thread)
+    thread.start()
     return shape(row)
 
 
@@ -126,8 +129,9 @@ def _carry_out(journal: Journal, work: Work) -> None:
             log.warning("operation.failed", operation=journal.id, text=row["error"])
         row["finished_at"] = when(journal.ctx.clock())
         _end(journal)
-        journal.write()
         _forget_old(journal.ctx)
+        # Last: who follows it may go on once this is read.
+        journal.write()
 
 
 def _end(journal: Journal) -> None:

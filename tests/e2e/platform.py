@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -50,17 +50,27 @@ class CliError(AssertionError):
 class Platform:
     """`vmhaul up` and its command line."""
 
-    def __init__(self, data: Path, *, database: str = "", broker: str = "", slots: int = 4) -> None:
+    def __init__(
+        self,
+        data: Path,
+        *,
+        database: str = "",
+        broker: str = "",
+        slots: int = 4,
+        options: Sequence[str] = (),
+    ) -> None:
+        """`options`: further ones of `vmhaul up`."""
         self.data = data
         self.database = database
         self.broker = broker
         self.slots = slots
+        self.options = list(options)
         self.process: subprocess.Popen[bytes] | None = None
         self.log = data.with_name(data.name + "-up.log")
 
     def start(self) -> None:
         command = [str(VMHAUL), "up", "--data", str(self.data), "--listen", f"127.0.0.1:{free_port()}"]
-        command += ["--no-flower", "--slots", str(self.slots)]
+        command += ["--no-flower", "--slots", str(self.slots), *self.options]
         if self.database:
             command += ["--database", self.database]
         if self.broker:

@@ -222,7 +222,7 @@ class Rig:
         return row
 
     def default_proxy(self) -> Proxy:
-        [row] = self.rows(Proxy)
+        [row] = [row for row in self.rows(Proxy) if row.name == "default"]
         return row
 
 

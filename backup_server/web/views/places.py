@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from starlette.requests import Request
 from starlette.routing import Route
@@ -10,6 +10,7 @@ from starlette.routing import Route
 from backup_server import formats
 from backup_server.services import (
     datastores,
+    operations,
     proxies,
     proxy_discovery,
     repositories,
@@ -17,6 +18,9 @@ from backup_server.services import (
     traffic_rules,
 )
 from backup_server.web.pages import action, page, pages_of
+
+SHOWN_OPERATIONS: Final = 5
+"""The newest; `vmhaul operation list` has more."""
 
 
 def routes() -> list[Route]:
@@ -33,7 +37,11 @@ def routes() -> list[Route]:
 
 
 def list_proxies(request: Request) -> dict[str, Any]:
-    return {"proxies": proxies.list_all(pages_of(request).ctx)}
+    ctx = pages_of(request).ctx
+    return {
+        "proxies": proxies.list_all(ctx),
+        "operations": operations.list_all(ctx)[:SHOWN_OPERATIONS],
+    }
 
 
 def show_proxy(request: Request) -> dict[str, Any]:
