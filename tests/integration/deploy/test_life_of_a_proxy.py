@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import signal
 import subprocess
@@ -12,13 +11,11 @@ from typing import Any
 
 import psutil
 import pytest
-import redis
 
 from tests.e2e.platform import free_port
 from tests.integration.up.running import Up, wait_for
 from tests.support.deploy_target import PASSWORD, PYTHON, USER, Target, deploy_target
 
-BROKER_PASSWORD = "broker-password"
 PLACE = "/var/lib/vmhaul-proxy"
 
 
@@ -30,36 +27,11 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
 
 @pytest.fixture(scope="module")
 def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
-    """A server whose broker workers of another user reach."""
-    directory = tmp_path_factory.mktemp("server")
-    with _broker(directory) as url:
-        (directory / "url").write_text(url)
-        options = ("--no-flower", "--broker", f"@{directory / 'url'}")
-        with Up(directory / "data", *options) as running:
-            yield running
-
-
-@contextlib.contextmanager
-def _broker(directory: Path) -> Iterator[str]:
-    port = free_port()
-    config = f'port {port}\nbind 127.0.0.1\nrequirepass {BROKER_PASSWORD}\ndir {directory}\nsave ""\n'
-    (directory / "redis.conf").write_text(config)
-    url = f"redis://:{BROKER_PASSWORD}@127.0.0.1:{port}/0"
-    server = subprocess.Popen(
-        ["redis-server", str(directory / "redis.conf")], stdout=subprocess.DEVNULL
-    )
-
-    def answers() -> bool:
-        with contextlib.suppress(redis.ConnectionError), redis.Redis.from_url(url) as client:
-            return bool(client.ping())
-        return False
-
-    try:
-        wait_for("redis-server answers", answers)
-        yield url
-    finally:
-        server.terminate()
-        server.wait(20)
+    """A server with a door for proxies of other machines, on loopback."""
+    options = ["--no-flower", "--proxies-listen", f"127.0.0.1:{free_port()}"]
+    options += ["--proxies-broker-port", str(free_port())]
+    with Up(tmp_path_factory.mktemp("server") / "data", *options) as running:
+        yield running
 
 
 def _login(target: Target) -> list[str]:
