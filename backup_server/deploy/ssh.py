@@ -128,9 +128,12 @@ class SshMachine:
         self._first_line = line
 
     def _plain(self, words: Sequence[str], *, stdin: bytes = b"", timeout_s: float = COMMAND_S) -> Ran:
+        # An empty input would not be ended, and whoever reads it would wait for more.
+        given = {"input": stdin} if stdin else {"stdin": self._ssh.DEVNULL}
+
         async def ran() -> Any:
             return await self._connection.run(
-                shlex.join(words), input=stdin, encoding=None, check=False, timeout=timeout_s
+                shlex.join(words), encoding=None, check=False, timeout=timeout_s, **given
             )
 
         try:
