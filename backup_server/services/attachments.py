@@ -24,10 +24,10 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session as DbSession
 
 from backup_server.db.states import IntentKind, IntentState, TaskState, change_state
-from backup_server.db.tables import Intent, Proxy, Task, new_id
+from backup_server.db.tables import Intent, Proxy, Task
 from backup_server.errors import ConflictError, ForbiddenError, NotFoundError, UnavailableError
 from backup_server.log import task_ids
-from backup_server.services import leases, proxy_vms
+from backup_server.services import new_intents, proxy_vms
 from backup_server.services.context import Context
 from proxy_worker.contracts.codec import decode_order
 from proxy_worker.contracts.messages import (
@@ -152,28 +152,15 @@ def _ensure_intent(
 ) -> Intent:
     """The attempt's open intent for that VM, committed before vSphere is asked for anything."""
     with ctx.db() as s:
-        proxy_id = task.proxy_id or ""
-        # With the row locked: the attempt either ends before, and is seen to, or after, and sees the intent.
-        s.execute(sa.select(Task.id).where(Task.id == task.id).with_for_update())
-        leases.require_attempt(s, proxy_id, task.id, question.attempt)
-        for intent in _open(s, Intent.task_id == task.id, Intent.vm_moref == vm.moref):
-            if intent.details.get("attempt") == question.attempt:
-                return intent
-        intent = Intent(
-            id=new_id(),
-            kind=IntentKind.HOT_ADDED_DISK.value,
-            state=IntentState.OPEN.value,
-            vcenter_id=task.vcenter_id or "",
-            session_id=task.session_id,
-            session_vm_id=task.session_vm_id,
-            task_id=task.id,
-            vm_moref=vm.moref,
-            vm_instance_uuid=vm.instance_uuid,
-            vm_name=vm.name,
+        return new_intents.of_attempt(
+            s,
+            task,
+            question.attempt,
+            IntentKind.HOT_ADDED_DISK,
+            ctx.clock(),
+            target=new_intents.Target(moref=vm.moref, instance_uuid=vm.instance_uuid, name=vm.name),
             mark=disk.path,
             details={
-                "proxy_id": proxy_id,
-                "attempt": question.attempt,
                 "path": disk.path,
                 "write": question.write,
                 "disk_vm_moref": disk.vm_moref,
@@ -182,13 +169,7 @@ def _ensure_intent(
                 "places": [],
                 "settled": False,
             },
-            object_ref=None,
-            next_try_at=None,
-            created_at=ctx.clock(),
-            closed_at=None,
         )
-        s.add(intent)
-        return intent
 
 
 def _attach(ctx: Context, client: Vsphere, intent: Intent) -> AttachedDisk:

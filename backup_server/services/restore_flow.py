@@ -11,9 +11,9 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from backup_server.db.states import IntentKind, IntentState, Result, TaskState, VmState, change_state
+from backup_server.db.states import IntentKind, Result, TaskState, VmState, change_state
 from backup_server.db.tables import Intent, RestorePointRow, Session, SessionVm, Task, new_id
-from backup_server.services import attachments, disk_facts, events, steps, vm_snapshots
+from backup_server.services import attachments, disk_facts, events, new_intents, steps, vm_snapshots
 from backup_server.services.context import Context
 from backup_server.services.marks import restored_vm_mark
 from backup_server.services.restores import TO_FILE, datastore_of
@@ -148,24 +148,17 @@ def _ensure_intent(ctx: Context, work: Work) -> Intent:
         if intent is not None:
             return intent
         intent_id = new_id()
-        intent = Intent(
-            id=intent_id,
-            kind=IntentKind.RESTORED_VM.value,
-            state=IntentState.OPEN.value,
-            vcenter_id=work.vcenter_id,
-            session_id=work.session.id,
-            session_vm_id=work.vm.id,
-            vm_moref="",
-            vm_instance_uuid="",
-            vm_name=work.details["placement"]["name"],
+        # The VM is not there yet: it will be known by its mark.
+        name = work.details["placement"]["name"]
+        return new_intents.of_session(
+            s,
+            work,
+            IntentKind.RESTORED_VM,
+            ctx.clock(),
+            target=new_intents.Target(moref="", instance_uuid="", name=name),
             mark=restored_vm_mark(ctx.server_id, intent_id),
-            object_ref=None,
-            next_try_at=None,
-            created_at=ctx.clock(),
-            closed_at=None,
+            intent_id=intent_id,
         )
-        s.add(intent)
-        return intent
 
 
 def _start_clean(ctx: Context, client: Vsphere, intent: Intent) -> None:

@@ -6,11 +6,11 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session as DbSession
 
 from backup_server.db.states import IntentKind, IntentState
-from backup_server.db.tables import Intent, Proxy, Task, new_id
+from backup_server.db.tables import Intent, Proxy, Task
 from backup_server.db.tables import StorageSystem as StorageRow
 from backup_server.errors import ConflictError, ForbiddenError, NotFoundError, UnavailableError
 from backup_server.log import task_ids
-from backup_server.services import leases, storage_snapshots, storage_systems
+from backup_server.services import new_intents, storage_snapshots, storage_systems
 from backup_server.services.context import Context
 from backup_server.services.storage_pool import PROXIES
 from proxy_worker.contracts.codec import decode_order
@@ -93,38 +93,22 @@ def _open(s: DbSession, task_id: str) -> list[Intent]:
 def _ensure_intent(ctx: Context, task: Task, question: PresentRequest) -> Intent:
     """The attempt's open intent, committed before the system is asked for anything."""
     with ctx.db() as s:
-        # With the row locked: the attempt either ends before, and is seen to, or after, and sees the intent.
-        s.execute(sa.select(Task.id).where(Task.id == task.id).with_for_update())
-        proxy_id = task.proxy_id or ""
+        new_intents.lock_task(s, task)
         held = storage_snapshots.held_of(task)
         snapshot = None if held is None else storage_snapshots.open_for(s, held["intent"])
         if held is None or snapshot is None:
             raise ConflictError(f"the storage snapshot of task {task.id} is gone; run the job again")
-        leases.require_attempt(s, proxy_id, task.id, question.attempt)
-        for intent in _open(s, task.id):
-            if intent.details.get("attempt") == question.attempt:
-                return intent
-        intent = Intent(
-            id=new_id(),
-            kind=IntentKind.STORAGE_EXPOSURE.value,
-            state=IntentState.OPEN.value,
-            vcenter_id=task.vcenter_id or "",
-            session_id=task.session_id,
-            session_vm_id=task.session_vm_id,
-            task_id=task.id,
-            vm_moref=snapshot.vm_moref,
-            vm_instance_uuid=snapshot.vm_instance_uuid,
-            vm_name=snapshot.vm_name,
+        return new_intents.of_attempt(
+            s,
+            task,
+            question.attempt,
+            IntentKind.STORAGE_EXPOSURE,
+            ctx.clock(),
+            target=new_intents.Target(
+                moref=snapshot.vm_moref,
+                instance_uuid=snapshot.vm_instance_uuid,
+                name=snapshot.vm_name,
+            ),
             mark=exposure_name(snapshot.mark, f"{task.id} {question.attempt}"),
-            details={
-                "systems": [{"system": held["system"], "volumes": held["volumes"]}],
-                "proxy_id": proxy_id,
-                "attempt": question.attempt,
-            },
-            object_ref=None,
-            next_try_at=None,
-            created_at=ctx.clock(),
-            closed_at=None,
+            details={"systems": [{"system": held["system"], "volumes": held["volumes"]}]},
         )
-        s.add(intent)
-        return intent

@@ -22,7 +22,7 @@ from backup_server.db.states import IntentKind, IntentState
 from backup_server.db.tables import Intent, Proxy, Task, new_id
 from backup_server.db.tables import StorageSystem as StorageRow
 from backup_server.errors import NotFoundError
-from backup_server.services import disk_facts, steps, storage_systems, vm_snapshots
+from backup_server.services import disk_facts, new_intents, steps, storage_systems, vm_snapshots
 from backup_server.services.context import Context
 from backup_server.services.disk_plan import DiskPlan
 from backup_server.services.steps import Work
@@ -333,30 +333,21 @@ def _ensure_intent(ctx: Context, work: Work, places: Iterable[Place]) -> Intent:
         volumes.setdefault(place.system_id, set()).update(volume.id for volume in place.volumes)
     intent_id = new_id()
     with ctx.db() as s:
-        intent = Intent(
-            id=intent_id,
-            kind=IntentKind.STORAGE_SNAPSHOT.value,
-            state=IntentState.OPEN.value,
-            vcenter_id=work.vcenter_id,
-            session_id=work.session.id,
-            session_vm_id=work.vm.id,
-            vm_moref=work.vm.moref,
-            vm_instance_uuid=work.vm.instance_uuid,
-            vm_name=work.vm.name,
+        return new_intents.of_session(
+            s,
+            work,
+            IntentKind.STORAGE_SNAPSHOT,
+            ctx.clock(),
+            target=new_intents.target_of(work),
             mark=snapshot_name(ctx.server_id, intent_id),
+            intent_id=intent_id,
             details={
                 "systems": [
                     {"system": system, "volumes": sorted(ids)}
                     for system, ids in sorted(volumes.items())
                 ]
             },
-            object_ref=None,
-            next_try_at=None,
-            created_at=ctx.clock(),
-            closed_at=None,
         )
-        s.add(intent)
-        return intent
 
 
 def _freeze(ctx: Context, intent: Intent) -> None:

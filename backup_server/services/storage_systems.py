@@ -320,7 +320,8 @@ def _check_proxies(s: DbSession, driver: StorageDriver, value: Any) -> list[dict
             raise ValueError(str(error)) from error
         if any(proxy.id == other["proxy_id"] for other in found):
             raise ValueError(f"names proxy {proxy.name} twice")
-        if host and any(host == other["host"] for other in found):
+        # Arrays do not tell upper from lower case in names of hosts.
+        if host and any(host.casefold() == other["host"].casefold() for other in found):
             raise ValueError(
                 f"two proxies are the host {host}: each needs an initiator group of its own"
             )

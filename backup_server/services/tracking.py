@@ -13,9 +13,9 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.orm import Session as DbSession
 
-from backup_server.db.states import IntentKind, IntentState
+from backup_server.db.states import IntentKind
 from backup_server.db.tables import Intent, RestorePointRow, Task, new_id
-from backup_server.services import events, steps, vm_snapshots
+from backup_server.services import events, new_intents, steps, vm_snapshots
 from backup_server.services.context import Context
 from backup_server.services.disk_plan import DiskPlan
 from backup_server.services.marks import Mark, snapshot_description, snapshot_name
@@ -212,22 +212,15 @@ def reset(ctx: Context, client: Vsphere, work: Work) -> None:
 def _helper_intent(ctx: Context, work: Work) -> Intent:
     intent_id = new_id()
     with ctx.db() as s:
-        intent = Intent(
-            id=intent_id,
-            kind=IntentKind.SNAPSHOT.value,
-            state=IntentState.OPEN.value,
-            vcenter_id=work.vcenter_id,
-            session_id=work.session.id,
-            # Not the VM's own snapshot: nobody is to look for it under the session's VM.
-            session_vm_id=None,
-            vm_moref=work.vm.moref,
-            vm_instance_uuid=work.vm.instance_uuid,
-            vm_name=work.vm.name,
+        return new_intents.of_session(
+            s,
+            work,
+            IntentKind.SNAPSHOT,
+            ctx.clock(),
+            target=new_intents.target_of(work),
             mark=snapshot_name(intent_id),
-            object_ref=None,
+            intent_id=intent_id,
+            # Not the VM's own snapshot: nobody is to look for it under the session's VM.
+            of_vm=False,
             next_try_at=ctx.clock() + _HELPER_REST,
-            created_at=ctx.clock(),
-            closed_at=None,
         )
-        s.add(intent)
-        return intent

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session as DbSession
 
 from backup_server.db.states import IntentKind, IntentState, SessionState, VmState, change_state
 from backup_server.db.tables import Intent, Session, SessionVm, new_id
-from backup_server.services import attachments, steps
+from backup_server.services import attachments, new_intents, steps
 from backup_server.services.context import Context
 from backup_server.services.marks import (
     Mark,
@@ -34,24 +34,15 @@ def ensure_intent(ctx: Context, work: Work) -> Intent:
         if intent is not None:
             return intent
         intent_id = new_id()
-        intent = Intent(
-            id=intent_id,
-            kind=IntentKind.SNAPSHOT.value,
-            state=IntentState.OPEN.value,
-            vcenter_id=work.vcenter_id,
-            session_id=work.session.id,
-            session_vm_id=work.vm.id,
-            vm_moref=work.vm.moref,
-            vm_instance_uuid=work.vm.instance_uuid,
-            vm_name=work.vm.name,
+        return new_intents.of_session(
+            s,
+            work,
+            IntentKind.SNAPSHOT,
+            ctx.clock(),
+            target=new_intents.target_of(work),
             mark=snapshot_name(intent_id),
-            object_ref=None,
-            next_try_at=None,
-            created_at=ctx.clock(),
-            closed_at=None,
+            intent_id=intent_id,
         )
-        s.add(intent)
-        return intent
 
 
 def is_alive(s: DbSession, intent_id: str) -> bool:
