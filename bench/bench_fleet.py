@@ -429,6 +429,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", type=Path, default=HERE / "fleet.json")
     given = parser.parse_args()
+    # So that what was started ends as well.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     size = Size(
         vms=given.vms,
         disks=given.disks,
