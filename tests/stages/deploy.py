@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import asyncssh
+import psutil
 from vmhaul_lab import process
 from vmhaul_lab.plan import DATASTORES, SitePlan, quick_vms
 from vmhaul_lab.site import LabSite
@@ -32,9 +33,7 @@ from tests.stages.report import Report, StageError, until
 
 IMAGE: Final = "vmhaul-stage/machine"
 NETWORK: Final = "vmhaul-deploy"
-SUBNET: Final = "10.213.77.0/24"
-HOST: Final = "10.213.77.1"
-MACHINE: Final = "10.213.77.10"
+SUBNETS: Final = tuple(f"10.213.{number}" for number in range(77, 97))
 NAME: Final = "px1"
 DISK_BYTES: Final = 192 << 20
 LIMIT_S: Final = 1800.0
@@ -45,7 +44,8 @@ def main() -> int:
 
 
 def _run(report: Report) -> None:
-    scratch = Path(tempfile.mkdtemp(prefix="vmhaul-deploy-"))
+    # The service has a /tmp of its own, so the repository lies elsewhere, at one path for both machines.
+    scratch = Path(tempfile.mkdtemp(prefix="vmhaul-deploy-", dir="/srv"))
     try:
         with running_engine() as engine:
             with report.step("a bare Debian server with systemd and SSH, as an image"):
@@ -53,10 +53,23 @@ def _run(report: Report) -> None:
                 bases.build_stand_in(engine, IMAGE, bases.HERE / "images" / "machine")
             with report.step("a wheelhouse with vmhaul's requirements"):
                 wheelhouse = _wheelhouse()
-            engine.docker("network", "create", "--subnet", SUBNET, "--gateway", HOST, NETWORK)
-            _with_machine(report, engine, scratch, wheelhouse)
+            net = _free_net()
+            engine.docker(
+                "network", "create", "--subnet", f"{net}.0/24", "--gateway", f"{net}.1", NETWORK
+            )
+            _with_machine(report, _Machine(engine, f"{net}.1", f"{net}.10"), scratch, wheelhouse)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _free_net() -> str:
+    """The first three numbers of a network that this machine is not in."""
+    taken = {
+        one.address.rpartition(".")[0]
+        for addresses in psutil.net_if_addrs().values()
+        for one in addresses
+    }
+    return next(net for net in SUBNETS if net not in taken)
 
 
 def _wheelhouse() -> Path:
@@ -77,7 +90,7 @@ def _wheelhouse() -> Path:
     return done
 
 
-def _with_machine(report: Report, engine: Engine, scratch: Path, wheelhouse: Path) -> None:
+def _with_machine(report: Report, machine: _Machine, scratch: Path, wheelhouse: Path) -> None:
     key = asyncssh.generate_private_key("ssh-ed25519")
     (scratch / "id").write_bytes(key.export_private_key())
     (scratch / "id").chmod(0o600)
@@ -85,13 +98,12 @@ def _with_machine(report: Report, engine: Engine, scratch: Path, wheelhouse: Pat
     repository = scratch / "repository"
     repository.mkdir()
     with report.step("the machine starts"):
-        engine.docker(
-            "run", "--detach", "--name", NAME, "--hostname", NAME, "--network", NETWORK, "--ip", MACHINE,
+        machine.engine.docker(
+            "run", "--detach", "--name", NAME, "--hostname", NAME, "--network", NETWORK, "--ip", machine.address,
             "--cap-add", "SYS_ADMIN", "--security-opt", "seccomp=unconfined", "--security-opt", "apparmor=unconfined",
             "--cgroupns=host", "--volume", "/sys/fs/cgroup:/sys/fs/cgroup:rw", "--tmpfs", "/run", "--tmpfs", "/tmp",
             "--volume", f"{repository}:{repository}", IMAGE,
         )  # fmt: skip
-        machine = _Machine(engine)
         until("systemd is up", machine.is_up, limit_s=180)
         machine.run("mkdir", "-p", "-m", "700", "/root/.ssh")
         machine.engine.docker(
@@ -99,8 +111,13 @@ def _with_machine(report: Report, engine: Engine, scratch: Path, wheelhouse: Pat
         )
         machine.run("chown", "root:root", "/root/.ssh/authorized_keys")
     plan = SitePlan(datastores=DATASTORES, vms=quick_vms(1, disks=4, capacity_bytes=DISK_BYTES))
-    site = LabSite(scratch / "site", plan, binary=process.labvc_binary(), listen=f"{HOST}:0")
-    options = ["--proxies-listen", f"{HOST}:{free_port()}", "--proxies-broker-port", str(free_port())]
+    site = LabSite(scratch / "site", plan, binary=process.labvc_binary(), listen=f"{machine.host}:0")
+    options = [
+        "--proxies-listen",
+        f"{machine.host}:{free_port()}",
+        "--proxies-broker-port",
+        str(free_port()),
+    ]
     with site, _server(scratch / "data", options) as product:
         _life(report, product, site, machine, scratch, repository, wheelhouse)
 
@@ -117,8 +134,11 @@ def _server(data: Path, options: list[str]) -> Iterator[Platform]:
 
 
 class _Machine:
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, host: str, address: str) -> None:
+        """`host`: this machine's address in the network."""
         self.engine = engine
+        self.host = host
+        self.address = address
 
     def run(self, *words: str, check: bool = True) -> str:
         return self.engine.docker("exec", NAME, *words, check=check)
@@ -147,9 +167,9 @@ def _life(
     with report.step("the default proxy is removed, and does not come back"):
         product.run("proxy", "remove", "default")
         _expect(product.ask("/proxies")["items"] == [], "no proxy is left")
-    with report.step(f"vmhaul proxy add root@{MACHINE}"):
+    with report.step(f"vmhaul proxy add root@{machine.address}"):
         done = product.run(
-            "proxy", "add", f"root@{MACHINE}", "--name", NAME, "--key-file", str(scratch / "id"), "--accept-host-key",
+            "proxy", "add", f"root@{machine.address}", "--name", NAME, "--key-file", str(scratch / "id"), "--accept-host-key",
             "--slots", "1", "--wheelhouse", str(wheelhouse), timeout_s=LIMIT_S,
         )  # fmt: skip
         report.say(done.stderr.strip().replace("\n", "\n           "))
