@@ -207,6 +207,9 @@ def list_(door: Door) -> None:
         right=("running", "slots"),
         empty="No proxies.",
     )
+    for item in items:
+        if item.get("state_note"):
+            output.say(f"{item['name']} gets no new tasks: {item['state_note']}")
 
 
 def _show(door: Door, proxy: dict[str, Any]) -> None:
@@ -230,6 +233,9 @@ def show(door: Door, name: NameArgument) -> None:
 def edit(
     door: Door,
     name: NameArgument,
+    new_name: Annotated[
+        str | None, typer.Option("--name", help="New name; a local proxy keeps its own.")
+    ] = None,
     slots: SlotsOption = None,
     description: Annotated[str | None, typer.Option("--description", help="For people.")] = None,
     mode: Annotated[
@@ -319,6 +325,8 @@ def edit(
 ) -> None:
     """Change a proxy: what is not named stays. After a change of its modes it looks around again."""
     changes: dict[str, Any] = {}
+    if new_name is not None:
+        changes["name"] = new_name
     if slots is not None:
         changes["slots"] = slots
     if description is not None:

@@ -77,6 +77,7 @@ def show(door: Door, session: SessionArgument) -> None:
             ("what", summary.title(found)),
             ("started", formats.moment(found.get("started_at"))),
             ("finished", formats.moment(found.get("finished_at"))),
+            *summary.waiting(found),
         ]
     )
     if found["state"] != "finished":

@@ -141,6 +141,14 @@ def sentence(session: dict[str, Any]) -> str:
     return f"{text}: {reason}." if reason else f"{text}."
 
 
+def waiting(session: dict[str, Any]) -> Iterator[tuple[str, object]]:
+    """Until when a queued session waits, and why a running one stops."""
+    if session.get("waits_until"):
+        yield "waits until", formats.moment(session["waits_until"])
+    if session["state"] == "running" and session.get("stop_reason"):
+        yield "stops", session["stop_reason"]
+
+
 def remarks(session: dict[str, Any]) -> Iterator[str]:
     """Reasons that belong to a VM or a disk, one line each."""
     for vm in session.get("vms") or ():

@@ -37,6 +37,7 @@ from backup_server.services.broker_rules import (
     trials,
 )
 from backup_server.services.context import Context
+from backup_server.services.proxy_settings import ENROLLED_AS
 from backup_server.up.options import FLOWER_FILE, write_private
 from proxy_worker.contracts.ids import ProxyId
 from proxy_worker.contracts.names import celery_socket_url, down_stream, task_queue, up_stream
@@ -230,7 +231,7 @@ class BrokerUsers:
         ctx = self._ctx
         with ctx.db.read() as s:
             rows = s.execute(
-                sa.select(Proxy.id, Proxy.name, Credential.sealed)
+                sa.select(Proxy.id, Proxy.name, Proxy.settings, Credential.sealed)
                 .join(Credential, Credential.id == Proxy.broker_credential_id)
                 .where(Proxy.signing_key.is_not(None))
             ).all()
@@ -239,7 +240,7 @@ class BrokerUsers:
                 _User(
                     name=proxy_user(row.id),
                     password=ctx.credentials.open(row.sealed),
-                    rules=proxy_rules(row.id, row.name, self._db),
+                    rules=proxy_rules(row.id, row.settings.get(ENROLLED_AS, row.name), self._db),
                 )
                 for row in rows
             ]

@@ -163,6 +163,9 @@ def edit(ctx: Context, ref: str, changes: Mapping[str, Any]) -> dict[str, Any]:
                 raise ConflictError(
                     f"proxy {row.name!r} is local: its directory bears its name, so it keeps it; add another one instead"
                 )
+            if row.signing_key and values.get("name", row.name) != row.name:
+                # Its worker goes on under the name with which it joined, and so does its mailbox.
+                row.settings = {proxy_settings.ENROLLED_AS: row.name, **row.settings}
             for name, value in values.items():
                 setattr(row, name, value)
             if settings:
@@ -356,8 +359,10 @@ def enrol(
             .returning(Proxy.id, Proxy.local)
         ).first()
         if found is not None:
-            proxy_troubles.forget(s.get_one(Proxy, found.id))
-            broker_users.give_password(ctx, s, s.get_one(Proxy, found.id))
+            row = s.get_one(Proxy, found.id)
+            proxy_troubles.forget(row)
+            row.settings = {k: v for k, v in row.settings.items() if k != proxy_settings.ENROLLED_AS}
+            broker_users.give_password(ctx, s, row)
     if found is None:
         raise UnauthorizedError(
             f"the join token is not (or no longer) valid for a proxy named {name!r}; "

@@ -25,6 +25,8 @@ NFS3_ANY_HOST: Final = "hotadd_nfs3_any_host"
 MAX_HOPS: Final = "max_nfs_hops"
 REPOSITORIES: Final = "repositories"
 NAMES: Final = (FAILOVER, DATASTORES, NETWORKS, NFS3_ANY_HOST, MAX_HOPS, REPOSITORIES)
+ENROLLED_AS: Final = "enrolled_as"
+"""Kept beside them, set by nobody: the name with which a proxy joined that was renamed since, as its worker calls itself."""
 MOST_HOPS: Final = 255
 _LONGEST_LIST: Final = 1000
 

@@ -52,6 +52,11 @@ def warnings(
         for proxy in found_proxies
         if proxy["enabled"] and proxy["state"] == "offline"
     ]
+    texts += [
+        f"Proxy {proxy['name']} gets no new tasks: {proxy['state_note']}."
+        for proxy in found_proxies
+        if proxy["enabled"] and proxy["state"] == "online" and proxy["state_note"]
+    ]
     if found_proxies and not any(proxy["state"] == "online" for proxy in found_proxies):
         texts.append("No proxy is online: tasks wait until one is.")
     for job in found_jobs:

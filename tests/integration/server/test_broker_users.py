@@ -220,3 +220,26 @@ def test_an_older_release_does_not_join(rigs: Any) -> None:
         proxies.enrol(rig.ctx, token=token, name="old", version="0.1.9", **KEYS)
     # The token is not spent by that.
     proxies.enrol(rig.ctx, token=token, name="old", version="unknown", **KEYS)
+
+
+def test_a_proxy_that_is_renamed_keeps_its_mailbox_until_it_joins_again(
+    outside: Outside, rigs: Any
+) -> None:
+    rig = rigs(outside.url())
+    broker_users.ensure_passwords(rig.ctx)
+    row = taken_in(rig, "a")
+    for name in ("moved", "moved-again"):
+        assert (
+            proxies.edit(rig.ctx, "a" if name == "moved" else "moved", {"name": name})["name"] == name
+        )
+    with outside.client() as admin:
+        admin.acl_deluser(f"vmhaul-px-{row.id}")
+    BrokerUsers(rig.ctx).apply()
+    with outside.client(access(rig, row)) as client:
+        assert client.llen("a@vmhaul.celery.pidbox") == 0
+        with pytest.raises(redis.exceptions.NoPermissionError):
+            client.llen("moved-again@vmhaul.celery.pidbox")
+    token = Secret(proxies.new_token(rig.ctx, "moved-again")["join_token"])
+    proxies.enrol(rig.ctx, token=token, name="moved-again", version="1", **KEYS)
+    with outside.client(access(rig, row)) as client:
+        assert client.llen("moved-again@vmhaul.celery.pidbox") == 0

@@ -140,7 +140,12 @@ def test_flower_shows_the_worker_on_loopback(tmp_path: Path) -> None:
             except httpx.TransportError:
                 return False
 
+        def shows_the_worker() -> bool:
+            page = httpx.get(f"http://127.0.0.1:{port}/workers", trust_env=False, timeout=30)
+            return page.status_code == 200 and "default@vmhaul" in page.text
+
         wait_for("Flower answers", answers)
+        wait_for("Flower shows the proxy by its name", shows_the_worker)
         flower = up.child("backup_server.up.flower")
         assert flower
         listening = {c.laddr for c in flower.net_connections("tcp") if c.status == psutil.CONN_LISTEN}

@@ -93,6 +93,14 @@ def test_the_sentence_of_a_session_that_goes_on() -> None:
     assert summary.sentence(session) == "Backup nightly is running."
 
 
+def test_until_when_a_session_waits_and_why_it_stops() -> None:
+    queued = _session(state="queued", waits_until="2026-11-23T22:00:00Z", stop_reason="", vms=[])
+    assert [name for name, _ in summary.waiting(queued)] == ["waits until"]
+    running = _session(state="running", waits_until=None, stop_reason="the window closed", vms=[])
+    assert list(summary.waiting(running)) == [("stops", "the window closed")]
+    assert not list(summary.waiting(_session(waits_until=None, stop_reason="the window closed")))
+
+
 def test_remarks_name_vm_and_disk() -> None:
     task = {
         **TASK,

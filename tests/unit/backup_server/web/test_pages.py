@@ -6,7 +6,7 @@ from datetime import timedelta
 import pytest
 import sqlalchemy as sa
 
-from backup_server.db.tables import OutboxRow
+from backup_server.db.tables import OutboxRow, Proxy, Session, Task
 from backup_server.services import jobs, sessions
 from backup_server.services.context import Context
 from backup_server.web.logins import COOKIE, LINK_S, Logins
@@ -238,3 +238,38 @@ def test_warnings_name_what_needs_a_look() -> None:
         "The last check of repository main failed: see its session.",
         "Repository main is nearly full.",
     ]
+
+
+def test_a_proxy_that_gets_no_tasks_says_so_wherever_it_is_shown(
+    console: AsgiClient, ctx: Context, seeded: Seeded
+) -> None:
+    with ctx.db() as s:
+        s.query(Proxy).filter_by(name="default").one().state_note = "its clock is 400 s ahead"
+    for path in ("/", "/proxies", "/fragments/proxies", "/proxies/default"):
+        assert "no new tasks: its clock is 400 s ahead" in console.get(path).text, path
+
+
+def test_a_task_that_waits_tells_when_that_could_change(
+    console: AsgiClient, ctx: Context, seeded: Seeded, clock: Clock
+) -> None:
+    with ctx.db() as s:
+        task = s.get_one(Task, seeded.task_id)
+        task.state, task.proxy_id, task.not_before = "pending", None, clock.now + timedelta(minutes=5)
+    page = console.get(f"/tasks/{seeded.task_id}").text
+    assert "Could change when the pause after the last failure ends" in page
+    assert "2026-11-23 02:35 UTC" in page
+
+
+def test_a_session_tells_until_when_it_waits_and_why_it_stops(
+    console: AsgiClient, ctx: Context, seeded: Seeded, clock: Clock
+) -> None:
+    with ctx.db() as s:
+        s.get_one(Session, RUNNING).stop_reason = "the window closed"
+    assert "the window closed" in console.get(f"/sessions/{RUNNING}").text
+    with ctx.db() as s:
+        session = s.get_one(Session, RUNNING)
+        session.state, session.stop_reason = "queued", ""
+        session.options = {"not_before": (clock.now + timedelta(hours=1)).isoformat()}
+    page = console.get(f"/sessions/{RUNNING}").text
+    assert "Waits until" in page
+    assert "2026-11-23 03:30 UTC" in page
