@@ -6,8 +6,9 @@ SIZE ?= normal
 FUZZ_SECONDS ?= 60
 ROUNDS ?= 200
 SEED ?=
+FLEET ?=
 
-.PHONY: help demo test lint fix unit deploy-test bench fuzz chaos compose-test clean setup-demo setup-test setup-bench lab
+.PHONY: help demo test lint fix unit deploy-test bench bench-fleet fuzz chaos compose-test clean setup-demo setup-test setup-bench lab
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -48,6 +49,9 @@ deploy-test: setup-test lab  ## a proxy's life on a container with systemd and S
 
 bench: setup-bench lab  ## data mover beside its roofline and its peers; writes bench/results.json
 	$(PYTHON) -m bench.bench_mover
+
+bench-fleet: setup-test  ## a night of 10,000 VMs on 200 proxies, data movers played; FLEET='--vms 1000 ...' for another size
+	$(PYTHON) -m bench.bench_fleet $(FLEET)
 
 fuzz: setup-test  ## every parser for FUZZ_SECONDS (60) each, guided by what an input reaches
 	$(PYTHON) -m tests.fuzz all $(FUZZ_SECONDS)
