@@ -104,6 +104,12 @@ def _state(item: dict[str, Any]) -> str:
     return ", ".join(words) or "open"
 
 
+def _value(field: str, value: float) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "any" if field == "max_tasks" and not value else f"{value:g}"
+
+
 def _show(door: Door, item: dict[str, Any]) -> None:
     if door.json:
         output.print_json(item)
@@ -118,8 +124,8 @@ def _show(door: Door, item: dict[str, Any]) -> None:
     for field, title in _FIELDS.items():
         own = item["settings"][field]
         value = item["allowed"][field]
-        shown = "any" if field == "max_tasks" and not value else value
-        rows.append((title, f"{shown}" if own is not None else f"{shown} (the server's setting)"))
+        shown = _value(field, value)
+        rows.append((title, shown if own is not None else f"{shown} (the server's setting)"))
     rows += [
         ("read latency", _latency(item)),
         ("measured", formats.moment(item["measured_at"])),

@@ -120,7 +120,7 @@ def create(
         return
     output.say(
         f"Job '{name}' created: {options.describe_selectors(job['selection']['include'])}; "
-        f"runs {options.describe_schedule(job['schedule'])}, keeps {options.describe_retention(job['retention'])}."
+        f"runs {options.describe_start(job)}; keeps {options.describe_retention(job['retention'])}."
     )
     output.say(
         f"See what it will take with `{door.hint(f'job plan {name}')}`, run it with `{door.hint(f'job run {name}')}`."

@@ -460,6 +460,16 @@ def describe_schedule(value: dict[str, Any] | None) -> str:
     return f"{value['cron']} ({value['time_zone']})" if value else "by hand"
 
 
+def describe_start(job: dict[str, Any]) -> str:
+    """What starts a job, and when only: "30 2 * * * (UTC) and after nightly, only daily 22:00-06:00 (UTC)"."""
+    starts = [describe_schedule(job["schedule"])] if job.get("schedule") else []
+    if job.get("after_job"):
+        starts.append(f"after {job['after_job']}")
+    window = job.get("window")
+    hours = f", only {window['text']} ({window['time_zone']})" if window else ""
+    return (" and ".join(starts) or "by hand") + hours
+
+
 def describe_retention(value: dict[str, Any] | None) -> str:
     return formats.retention(value) if value else "-"
 

@@ -139,7 +139,7 @@ def list_(door: Door) -> None:
                 ", ".join(item["source"]),
                 ", ".join(item["target"]),
                 item["rate"],
-                item["rate_now"],
+                item["rate_now"] if item["enabled"] else "-",
                 item["restores"],
                 item["encrypt"],
             )
@@ -165,7 +165,7 @@ def _show(door: Door, rule: dict[str, Any]) -> None:
                 (f"rate {one['hours']} ({one['window']['time_zone']})", one["rate"])
                 for one in rule["windows"]
             ),
-            ("rate now", rule["rate_now"]),
+            ("rate now", rule["rate_now"] if rule["enabled"] else "- (switched off)"),
             ("holds restores", rule["restores"]),
             ("asks for encryption", rule["encrypt"]),
         ]
