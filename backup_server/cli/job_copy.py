@@ -119,10 +119,11 @@ def create_copy(
 
 def describe_when(job: dict[str, Any]) -> str:
     """When a job runs by itself."""
-    by_time = options.describe_schedule(job["schedule"])
+    otherwise = options.describe_start({**job, "window": None})
     if not job.get("after_backup"):
-        return by_time
-    return "after each backup" if job["schedule"] is None else f"after each backup, and {by_time}"
+        return otherwise
+    alone = job["schedule"] is None and not job.get("after_job")
+    return "after each backup" if alone else f"after each backup, and {otherwise}"
 
 
 def describe_kind(job: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from backup_server.cli import datastore, job_options
+from backup_server.cli import datastore, job_copy, job_options
 from backup_server.cli.door import Door
 
 AT_TWO = {"cron": "0 2 * * *", "time_zone": "UTC", "missed": "skip"}
@@ -30,6 +30,17 @@ AT_TWO = {"cron": "0 2 * * *", "time_zone": "UTC", "missed": "skip"}
 )
 def test_when_a_job_runs(job: dict[str, Any], said: str) -> None:
     assert job_options.describe_start(job) == said
+
+
+def test_what_starts_a_job_in_the_list_of_jobs() -> None:
+    window = {"text": "daily 22:00-06:00", "time_zone": "UTC"}
+    follows = {"schedule": None, "after_job": "nightly", "window": window}
+    assert job_copy.describe_when(follows) == "after nightly"
+    assert (
+        job_copy.describe_when({**follows, "after_backup": True})
+        == "after each backup, and after nightly"
+    )
+    assert job_copy.describe_when({"schedule": None, "after_backup": True}) == "after each backup"
 
 
 def test_a_datastore(capsys: pytest.CaptureFixture[str]) -> None:
