@@ -79,16 +79,18 @@ def fetch_ca(server_url: str, ca_sha256: str) -> str:
             "and that the server runs with --proxies-listen"
         ) from error
     try:
-        found = hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem)).hexdigest()
+        der = ssl.PEM_cert_to_DER_cert(pem)
+        found = hashlib.sha256(der).hexdigest()
     except ValueError:
-        found = "none"
+        der, found = b"", "none"
     if found != ca_sha256:
         raise EnrolmentError(
             f"who answers at {server_url} is not the server of this join token: its certificate authority is "
             f"{found}, the token says {ca_sha256}. Nothing was sent. Somebody may stand between, or the "
             "server has a new authority: ask for a new token"
         )
-    return pem
+    # Of the very bytes that were compared: behind the true authority the text may hold another one.
+    return ssl.DER_cert_to_PEM_cert(der)
 
 
 def _limited_text(client: httpx.Client, url: str) -> str:

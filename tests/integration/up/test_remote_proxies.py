@@ -208,6 +208,7 @@ def test_a_hostile_proxy_at_the_broker(site: Up, tmp_path: Path) -> None:
         ("ZADD", "_kombu.binding_deadlines", 1, "x"),
         ("SREM", f"_kombu.binding.{task_queue(other)}", "x"),
         ("EVAL", "return redis.call('KEYS', '*')", 0),
+        ("SCRIPT", "LOAD", "while true do end"),
         ("KEYS", "*"),
         ("SCAN", 0),
         ("MONITOR",),
@@ -279,12 +280,15 @@ def test_secrets_of_an_attempt_that_it_does_not_hold(site: Up, tmp_path: Path) -
 
 
 class Impostor:
-    """Somebody on the way, with a certificate of his own, who passes on the true authority or shows his."""
+    """Somebody on the way, with a certificate of his own, who passes on the true authority, shows his, or both."""
 
-    def __init__(self, directory: Path, ca_pem: str) -> None:
+    def __init__(self, directory: Path, ca_pem: str, *, and_own: bool = False) -> None:
         directory.mkdir()
         self.asked: list[str] = []
         outer = self
+        own = make_certificate(directory / "own.pem")
+        if and_own:
+            ca_pem += ssl.DER_cert_to_PEM_cert(own.der)
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
@@ -301,7 +305,7 @@ class Impostor:
                 pass
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        context = make_certificate(directory / "own.pem").server_context()
+        context = own.server_context()
         self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
         self.url = f"https://127.0.0.1:{self._server.server_address[1]}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
@@ -317,10 +321,15 @@ def test_somebody_in_between_learns_nothing(site: Up, tmp_path: Path) -> None:
     token = parse_join_token(site.json("proxy", "add", "met")["join_token"])
     own_pem = ssl.DER_cert_to_PEM_cert(make_certificate(tmp_path / "x.pem").der)
     true_pem = (site.data / "tls" / "ca.pem").read_text()
-    for number, (shown, said) in enumerate(
-        ((own_pem, "is not the server of this join token"), (true_pem, "does not answer"))
+    stranger, silent = "is not the server of this join token", "does not answer"
+    for number, (shown, and_own, said) in enumerate(
+        (
+            (own_pem, False, stranger),
+            (true_pem, False, silent),
+            (true_pem, True, f"{stranger}|{silent}"),
+        )
     ):
-        impostor = Impostor(tmp_path / f"i{number}", shown)
+        impostor = Impostor(tmp_path / f"i{number}", shown, and_own=and_own)
         try:
             text = JoinToken(
                 name=token.name,
