@@ -29,8 +29,9 @@ _QUEUES: Final = (
     "+zadd", "+zrem", "+zrange", "+zrevrangebyscore", "+zrangebyscore", "+zcard", "+zscore",
     "+hset", "+hget", "+hdel", "+hlen", "+hmget",
     "+set", "+get", "+del", "+exists", "+expire", "+pexpire", "+persist", "+time",
-    # the lock that a restored message is guarded by
-    "+evalsha", "+script|load", "+script|exists",
+    # The lock that a restored message is guarded by. The server loads its script: one of a proxy's own might never
+    # end, and a broker that runs it answers nobody.
+    "+evalsha", "+script|exists",
 )  # fmt: skip
 _ROUTES: Final = "_kombu.binding"
 """Sets in which kombu keeps who gets what of an exchange. `_permanent` is the same for those that do not expire;
@@ -69,7 +70,16 @@ def proxy_rules(proxy_id: str, name: str, db: int) -> tuple[str, ...]:
 def flower_rules(db: int) -> tuple[str, ...]:
     """Rules of Flower's user: it hears events, asks workers how they are, and counts what waits in queues."""
     return (
-        *("-@all", *_CONNECTION, *_TRANSACTIONS, *_QUEUES, "+publish", "+type", "+info"),
+        *(
+            "-@all",
+            *_CONNECTION,
+            *_TRANSACTIONS,
+            *_QUEUES,
+            "+script|load",
+            "+publish",
+            "+type",
+            "+info",
+        ),
         *("+psubscribe", "+punsubscribe", "+subscribe", "+unsubscribe"),
         # Behind the names stand the priorities' marks.
         "~*.reply.celery.pidbox*",
@@ -123,6 +133,7 @@ def trials(proxy_id: str, other_id: str, db: int) -> tuple[Trial, ...]:
         ("KEYS", "*"),
         ("SCAN", "0"),
         ("EVAL", "return 1", "0"),
+        ("SCRIPT", "LOAD", "return 1"),
         ("FLUSHALL",),
         ("CONFIG", "GET", "*"),
         ("ACL", "LIST"),

@@ -18,11 +18,13 @@ from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
 import redis
 import sqlalchemy as sa
+from redis.lock import Lock
 from sqlalchemy.orm import Session as DbSession
 
 from backup_server import server_certificates
 from backup_server.broker import SOCKET_NAME, USERS_FILE
 from backup_server.db.tables import Credential, Proxy, Setting
+from backup_server.errors import ConflictError
 from backup_server.services.about import broker_url, connect_broker
 from backup_server.services.broker_rules import (
     FLOWER_USER,
@@ -123,7 +125,15 @@ def ensure_passwords(ctx: Context) -> None:
 
 
 def access_of(ctx: Context, s: DbSession, row: Proxy, host: str = "") -> BrokerAccess:
-    """`host`: the name or address by which this proxy reached the server; empty: it is on this machine."""
+    """`host`: the name or address by which this proxy reached the server; empty: it is on this machine.
+
+    ConflictError for a proxy elsewhere that has no password (any more), where each has its own.
+    """
+    if row.broker_credential_id is None and not row.local and separated(ctx) == YES:
+        # Revoked while it joined. Without this it would get the server's own login.
+        raise ConflictError(
+            f"proxy {row.name!r} is trusted no longer; make a new join token with `vmhaul proxy token`"
+        )
     own = row.broker_credential_id is not None and separated(ctx) == YES
     login = (
         (proxy_user(row.id), ctx.credentials.fetch(s, row.broker_credential_id).reveal())
@@ -256,6 +266,8 @@ class BrokerUsers:
         try:
             known = _known_passwords(client)
             setinfo = SETINFO if _version(info) >= SETINFO_SINCE else ()
+            # Before there is anybody who needs it: proxies may run it and load none.
+            client.script_load(Lock.LUA_RELEASE_SCRIPT)
             for name in known.keys() - {one.name for one in wanted}:
                 self._remove(client, name)
             for user in wanted:

@@ -20,6 +20,8 @@ from backup_server.db.tables import Credential, Event, Proxy, Task
 from backup_server.errors import ConflictError
 from backup_server.services import broker_users, doctor, proxies
 from backup_server.services.broker_users import BrokerUsers
+from proxy_worker.contracts.ids import ProxyId
+from proxy_worker.contracts.names import task_queue
 from tests.fakes.server import Rig, running_task
 from transports.vsphere.model import Secret
 
@@ -168,6 +170,29 @@ def test_a_login_that_may_not_manage_users_is_shared_and_said(outside: Outside, 
     BrokerUsers(rig.ctx).apply()
     assert f"vmhaul-px-{row.id}" in users_of(outside)
     assert f"vmhaul-px-{row.id}:" in access(rig, row)
+
+
+def test_a_proxy_runs_no_script_of_its_own(outside: Outside, rigs: Any) -> None:
+    """One that never ends would stop the broker for all, and nobody could be revoked any more."""
+    rig = rigs(outside.url())
+    row = taken_in(rig, "a")
+    with outside.client(access(rig, row)) as client:
+        with pytest.raises(redis.exceptions.NoPermissionError):
+            client.script_load("while true do end")
+        # The one that workers use, for the lock around what they restore, is there.
+        lock = client.lock(f"{task_queue(ProxyId(row.id))}.unacked_mutex", timeout=30)
+        assert lock.acquire(blocking=False)
+        lock.release()
+
+
+def test_the_servers_login_is_never_given_to_a_machine_elsewhere(outside: Outside, rigs: Any) -> None:
+    """Not even when the proxy is revoked while it joins."""
+    for rig in (rigs(outside.url()), rigs("")):
+        row = taken_in(rig, f"a{len(rig.rows(Proxy))}")
+        with rig.ctx.db() as s:
+            broker_users.forget_password(rig.ctx, s, s.get_one(Proxy, row.id))
+        with pytest.raises(ConflictError, match="trusted no longer"):
+            access(rig, row)
 
 
 def test_a_broker_that_is_away_hears_of_it_later(outside: Outside, rigs: Any) -> None:
