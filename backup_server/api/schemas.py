@@ -312,7 +312,7 @@ class EnrolBody(Body):
     name: Name
     signing_key: str = Field(description="Ed25519 verify key, hexadecimal.")
     sealing_key: str = Field(description="X25519 public key, hexadecimal.")
-    version: str
+    version: str = Field(max_length=64)
 
 
 class Selector(Body):

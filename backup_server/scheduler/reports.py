@@ -51,6 +51,8 @@ _MOST_STREAM_BYTES: Final = 64 << 20
 """What an honest proxy leaves while nobody reads is below a half of either."""
 _REFUSALS_SAID: Final = 3
 """Of one proxy and reading, in the log; the others are counted."""
+_WORD_CHARS: Final = 64
+"""Of a release or a boot id. Ours have half of that at most."""
 _FRESH_ENTRY_S: Final = 60.0
 _OUTAGES: Final = (
     sa.exc.OperationalError,
@@ -245,6 +247,9 @@ class ReportReader:
             raise MessageError(f"a report of proxy {message.proxy_id} signed by {proxy_id}")
         elif isinstance(message, ConnectionsReport):
             batch.connections[proxy_id] = message
+        elif max(len(message.version), len(message.boot_id)) > _WORD_CHARS:
+            # They are kept and said again: in facts of every heartbeat, in events.
+            raise MessageError("a heartbeat has words that are longer than any worker's")
         else:
             heard = _Heard(report=message, skew_s=self._skew_s(entry_id, message.clock_s))
             batch.heartbeats.setdefault(proxy_id, []).append(heard)

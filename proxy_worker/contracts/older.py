@@ -14,7 +14,7 @@ from typing import Final
 from proxy_worker.contracts.messages import DownMessage, LeaseAnswer, RateOrder, TaskRequest
 
 PRESENT: Final = (0, 4)
-_RELEASE: Final = re.compile(r"(\d+)\.(\d+)")
+_RELEASE: Final = re.compile(r"(\d{1,6})\.(\d{1,6})(?!\d)")
 
 
 def release_of(version: str | None) -> tuple[int, int]:

@@ -109,6 +109,24 @@ def test_false_clocks_and_foreign_releases_get_no_tasks_until_they_are_right(rig
     assert [len(events(rig, f"proxy.{kind}")) for kind in ("clock", "version")] == [2, 2]
 
 
+@pytest.mark.parametrize("name", ["version", "boot_id"])
+def test_endless_words_about_itself_are_not_kept(rig: Rig, name: str) -> None:
+    proxy_id = rig.add_proxy("px1")
+    given = {
+        "boot": "b",
+        "version": "0.2.9",
+        name if name == "version" else "boot": "0.2." + "9" * 90_000,
+    }
+    say(rig, "px1", proxy_id, beat(proxy_id, given["boot"], version=given["version"]))
+    wait_read(rig, proxy_id)
+    row = rig.proxy(proxy_id)
+    kept = f"{row.version} {row.boot_id} {row.state_note} {row.facts}"
+    assert len(kept) + len("".join(events(rig, "proxy.version"))) < 5000
+    # What it says in words of a worker's length is heard.
+    say(rig, "px1", proxy_id, beat(proxy_id, "b", version="0.2.9"))
+    wait_for(lambda: "0.2.9" in rig.proxy(proxy_id).state_note, "the release's being seen")
+
+
 def test_a_flood_of_junk_is_cut_off_and_stops_nobody_else(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -134,3 +134,8 @@ def test_answers_are_made_for_the_version_that_the_worker_says() -> None:
         {"schema_version": 1, "task_id": "t", "attempt": 1, "verdict": "held"},
         to_json(ack),
     ]
+
+
+def test_a_release_of_endless_figures_is_none() -> None:
+    assert release_of("9" * 10_000 + ".1") == release_of("unknown")
+    assert release_of("0.3.1") == (0, 3)
