@@ -68,14 +68,19 @@ def names_of(host: str, given: str) -> tuple[str, ...]:
     return (*found[: MAX_NAMES - 1], socket.gethostname()) if found else ("127.0.0.1",)
 
 
-def ensure(tls_dir: Path, names: tuple[str, ...], now: datetime) -> DoorCertificate:
-    """The certificate for `names`, made or renewed when it has to be. SettingsError when files are damaged."""
+def ensure(
+    tls_dir: Path, names: tuple[str, ...], now: datetime, *, life: timedelta = LIFE
+) -> DoorCertificate:
+    """The certificate for `names`, made or renewed when it has to be. SettingsError when files are damaged.
+
+    `life`: of one that is made; longer for those that nobody looks at again.
+    """
     ca_key, ca = _authority(tls_dir, now)
     wanted = _alternative_names(names)
     certificate_file, key_file = tls_dir / "door.pem", tls_dir / "door.key"
     made = not _good(certificate_file, key_file, ca, wanted, now)
     if made:
-        _make_leaf(tls_dir, ca_key, ca, wanted, now)
+        _make_leaf(tls_dir, ca_key, ca, wanted, now, life)
     return DoorCertificate(
         ca_file=tls_dir / "ca.pem",
         certificate_file=certificate_file,
@@ -149,11 +154,12 @@ def _make_leaf(
     ca: x509.Certificate,
     names: x509.SubjectAlternativeName,
     now: datetime,
+    life: timedelta,
 ) -> None:
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "vmhaul proxies' door")])
     leaf = (
-        _builder(subject, ca.subject, key.public_key(), now, LIFE)
+        _builder(subject, ca.subject, key.public_key(), now, life)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(digital_signature=True), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)

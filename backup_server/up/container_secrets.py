@@ -75,7 +75,10 @@ def make(directory: Path, *, now: datetime, give: Callable[[Path, int], None], o
         password = secrets.token_hex(32)
         digest = hashlib.sha256(password.encode()).hexdigest()
         with tempfile.TemporaryDirectory() as scratch:
-            files = server_certificates.ensure(Path(scratch), ("redis",), now)
+            # For as long as its authority: the key of that is kept nowhere, so nobody could renew it.
+            files = server_certificates.ensure(
+                Path(scratch), ("redis",), now, life=server_certificates.CA_LIFE
+            )
             authority = files.ca_file.read_bytes()
             write("redis/server.pem", files.certificate_file.read_bytes(), REDIS_UID)
             write("redis/server.key", files.key_file.read_bytes(), REDIS_UID)

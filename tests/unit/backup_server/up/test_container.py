@@ -6,7 +6,7 @@ import http.server
 import stat
 import threading
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -33,6 +33,8 @@ def test_secrets_are_made_once_and_for_their_readers_alone(
     assert owners["server/vmhaul_broker"] == 10470
     assert all(stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o400 for name in made)
     certificate = x509.load_pem_x509_certificate((tmp_path / "redis" / "server.pem").read_bytes())
+    # Nothing renews it, so it must not end with the second year.
+    assert certificate.not_valid_after_utc - NOW > timedelta(days=10 * 365)
     names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     assert "redis" in names.get_values_for_type(x509.DNSName)
     held = {name: (tmp_path / name).read_bytes() for name in made}
