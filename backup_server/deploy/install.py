@@ -78,6 +78,10 @@ def install(machine: Machine, order: InstallOrder, facts: Facts, report: Report,
     report("settings", f"{places.data_dir}/proxy.toml")
     _settings(machine, places)
     report("enrolment", "exchanging keys with the server")
+    enrolment = f"{places.data_dir}/enrolment.json"
+    if not machine.run(["test", "-e", enrolment]).ok:
+        # In a directory that was there before, the next try would find a proxy of which nobody knows.
+        undo.later(f"removing {enrolment}", partial(_remove_directory, machine, enrolment))
     _enrol(machine, order)
     report("service", f"service {places.service} ({facts.init})")
     undo.later("removing the service", lambda: service.remove(machine, places, facts.init))

@@ -16,7 +16,7 @@ FREE_FLOOR_BYTES: Final = 1 << 30
 CLOCK_LIMIT_S: Final = 60.0
 """Half of what orders bear: a clock that is off so far now is further off some day."""
 
-# Each line it prints is NAME=VALUE. $1: install directory, $2: data directory, $3: a Python to look at first.
+# Each line it prints is NAME=VALUE. $1: install directory, $2: data directory, $3: a Python to look at first, $4: service.
 _SCRIPT: Final = (
     r"""
 if [ -r /etc/os-release ]; then . /etc/os-release; fi
@@ -41,6 +41,8 @@ for directory in "$1" "$2"; do
   echo "free=$(df -Pk "$directory" | awk 'NR == 2 { print $4 }') $directory"
 done
 if [ -e "$2/enrolment.json" ]; then echo taken=yes; fi
+if [ -e "/etc/systemd/system/$4.service" ] || [ -e "/etc/init.d/$4" ]; then echo service=taken; fi
+if grep -qsF "$1/current/venv/" /etc/systemd/system/*.service /etc/init.d/*; then echo releases=taken; fi
 for tool in useradd runuser setpriv; do
   command -v "$tool" >/dev/null 2>&1 && echo "tool=$tool"
 done
@@ -94,7 +96,7 @@ class Facts:
 
 def look(machine: Machine, places: Places, now_s: Callable[[], float], *, python: str = "") -> Facts:
     """Changes nothing. `python`: one to take instead of those on the path."""
-    words = ["sh", "-c", _SCRIPT, "sh", places.install_dir, places.data_dir, python]
+    words = ["sh", "-c", _SCRIPT, "sh", places.install_dir, places.data_dir, python, places.service]
     before_s = now_s()
     text = must(machine, words, "looking around")
     after_s = now_s()
@@ -146,6 +148,17 @@ def _judged(
         problems.append(
             f"there is a proxy already in {places.data_dir}; remove that one first, or name other directories and "
             "another service with --proxy-data, --install-dir and --service"
+        )
+    elif one("service"):
+        # Installing would put this proxy's unit in the place of the other's, and undoing would remove it.
+        problems.append(
+            f"there is a service {places.service} already, of another proxy or left over; remove it first, or name "
+            "another with --service, and other directories with --proxy-data and --install-dir"
+        )
+    elif one("releases"):
+        problems.append(
+            f"another service runs from {places.install_dir}: upgrading or removing one proxy would take the release "
+            "from the other; name another directory with --install-dir"
         )
     if facts.free_bytes < FREE_FLOOR_BYTES:
         problems.append(

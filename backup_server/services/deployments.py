@@ -359,6 +359,9 @@ class _Upgrade:
         old = releases.current(machine, places)
         if old == self.wheel.release_id and not force:
             self._step("current", "has this release already")
+            # An upgrade that was cut off may have left it stopped. One that runs is left alone.
+            service.start(machine, places, init)
+            self._remember(known, old)
             return old
         self._step("environment", f"installing vmhaul {self.wheel.version} beside the old one")
         release = _release(self.wheel, known.get("extras", ()), str(known["python"]), wheelhouse)
@@ -374,16 +377,18 @@ class _Upgrade:
             if was_enabled:
                 self._enable(on=True)
             self.journal.note(disabled="")
-        with self.ctx.db() as s:
-            row = s.get_one(Proxy, self.proxy_id)
-            if row.server_id:
-                managed_servers.set_installed(
-                    s, row.server_id, self.proxy_id, {**known, "release": new}
-                )
+        self._remember(known, new)
         with suppress(VmhaulError):
             releases.forget_others(machine, places, [new, old])
         self._step("done", f"runs release {new}")
         return new
+
+    def _remember(self, known: Mapping[str, Any], release_id: str) -> None:
+        with self.ctx.db() as s:
+            row = s.get_one(Proxy, self.proxy_id)
+            if row.server_id:
+                found = {**known, "release": release_id}
+                managed_servers.set_installed(s, row.server_id, self.proxy_id, found)
 
     def _switch(self, machine: Machine, places: Places, init: str, old: str, new: str) -> None:
         self._step("switch", f"switching from {old or 'nothing'} to {new}")

@@ -173,9 +173,7 @@ def interrupted(ctx: Context) -> list[dict[str, Any]]:
             if row["state"] != RUNNING or row["owner"] != _owner(ctx):
                 continue
             row["state"] = FAILED
-            row["error"] = (
-                "the server ended in the middle; start it again: what is done already is found"
-            )
+            row["error"] = _cut_off(row)
             row["finished_at"] = when(ctx.clock())
             s.merge(Setting(name=_PREFIX + row["id"], value=json.dumps(row)))
             s.execute(
@@ -183,6 +181,16 @@ def interrupted(ctx: Context) -> list[dict[str, Any]]:
             )
             found.append(row)
     return found
+
+
+def _cut_off(row: dict[str, Any]) -> str:
+    """Why an operation ended that the server's end cut off, and how to go on."""
+    if row["kind"] == "add":
+        return (
+            "the server ended in the middle; take away what is there already with "
+            f"`vmhaul proxy remove {row['target']}`, then add it again"
+        )
+    return "the server ended in the middle; start it again: what is done already is found"
 
 
 def shape(row: dict[str, Any]) -> dict[str, Any]:

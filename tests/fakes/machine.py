@@ -100,6 +100,7 @@ class FakeMachine:
                 return self.links.get(path, "")
             case ["runuser", *_, "--join", "token"]:
                 self.on_enrol(stdin.decode().strip())
+                self.files[words[words.index("--data") + 1] + "/enrolment.json"] = b"{}"
             case ["systemctl", what, *_] | [_, "start" | "stop" as what]:
                 self._service(what)
         return True
@@ -130,8 +131,9 @@ class FakeMachine:
 
     def _service(self, what: str) -> None:
         if what == "start":
-            self.running = True
-            self.on_start()
+            was, self.running = self.running, True
+            if not was:
+                self.on_start()
         elif what == "stop":
             self.running = False
         elif what in {"enable", "disable"}:

@@ -357,3 +357,41 @@ def test_an_upgrade_that_the_servers_end_cut_off(rig: Rig, site: Site) -> None:
     assert operations.get(rig.ctx, "op-2")["state"] == "running"
     site.make_it_older()
     assert site.upgrade(all=True)["state"] == "success"
+
+
+def test_an_installation_that_the_servers_end_cut_off(rig: Rig, site: Site) -> None:
+    """What the message says is the way on: adding again alone would be refused."""
+    site.add(keep_credentials=True)
+    row = {
+        "id": "op-1", "kind": "add", "target": "px1", "state": "running", "steps": [], "error": "", "result": {},
+        "owner": operations._owner(rig.ctx), "created_at": "2026-03-02T20:00:00Z", "finished_at": None, "facts": {},
+    }  # fmt: skip
+    with rig.ctx.db() as s:
+        s.add(Setting(name="operation/op-1", value=json.dumps(row)))
+        s.add(Setting(name="operating/proxy-name/px1", value="op-1"))
+    rig.restart()
+    assert "`vmhaul proxy remove px1`, then add it again" in operations.get(rig.ctx, "op-1")["error"]
+    with pytest.raises(ConflictError, match="exists already"):
+        site.add()
+    assert site.remove()["state"] == "success"
+    assert site.add()["state"] == "success"
+
+
+def test_an_upgrade_that_was_cut_off_before_the_start(rig: Rig, site: Site) -> None:
+    """Said once more it must not call that done: the release is there, and nothing runs."""
+    site.add(keep_credentials=True)
+    site.machine.running = False
+    known = {
+        "places": Places().values(),
+        "init": "systemd",
+        "release": "old",
+        "extras": [],
+        "python": "p",
+    }
+    with rig.ctx.db() as s:
+        [server] = s.scalars(sa.select(ManagedServer))
+        managed_servers.set_installed(s, server.id, proxies.get(rig.ctx, "px1")["id"], known)
+    assert site.upgrade(all=True)["state"] == "success"
+    assert site.machine.running
+    [shown] = managed_servers.list_all(rig.ctx)
+    assert shown["proxies"][0]["release"] == carried_wheel().release_id

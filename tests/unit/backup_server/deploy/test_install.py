@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import itertools
 import re
+import subprocess
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -9,9 +12,10 @@ import structlog
 
 from backup_server.deploy.install import InstallOrder, Undo, install, uninstall
 from backup_server.deploy.look import Facts, look
-from backup_server.deploy.machine import StepError
+from backup_server.deploy.machine import Ran, StepError
 from backup_server.deploy.places import Places
 from backup_server.deploy.releases import Release, forget_others
+from backup_server.deploy.unit import systemd_unit
 from backup_server.deploy.wheel import Wheel
 from backup_server.errors import InvalidError
 from tests.fakes.machine import FakeMachine
@@ -116,6 +120,20 @@ def test_a_step_that_fails_leaves_the_machine_as_it_was(step: str) -> None:
     assert machine.state == before
 
 
+def test_a_directory_that_was_there_can_be_tried_again() -> None:
+    machine = FakeMachine()
+    machine.directories |= {PLACES.data_dir, PLACES.install_dir}
+    undo = Undo()
+    machine.fails = {"systemctl start": "it does not start"}
+    with pytest.raises(StepError):
+        _install(machine, _order(), undo)
+    machine.fails = {}
+    assert undo.all(structlog.get_logger()) == []
+    assert machine.has(PLACES.data_dir)
+    # Else the next try would find a proxy there, of which nobody knows.
+    assert not machine.has(f"{PLACES.data_dir}/enrolment.json")
+
+
 def test_what_cannot_be_undone_is_said() -> None:
     machine = FakeMachine()
     undo = Undo()
@@ -216,6 +234,8 @@ def test_an_old_distribution_gets_a_python_beside_its_own() -> None:
 PROBLEMS = [
     ({"kernel": "FreeBSD"}, "needs Linux"),
     ({"taken": "yes"}, "there is a proxy already in /var/lib/vmhaul-proxy"),
+    ({"service": "taken"}, "a service vmhaul-proxy already.*--service"),
+    ({"releases": "taken"}, "another service runs from /opt/vmhaul.*--install-dir"),
     ({"free": "1024 /opt"}, "only 1 MiB are free"),
     ({"clock": "1400"}, r"clock differs by \+400 s"),
     ({"python": None, "packages": None}, "no package manager that is known"),
@@ -226,6 +246,38 @@ PROBLEMS = [
 def test_what_stands_against_a_proxy_is_said(found: dict[str, str | None], problem: str) -> None:
     [said] = _facts(FakeMachine(**found)).problems
     assert re.search(problem, said)
+
+
+def test_services_of_other_proxies_are_seen(tmp_path: Path) -> None:
+    """By the true script: a second proxy must not take the unit or the releases of the first."""
+    machine = Shell(tmp_path)
+    first = Places(install_dir="/opt/one", data_dir="/var/one", service="px-one")
+    (tmp_path / "units").mkdir()
+    (tmp_path / "units" / "px-one.service").write_text(systemd_unit(first))
+    for places, words in (
+        (Places(install_dir="/opt/two", data_dir="/var/two", service="px-one"), "a service px-one"),
+        (Places(install_dir="/opt/one", data_dir="/var/two", service="px-two"), "runs from /opt/one"),
+    ):
+        assert any(words in said for said in look(machine, places, time.time).problems), words
+    other = Places(install_dir="/opt/two", data_dir="/var/two", service="px-two")
+    assert not any(
+        "px-" in said or "/opt/" in said for said in look(machine, other, time.time).problems
+    )
+
+
+class Shell:
+    """Runs the look of this machine, with units in a directory of the test's."""
+
+    name = "here"
+
+    def __init__(self, directory: Path) -> None:
+        self._units = directory / "units"
+
+    def run(self, words: Sequence[str], *, stdin: bytes = b"", timeout_s: float = 60) -> Ran:
+        del stdin
+        given = [word.replace("/etc/systemd/system", str(self._units)) for word in words]
+        done = subprocess.run(given, capture_output=True, text=True, timeout=timeout_s, check=False)
+        return Ran(status=done.returncode, output=done.stdout, errors=done.stderr)
 
 
 def test_a_clock_is_read_in_whole_seconds() -> None:
