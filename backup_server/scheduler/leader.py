@@ -4,6 +4,9 @@ Two servers on one database must not both hand out tasks. Every change of state 
 leaders for a moment would waste work and break nothing; the row keeps it from lasting. On PostgreSQL every
 transaction of a loop asks for the row as well (`db.fenced`), so a leader that was stopped and wakes up commits
 nothing.
+
+Clocks of two servers need not agree: a row that its owner did not renew for two of its terms is free, whatever time
+stands in it.
 """
 
 from __future__ import annotations
@@ -24,6 +27,8 @@ from backup_server.db.tables import Leader
 from proxy_worker.contracts.events import EventName
 
 NAME: Final = "scheduler"
+_TERMS: Final = 2
+"""So many without a renewal, and the owner is taken for gone: it stops by itself after one."""
 
 
 class Leadership:
@@ -47,6 +52,8 @@ class Leadership:
         self._lock = threading.Lock()
         self._until: datetime | None = None
         self._fence = 0
+        self._seen: tuple[str, datetime] | None = None  # whose the row was, and until when
+        self._seen_at: datetime | None = None  # since when it is so
 
     @property
     def leading(self) -> bool:
@@ -101,12 +108,25 @@ class Leadership:
                     .values(until=self._clock())
                 )
 
+    def _free(self, now: datetime) -> sa.ColumnElement[bool]:
+        """Whether the row is nobody's any more: its time is over by our clock, or its owner fell silent."""
+        over = Leader.until <= now
+        if self._seen is None or self._seen_at is None or now - self._seen_at < _TERMS * self._ttl:
+            return over
+        owner, until = self._seen
+        return sa.or_(over, sa.and_(Leader.owner == owner, Leader.until == until))
+
+    def _notice(self, row: Leader | None, now: datetime) -> None:
+        seen = None if row is None else (row.owner, row.until)
+        if seen != self._seen or self._seen_at is None or now < self._seen_at:
+            self._seen, self._seen_at = seen, now
+
     def _take(self, now: datetime) -> int | None:
         mine = Leader.owner == self._owner
         with self._db() as s:
             fence = s.scalar(
                 sa.update(Leader)
-                .where(Leader.name == NAME, sa.or_(mine, Leader.until <= now))
+                .where(Leader.name == NAME, sa.or_(mine, self._free(now)))
                 .values(
                     fence=Leader.fence + sa.case((mine, 0), else_=1),
                     owner=self._owner,
@@ -115,8 +135,9 @@ class Leadership:
                 .returning(Leader.fence)
                 .execution_options(synchronize_session=False)
             )
-            exists = fence is not None or s.get(Leader, NAME) is not None
-        if fence is not None or exists:
+            row = None if fence is not None else s.get(Leader, NAME)
+        self._notice(row, now)
+        if fence is not None or row is not None:
             return fence
         try:
             with self._db() as s:

@@ -179,6 +179,8 @@ class Scheduler:
         return self.leadership.leading
 
     def _lead(self) -> None:
+        # What proxies said meanwhile was not read yet, whoever led before.
+        self._reports.listen_anew()
         self._dispatcher.forget_index()
 
     def start(self) -> None:

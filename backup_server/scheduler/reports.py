@@ -138,6 +138,10 @@ class ReportReader:
         """Since when reports have been read without a break; None: they are not being read."""
         return self._listening_since
 
+    def listen_anew(self) -> None:
+        """Nobody's silence of before counts: this server did nothing for a while, or its clock was moved on."""
+        self._listening_since = None
+
     def stop(self) -> None:
         self._pause.set()
 
@@ -159,12 +163,12 @@ class ReportReader:
             return False
         streams: Any = {up_stream(ProxyId(proxy_id)): "0-0" for proxy_id in self._keys}
         block_ms = int(self._timing.report_block_s * 1000)
-        # Before the read: the broker was there from here on, or an exception says otherwise.
-        began = self._ctx.clock()
         found: Any = self._client.xread(streams, count=_FIRST_ENTRIES, block=block_ms)
-        if self._listening_since is None or self._listening_since > began:
+        # After the read, which may have lasted for as long as this process was stopped.
+        heard_at = self._ctx.clock()
+        if self._listening_since is None or self._listening_since > heard_at:
             # Later than now: the clock went back, and a lease's time counts from here.
-            self._listening_since = began
+            self._listening_since = heard_at
         if not found:
             return True
         batch = self._open([(stream, self._more(stream, entries)) for stream, entries in found])

@@ -83,6 +83,29 @@ def test_one_leads_until_it_falls_silent(db: Database, clock: Clock) -> None:
     assert gains == ["one", "two", "one"]
 
 
+def test_a_leader_whose_clock_was_ahead_is_followed_all_the_same(db: Database, clock: Clock) -> None:
+    """Another server leads within 30 s of its last renewal."""
+    ahead = Clock()
+    ahead.forward(3600)
+    one, two = leader(db, "one", ahead, []), leader(db, "two", clock, [])
+
+    def pass_time(seconds: float, *servers: Leadership) -> None:
+        for _ in range(int(seconds / 3)):
+            for each in (clock, ahead):
+                each.forward(3)
+            for server in servers:
+                server.step()
+
+    pass_time(60, one, two)
+    assert (one.leading, two.leading, one.fence) == (True, False, 1)
+    pass_time(12, two)
+    assert (one.leading, two.leading) == (False, False)
+    pass_time(15, two)
+    assert (one.leading, two.leading, two.fence) == (False, True, 2)
+    pass_time(60, one, two)
+    assert one.leading != two.leading
+
+
 def test_two_that_begin_at_once_do_not_both_lead(db: Database, clock: Clock) -> None:
     gains: list[str] = []
     leaders = [leader(db, f"o{n}", clock, gains) for n in range(4)]

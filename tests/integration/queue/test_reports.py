@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from nacl.signing import SigningKey
 from backup_server.db.states import TaskState
 from backup_server.db.tables import Proxy, Task, new_id
 from backup_server.scheduler.claims import ClaimIndex
+from backup_server.scheduler.main import Scheduler
 from backup_server.scheduler.reports import ReportReader
 from backup_server.services.placement import NETWORK_RANK
 from pipeline.model import ReadMode
@@ -36,6 +39,16 @@ from tests.integration.queue.test_placing import Down
 from transports.base import TransportMode
 
 BAD = "what the database does not take"
+
+
+class Clock:
+    """The machine's, moved on by the test."""
+
+    def __init__(self) -> None:
+        self.ahead_s = 0.0
+
+    def __call__(self) -> datetime:
+        return utc_now() + timedelta(seconds=self.ahead_s)
 
 
 class Reports:
@@ -228,3 +241,59 @@ def test_a_database_that_is_away_refuses_nobody(
     reports.send(good, result(task_id))
     reports.reader.step()
     assert reports.rig.task(task_id).result == "success"
+
+
+def test_a_server_that_was_stopped_hears_its_proxies_before_it_takes_anything_back(
+    reports: Reports,
+) -> None:
+    """Or whose clock was moved on: each proxy has a whole lease to be heard again."""
+    clock = Clock()
+    rig = reports.rig
+    scheduler = Scheduler(
+        replace(rig.ctx, clock=clock),
+        rig.broker.how.celery_url,
+        timing=replace(TIMING, leader_ttl_s=60.0),
+    )
+    step = {loop.health.name: loop._step for loop in scheduler._loops}
+    task_id = reports.task(reports.proxy("px"))
+    step["leader"]()
+    step["reports"]()
+    clock.ahead_s += 300
+    step["leader"]()
+    step["reaper"]()
+    assert rig.task(task_id).state == TaskState.RUNNING.value
+    step["reports"]()
+    step["reaper"]()
+    assert rig.task(task_id).state == TaskState.RUNNING.value
+    clock.ahead_s += 2 * rig.settings.lease_s
+    step["reaper"]()
+    assert rig.task(task_id).state == TaskState.PENDING.value, "this one is silent indeed"
+    scheduler.stop()
+
+
+def test_what_a_stop_in_the_middle_of_a_reading_took_counts_for_nobody_s_silence(
+    reports: Reports, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    reader = ReportReader(
+        replace(reports.rig.ctx, clock=clock),
+        reports.client,
+        None,  # type: ignore[arg-type]
+        reports.down,  # type: ignore[arg-type]
+        leading=lambda: True,
+        timing=TIMING,
+    )
+    reports.proxy("px")
+    reader.step()
+
+    def slept(*_: Any, **__: Any) -> list[Any]:
+        clock.ahead_s += 300
+        reader.listen_anew()
+        return []
+
+    monkeypatch.setattr(reports.client, "xread", slept)
+    before = clock()
+    reader.step()
+    since = reader.listening_since()
+    assert since is not None
+    assert since >= before + timedelta(seconds=300)
