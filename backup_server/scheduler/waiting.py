@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -16,6 +17,7 @@ from backup_server.scheduler.needs import SchedulerContext, Timing
 from backup_server.scheduler.view import View
 from backup_server.services import events, placement, tasks
 from backup_server.services.placement import Decision, ProxyFacts
+from backup_server.services.wishes import Wish
 from proxy_worker.contracts.events import EventName
 
 _EXPLAINED_TASKS: Final = 20
@@ -80,7 +82,7 @@ class Waiting:
         if decision.chosen is None and self._explained.get(place) != decision.reason:
             self._explained[place] = decision.reason
             changed.append((waiting, decision))
-        if wish.left and not seen.best:
+        if wish.left and not seen.best and not self._may_come_back(wish):
             # Every way was tried or is none: another proxy that comes back would not help.
             self._give_up(waiting, f"no way to this disk is left: {decision.reason}", now)
             return
@@ -94,6 +96,13 @@ class Waiting:
         minutes = self._timing.no_proxy_timeout_s / 60
         reason = f"no proxy could take this disk for {minutes:.0f} minutes: {decision.reason}"
         self._give_up(waiting, reason, now)
+
+    def _may_come_back(self, wish: Wish) -> bool:
+        """Whether a proxy that is disabled could take the disk: it may be drained for an upgrade only."""
+        proxies = self._view.proxies
+        if all(proxy.enabled for proxy in proxies):
+            return False
+        return bool(placement.survey(wish, [replace(one, enabled=True) for one in proxies]).best)
 
     def _warn(self, place: str, waiting: list[str], reason: str, now: datetime) -> None:
         """Tell the sessions of these tasks, once for each reason, that nobody can take them, and why."""

@@ -260,6 +260,19 @@ def test_a_task_for_which_no_way_is_left_fails_at_once(site: Site) -> None:
     assert "no way to this disk is left" in row.reason
 
 
+def test_a_task_waits_for_the_proxy_that_is_upgraded(site: Site) -> None:
+    """It is disabled for that while; its other modes are ways that are left."""
+    proxy = site.proxy("only", SAN, NBDSSL, enabled=False)
+    left = {"left": [{"proxy": proxy, "mode": "direct-san", "reason": "LUN lost"}]}
+    [task_id] = site.tasks(1, facts=left)
+    site.settle()
+    assert site.rig.task(task_id).state == TaskState.PENDING.value
+    with site.rig.db() as s:
+        s.get_one(Proxy, proxy).enabled = True
+    site.settle()
+    assert site.modes([task_id]) == ["nbdssl"]
+
+
 def test_a_disk_that_no_mode_admits_fails_at_once(site: Site) -> None:
     site.proxy("all", *TransportMode)
     gone = StorageSnapshotFacts(vm_snapshot_gone=True)
