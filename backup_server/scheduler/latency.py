@@ -90,6 +90,10 @@ class LatencyMeter:
             found: Mapping[str, DatastoreLatency] = self._vcenter(vcenter_id).datastore_latencies(names)
         except (TransportError, VmhaulError) as error:
             found = {name: DatastoreLatency(read_ms=None, problem=str(error)) for name in names}
+        except Exception:
+            # Nobody asks for the answer of this thread. What is not measured is not limited.
+            self._ctx.log.exception("latency.not-measured", vcenter_id=vcenter_id)
+            return
         try:
             self._store(vcenter_id, found)
         except Exception:

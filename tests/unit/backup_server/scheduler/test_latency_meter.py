@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+import structlog
 
 from backup_server.db.tables import DatastoreLoad, Task
 from backup_server.scheduler.latency import LatencyMeter
@@ -106,6 +107,18 @@ def test_a_vcenter_that_is_away_limits_nothing_and_is_told(meter: Meter) -> None
     row = meter.measure(55)
     assert (row.read_latency_ms, row.control) == (None, {})
     assert row.problem == "vc.example.com does not answer"
+
+
+def test_what_nobody_foresaw_is_said_and_measured_again(
+    meter: Meter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meter.measure(3)
+    monkeypatch.setattr(meter.vcenter, "datastore_latencies", lambda _: {}["counter"])
+    with structlog.testing.capture_logs() as said:
+        meter.measure(55)
+    assert [line["event"] for line in said] == ["latency.not-measured"]
+    monkeypatch.undo()
+    assert meter.measure(55).read_latency_ms == 55
 
 
 @pytest.mark.parametrize("own", [{"latency_control": False}, {"latency_control": True}])
