@@ -475,11 +475,14 @@ def end_leases_of(
 def _take_back(
     db: DbSession, where: sa.ColumnElement[bool], reason: str, policy: RetryPolicy, now: datetime
 ) -> list[Ended]:
+    # With the rows locked: a result that is being stored comes first, with the facts that it brings.
     rows = db.scalars(
         sa.select(Task)
         .where(Task.state == TaskState.RUNNING.value, where)
         .order_by(Task.id)
         .limit(_BATCH)
+        .with_for_update()
+        .execution_options(populate_existing=True)
     ).all()
     ended: list[Ended] = []
     for row in rows:
@@ -496,13 +499,13 @@ def _take_back(
 
 
 def cancel_session_tasks(db: DbSession, session_id: str, now: datetime) -> int:
-    """Cancel what is left of a session's tasks; answers how many were running.
+    """Cancel what is left of a session's tasks; answers how many of them were running and are told now.
 
-    Pending tasks end at once. Running ones are marked and their proxies told; they end when the proxy
-    says so or its lease is over. The caller wakes engine and dispatcher after its commit.
+    Pending tasks end at once. Running ones are marked and their proxies told: here once, then in the answer to each
+    heartbeat; they end when the proxy says so or its lease is over. The caller wakes engine and dispatcher then.
     """
     # The mark first: a hand-out at the same moment then either sees the row locked by us or is seen.
-    db.execute(
+    marked = db.scalars(
         sa.update(Task)
         .where(
             Task.session_id == session_id,
@@ -510,34 +513,33 @@ def cancel_session_tasks(db: DbSession, session_id: str, now: datetime) -> int:
             Task.cancel_requested.is_(False),
         )
         .values(cancel_requested=True)
+        .returning(Task.id)
         .execution_options(synchronize_session=False)
-    )
-    rows = db.scalars(
+    ).all()
+    pending = db.scalars(
         sa.select(Task)
-        .where(Task.session_id == session_id, Task.state != TaskState.DONE.value)
+        .where(Task.session_id == session_id, Task.state == TaskState.PENDING.value)
         .execution_options(populate_existing=True)
     ).all()
     why = _stop_reason(db, session_id) or "cancelled"
-    running = 0
-    for row in rows:
-        if row.state == TaskState.PENDING.value:
-            _cancel_pending(db, row, why, now)
-        elif row.proxy_id is not None:
-            running += 1
-            answer = LeaseAnswer(
-                task_id=TaskId(row.id), attempt=Attempt(row.attempt), verdict=LeaseVerdict.CANCEL
-            )
-            db.add(
-                OutboxRow(
-                    kind=OUTBOX_DOWN,
-                    proxy_id=row.proxy_id,
-                    task_id=row.id,
-                    attempt=row.attempt,
-                    body=to_json(answer),
-                    created_at=now,
-                )
-            )
-    return running
+    for row in pending:
+        _cancel_pending(db, row, why, now)
+    return sum(_tell_of_cancel(db, chunk, now) for chunk in _chunks(marked))
+
+
+def _tell_of_cancel(db: DbSession, task_ids: Sequence[str], now: datetime) -> int:
+    """Those of the tasks that run; answers how many."""
+    running = db.execute(
+        sa.select(Task.id, Task.attempt, Task.proxy_id).where(
+            Task.id.in_(task_ids), Task.state == TaskState.RUNNING.value, Task.proxy_id.is_not(None)
+        )
+    ).all()
+    verdict = LeaseVerdict.CANCEL
+    for row in running:
+        answer = LeaseAnswer(task_id=TaskId(row.id), attempt=Attempt(row.attempt), verdict=verdict)
+        told = {"proxy_id": row.proxy_id, "task_id": row.id, "attempt": row.attempt}
+        db.add(OutboxRow(kind=OUTBOX_DOWN, body=to_json(answer), created_at=now, **told))
+    return len(running)
 
 
 def _stop_reason(db: DbSession, session_id: str) -> str:

@@ -330,6 +330,20 @@ def test_cancelling_ends_pending_and_marks_running(rows: Rows) -> None:
     assert rows.get(running).result == "cancelled"
 
 
+def test_a_proxy_is_told_once_of_a_cancel_however_often_it_is_asked_for(rows: Rows) -> None:
+    first = rows.running()
+    before = len(rows.outbox())
+    told = []
+    for _ in range(3):
+        with rows.db() as s:
+            told.append(tasks.cancel_session_tasks(s, rows.session_id, NOW))
+    late = rows.running()
+    with rows.db() as s:
+        told.append(tasks.cancel_session_tasks(s, rows.session_id, NOW))
+    assert told == [1, 0, 0, 1]
+    assert [row.task_id for row in rows.outbox()[before:] if row.kind == "down"] == [first, late]
+
+
 def test_sessions_to_cancel_are_those_with_work_left(rows: Rows) -> None:
     rows.add()
     with rows.db() as s:
