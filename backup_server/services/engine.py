@@ -127,12 +127,14 @@ class SessionEngine:
         if not self._leading():
             return
         now = self._ctx.clock()
+        # Restores first: a backup of thousands of VMs would leave them none of the few VMs that are prepared at once.
+        later = Session.kind != SessionKind.RESTORE.value
         with self._ctx.db.read() as s:
             sessions = list(
                 s.scalars(
                     sa.select(Session)
                     .where(Session.state != SessionState.FINISHED.value)
-                    .order_by(Session.created_at, Session.id)
+                    .order_by(later, Session.created_at, Session.id)
                 )
             )
             closed = job_windows.closed(s, sessions, now)
@@ -329,8 +331,9 @@ class SessionEngine:
             )
             level = events.INFO if result is Result.CANCELLED else events.ERROR
             events.record(s, now, "session.finished", reason, session_id=session.id, level=level)
-            if retry:
-                session_end.retry_failed(self._ctx, s, session, can_help=True)
+            again = retry and session_end.retry_failed(self._ctx, s, session, can_help=True)
+            if result is Result.FAILED and not again:
+                session_end.follow(self._ctx, s, session, result, now)
 
     def _step(self, kind: str, vm_id: str, state: VmState) -> None:
         """The step of a VM in that state, with what each kind of error means for it."""

@@ -38,6 +38,7 @@ def finish(ctx: Context, session_id: str) -> None:
     """Running to finished, with everything that follows from it, in one transaction."""
     now = ctx.clock()
     with ctx.db() as s:
+        _lock_job(s, session_id)
         session = s.get_one(Session, session_id)
         vms = list(
             s.scalars(
@@ -68,7 +69,7 @@ def finish(ctx: Context, session_id: str) -> None:
         events.record(s, now, "session.finished", text, session_id=session_id, level=level)
         counters.add(s, "sessions_ended", (session.kind, result.value))
         if session.kind in {SessionKind.BACKUP.value, SessionKind.COPY.value}:
-            if session.stop_reason:
+            if session.stop_reason and not session.cancel_requested:
                 _go_on_later(s, session, now)
                 again = False
             else:
@@ -79,18 +80,27 @@ def finish(ctx: Context, session_id: str) -> None:
                 # Two jobs that copy to and fro would start each other for ever, with nothing to copy.
                 _copy_after(ctx, s, session)
             if not again:
-                _follow(ctx, s, session, result, now)
+                follow(ctx, s, session, result, now)
     if session.kind in {SessionKind.BACKUP.value, SessionKind.COPY.value}:
         repository_facts.refresh_after(ctx, session.repository_id)
+
+
+def _lock_job(s: DbSession, session_id: str) -> None:
+    """Before the session is read: the end of another job either sees that this one is over, or has noted in it that
+    it is to run again (`chains`).
+    """
+    job_id = sa.select(Session.job_id).where(Session.id == session_id).scalar_subquery()
+    s.execute(sa.select(Job.id).where(Job.id == job_id).with_for_update(key_share=True))
 
 
 def verdict(
     session: Session, vms: Sequence[SessionVm], tasks: Sequence[Task] = ()
 ) -> tuple[Result, str]:
     """The worst of the VMs' results, and a line that says how many and which. One that was stopped in order
-    is worth a warning, and says what is left.
+    is worth a warning, and says what is left; unless a person cancelled it besides.
     """
-    if session.stop_reason and any(vm.result == Result.CANCELLED.value for vm in vms):
+    stopped = session.stop_reason and not session.cancel_requested
+    if stopped and any(vm.result == Result.CANCELLED.value for vm in vms):
         left = stopping.what_is_left(session.stop_reason, vms, tasks)
         others = [vm for vm in vms if vm.result != Result.CANCELLED.value]
         if not any(vm.result == Result.FAILED.value for vm in others):
@@ -150,6 +160,8 @@ def retry_failed(ctx: Context, s: DbSession, session: Session, *, can_help: bool
     # A retry that could not even begin leaves the same VMs to be tried.
     if began or session.options.get("only_failed"):
         options["only_failed"] = True
+    elif session.options.get("only_left"):
+        options["only_left"] = True
     sessions.insert(
         s,
         sessions.kind_of(job),
@@ -196,7 +208,7 @@ def _go_on_later(s: DbSession, session: Session, now: datetime) -> None:
     events.record(s, now, "session.goes-on", text, session_id=session.id)
 
 
-def _follow(ctx: Context, s: DbSession, session: Session, result: Result, now: datetime) -> None:
+def follow(ctx: Context, s: DbSession, session: Session, result: Result, now: datetime) -> None:
     """Jobs that are to run after this one's end."""
     if chains.start_followers(s, session, result, now):
         ctx.wake_engine.set()

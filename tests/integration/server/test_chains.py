@@ -11,6 +11,7 @@ from backup_server.db.tables import Session, Task
 from backup_server.errors import InvalidError
 from backup_server.services import jobs, sessions
 from tests.fakes.server import Rig
+from transports.errors import TransientTransportError
 
 
 def chained(rig: Rig, **values: Any) -> None:
@@ -53,6 +54,19 @@ def test_nothing_follows_what_a_person_cancelled(rig: Rig) -> None:
     sessions.cancel(rig.ctx, session["id"])
     assert rig.drive(session["id"])["result"] == "cancelled"
     assert of(rig, "second") == []
+
+
+@pytest.mark.parametrize(("after", "runs"), [("good", 0), ("any", 1)])
+def test_a_session_that_could_not_begin_has_ended_too(rig: Rig, after: str, runs: int) -> None:
+    chained(rig, retries={"count": 1, "wait_s": 60})
+    jobs.edit(rig.ctx, "second", {"after_result": after})
+    rig.vcenter.fail("inventory", *[TransientTransportError("away")] * 2 * rig.settings.step_tries)
+    assert rig.run("first")["result"] == "failed"
+    assert of(rig, "second") == [], "it is tried again"
+    [retry] = rig.rows(Session, state=SessionState.QUEUED.value)
+    rig.clock.advance(120)
+    assert rig.drive(retry.id)["result"] == "failed"
+    assert [row.options["after_session"] for row in of(rig, "second")] == [retry.id] * runs
 
 
 def test_the_retries_of_the_first_end_before_the_second_begins(rig: Rig) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
+import pytest
 import sqlalchemy as sa
 
-from backup_server.db.states import SessionState
-from backup_server.db.tables import Session
+from backup_server.db.states import SessionState, VmState
+from backup_server.db.tables import Session, SessionVm, new_id
 from backup_server.services import jobs, repositories, sessions
 from backup_server.services.engine import SessionEngine
 from tests.fakes.server import Rig
@@ -50,3 +53,40 @@ def test_check_waits_for_a_prune_of_its_repository(rig: Rig) -> None:
     assert states == {prune: SessionState.RUNNING.value, check: SessionState.QUEUED.value}
     rig.drive(prune)
     assert rig.drive(check)["result"] == "success"
+
+
+def test_a_restore_does_not_wait_for_the_vms_of_a_backup_that_came_before(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the few VMs that are prepared at once, the next one is the restore's."""
+    sessions_of: dict[str, str] = {}
+    with rig.ctx.db() as s:
+        for hours, (kind, count) in enumerate((("backup", 9), ("restore", 1))):
+            made = rig.clock.now + timedelta(hours=hours)
+            session = Session(
+                id=new_id(),
+                kind=kind,
+                state=SessionState.RUNNING.value,
+                created_at=made,
+                vcenter_id=None,
+            )
+            sessions_of[kind] = session.id
+            s.add(session)
+            s.flush()
+            for position in range(count):
+                s.add(
+                    SessionVm(
+                        id=new_id(),
+                        session_id=session.id,
+                        position=position,
+                        moref="vm-1",
+                        instance_uuid=new_id(),
+                        name=f"{kind}{position}",
+                        state=VmState.PENDING.value,
+                    )
+                )
+    monkeypatch.setattr(rig.engine, "_submit", lambda *_: None)
+    rig.engine.look()
+    begun = rig.rows(SessionVm, state=VmState.PREPARING.value)
+    assert len(begun) == rig.settings.preparing_vms
+    assert [vm.name for vm in begun if vm.session_id == sessions_of["restore"]] == ["restore0"]

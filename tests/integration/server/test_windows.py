@@ -19,6 +19,7 @@ from proxy_worker.contracts.ids import Attempt, TaskId
 from proxy_worker.contracts.messages import ResultReport, TaskOutcome
 from tests.fakes.server import Rig
 from tests.fakes.vsphere import GIB, FakeDisk, FakeVm
+from transports.errors import TransientTransportError
 
 NIGHT = {"text": "daily 22:00-06:00", "time_zone": "UTC"}
 POLICY = tasks.RetryPolicy(attempts=3, wait_s=1)
@@ -139,6 +140,35 @@ def test_what_is_left_goes_on_by_itself_when_the_window_opens(rig: Rig) -> None:
     shown = rig.drive(waiting.id)
     assert (shown["result"], len(shown["vms"])) == ("success", 1)
     assert len(rig.points()) == 1
+
+
+def test_a_retry_of_what_is_left_takes_no_more_than_that(rig: Rig) -> None:
+    stopped(rig, retries={"count": 1, "wait_s": 60})
+    rig.vcenter.add_vm("other", disks=1)
+    [waiting] = rig.rows(Session, state=SessionState.QUEUED.value)
+    rig.clock.now = at("2026-03-03T22:00")
+    rig.vcenter.fail("inventory", *[TransientTransportError("away")] * rig.settings.step_tries)
+    assert rig.drive(waiting.id)["result"] == "failed"
+    [retry] = rig.rows(Session, state=SessionState.QUEUED.value)
+    rig.clock.advance(120)
+    shown = rig.drive(retry.id)
+    assert [vm["name"] for vm in shown["vms"]] == ["db01"]
+
+
+def test_what_a_person_cancels_while_it_stops_does_not_go_on(rig: Rig) -> None:
+    rig.vcenter.add_vm("db01", disks=1)
+    rig.job(window=NIGHT)
+    rig.job("second", after_job="job1")
+    rig.clock.now = at("2026-03-03T05:59")
+    session = jobs.run(rig.ctx, "job1")
+    engine(rig)
+    [task] = hand_out(rig)
+    rig.clock.now = at("2026-03-03T06:00")
+    engine(rig)
+    sessions.cancel(rig.ctx, session["id"])
+    report(rig, task, TaskOutcome.CANCELLED)
+    assert finished(rig, session["id"])["result"] == "cancelled"
+    assert rig.rows(Session, state=SessionState.QUEUED.value) == []
 
 
 def test_a_schedule_that_comes_with_the_window_takes_up_what_is_left(rig: Rig) -> None:
