@@ -6,7 +6,7 @@ from datetime import timedelta
 import pytest
 import sqlalchemy as sa
 
-from backup_server.db.tables import OutboxRow, Proxy, Session, Task
+from backup_server.db.tables import Job, OutboxRow, Proxy, Session, Task
 from backup_server.services import jobs, sessions
 from backup_server.services.context import Context
 from backup_server.web.logins import COOKIE, LINK_S, Logins
@@ -273,3 +273,15 @@ def test_a_session_tells_until_when_it_waits_and_why_it_stops(
     page = console.get(f"/sessions/{RUNNING}").text
     assert "Waits until" in page
     assert "2026-11-23 03:30 UTC" in page
+
+
+def test_a_job_that_follows_another_does_not_run_by_hand(
+    console: AsgiClient, ctx: Context, seeded: Seeded
+) -> None:
+    with ctx.db() as s:
+        job = s.get_one(Job, seeded.job_id)
+        job.schedule, job.after_job_id = None, job.id
+    for path in ("/", "/jobs", "/jobs/nightly"):
+        page = console.get(path).text
+        assert page.count("after nightly") == 1, path
+        assert "by hand" not in page, path
