@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# Every test, two at a time. A test that fails beside the others is tried once more, alone on the machine: what passes
-# then is named as unsteady, which is a defect of the test or of what it tests, but tells nothing against the change.
+# Every test, three at a time: many wait for processes rather than for a processor. One that fails beside the others is
+# tried once more, alone on the machine: what passes then is named as unsteady, which is a defect of the test or of what
+# it tests, but tells nothing against the change.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 python=.venv/bin/python
 most_repeated=5
 
 rm -f .pytest_cache/v/cache/lastfailed
-"$python" -m pytest -q -n 2 --dist loadgroup "$@"
+"$python" -m pytest -q -n 3 --dist loadgroup --durations=40 --durations-min=5 "$@"
 code=$?
 [ "$code" = 1 ] || exit "$code"
 
