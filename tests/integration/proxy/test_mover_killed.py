@@ -63,6 +63,9 @@ class Pids:
     def __init__(self) -> None:
         self.started: list[int] = []
 
+    def bind(self, **_: Any) -> Pids:
+        return self
+
     def info(self, _event: str, **values: Any) -> None:
         if "pid" in values:
             self.started.append(int(values["pid"]))
