@@ -90,7 +90,7 @@ class Server:
     def leads(self) -> bool:
         """Whether the last that it said of the lead is that it has it."""
         lines = self.log.splitlines()
-        starts = [at for at, line in enumerate(lines) if "server.started" in line]
+        starts = [at for at, line in enumerate(lines) if "Started server process" in line]
         said = [line for line in lines[starts[-1] if starts else 0 :] if "leads" in line]
         return bool(said) and "this server leads" in said[-1]
 
