@@ -50,6 +50,7 @@ from bench.fleet_site import Size
 from transports.base import TransportMode
 
 START_S: Final = 120.0
+PROGRESS_S: Final = 30.0
 HERE: Final = Path(__file__).parent
 MODES_ROUND: Final = {mode.value: mode for mode in TransportMode}
 
@@ -241,9 +242,13 @@ def _night(
         )
     inserted_s = time.monotonic() - began
     until = began + timeout_s
-    while _left(db):
+    told = began
+    while left := _left(db):
+        if time.monotonic() > told + PROGRESS_S:
+            told = time.monotonic()
+            sys.stderr.write(f"{told - began:6.0f} s: {left} tasks are left\n")
         if time.monotonic() > until:
-            raise SystemExit(f"{_left(db)} tasks are left after {timeout_s:.0f} s")
+            raise SystemExit(f"{left} tasks are left after {timeout_s:.0f} s")
         if server.poll() is not None:
             raise SystemExit("the server ended")
         time.sleep(1.0 if size.disks > 1000 else 0.2)
