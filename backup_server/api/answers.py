@@ -218,6 +218,12 @@ class Proxy(Answer):
     hotadd_nfs3_any_host: bool
     max_nfs_hops: int | None
     repositories: list[str]
+    rate_limit_bytes_per_s: int | None
+    rate_limit: str
+    rate_windows: list[dict[str, Any]]
+    rate_restores: bool
+    rate_now_bytes_per_s: int | None
+    rate_now: str
     vm_confirmed: Literal["local", "address", "administrator"] | None
     """By what it is believed to be the VM that it says; null: by nothing, so no disk is attached to it."""
     looked_at: str | None

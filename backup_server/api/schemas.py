@@ -299,6 +299,16 @@ class ProxyChanges(Body):
         default=None,
         description="Repositories, by name or id, whose tasks it takes before other proxies.",
     )
+    rate_limit: int | str | None = Field(
+        default=None,
+        description="How fast its tasks together may move data over the network, as the rate of a traffic rule; "
+        "null: no limit.",
+    )
+    rate_windows: list[dict[str, Any]] | None = Field(
+        default=None,
+        description="Other rates in weekly hours: [{window, rate}]; the first that is open counts.",
+    )
+    rate_restores: bool | None = Field(default=None, description="Restores are held to it as well.")
 
 
 class ConfirmVmBody(Body):

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from backup_server import formats
-from backup_server.cli import output, proxy_here, secrets_in
+from backup_server.cli import output, proxy_here, proxy_rate, secrets_in
 from backup_server.cli import proxy_machine as machines
 from backup_server.cli.client import part
 from backup_server.cli.door import Door, errors_on_stderr, noun, with_door
@@ -189,7 +189,18 @@ def list_(door: Door) -> None:
         output.print_json({"items": items, "next": None})
         return
     output.table(
-        ("name", "state", "enabled", "local", "running", "slots", "modes", "version", "last seen"),
+        (
+            "name",
+            "state",
+            "enabled",
+            "local",
+            "running",
+            "slots",
+            "modes",
+            "rate now",
+            "version",
+            "last seen",
+        ),
         [
             (
                 item["name"],
@@ -199,6 +210,7 @@ def list_(door: Door) -> None:
                 item["running"],
                 item["slots"],
                 item["modes"] or "any",
+                item.get("rate_now", "unlimited"),
                 item["version"],
                 formats.moment(item.get("last_seen_at")),
             )
@@ -322,6 +334,11 @@ def edit(
     any_repository: Annotated[
         bool, typer.Option("--any-repository", help="Near to no repository more than to others.")
     ] = False,
+    rate_limit: proxy_rate.LimitOption = None,
+    rate_window: proxy_rate.WindowOption = None,
+    rate_time_zone: proxy_rate.ZoneOption = None,
+    no_rate_windows: proxy_rate.NoWindowsOption = False,
+    rate_restores: proxy_rate.RestoresOption = None,
 ) -> None:
     """Change a proxy: what is not named stays. After a change of its modes it looks around again."""
     changes: dict[str, Any] = {}
@@ -345,6 +362,13 @@ def edit(
         changes["max_nfs_hops"] = None if max_nfs_hops < 0 else max_nfs_hops
     if repository or any_repository:
         changes["repositories"] = [] if any_repository else list(repository or ())
+    changes |= proxy_rate.changes(
+        limit=rate_limit,
+        windows=rate_window,
+        time_zone=rate_time_zone,
+        no_windows=no_rate_windows,
+        restores=rate_restores,
+    )
     if not changes:
         raise CliError("nothing to change: name at least one option", Exit.USAGE)
     _show(door, door.api.patch(f"/proxies/{part(name)}", changes))

@@ -35,6 +35,7 @@ def print_proxy(proxy: dict[str, Any]) -> None:
                 "however far" if hops is None else f"at most {formats.plural(hops, 'router')} away",
             ),
             ("near repositories", proxy.get("repositories") or "none"),
+            *_rate(proxy),
             ("its VM is confirmed", _confirmed(proxy)),
             ("version", proxy.get("version")),
             ("last seen", formats.moment(proxy.get("last_seen_at"))),
@@ -54,6 +55,19 @@ def _datastores(proxy: dict[str, Any]) -> str | list[str]:
     if named is None:
         return "as it finds them"
     return list(named) or "none"
+
+
+def _rate(proxy: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Its own rate, when it has one."""
+    others = proxy.get("rate_windows") or []
+    if proxy.get("rate_limit_bytes_per_s") is None and not others:
+        return []
+    return [
+        ("rate of its tasks together", proxy["rate_limit"]),
+        *((f"rate {one['hours']} ({one['window']['time_zone']})", one["rate"]) for one in others),
+        *([("rate now", proxy["rate_now"])] if others else []),
+        ("its rate holds restores", proxy["rate_restores"]),
+    ]
 
 
 def _confirmed(proxy: dict[str, Any]) -> str:

@@ -72,14 +72,16 @@ EncryptOption = Annotated[
 ]
 
 
-def hours_of(texts: Sequence[str], time_zone: str | None) -> list[dict[str, Any]]:
-    """CliError (usage) for what is not HOURS=RATE."""
+def hours_of(
+    texts: Sequence[str], time_zone: str | None, option: str = "--hours"
+) -> list[dict[str, Any]]:
+    """CliError (usage), naming the option, for what is not HOURS=RATE."""
     found: list[dict[str, Any]] = []
     for text in texts:
         hours, equals, rate = text.rpartition("=")
         if not equals or not hours.strip() or not rate.strip():
             raise CliError(
-                f"--hours '{text}' is not HOURS=RATE, as in 'mon-fri 08:00-18:00=20Mbit'", Exit.USAGE
+                f"{option} '{text}' is not HOURS=RATE, as in 'mon-fri 08:00-18:00=20Mbit'", Exit.USAGE
             )
         window = {"text": hours.strip(), **({"time_zone": time_zone} if time_zone else {})}
         found.append({"window": window, "rate": rate.strip()})

@@ -20,11 +20,12 @@ from backup_server.db.states import TaskState
 from backup_server.db.tables import Proxy, Task
 from backup_server.scheduler.down import DownLink
 from backup_server.scheduler.needs import SchedulerContext
-from backup_server.services import datastore_loads, traffic_rules
+from backup_server.services import datastore_loads, proxy_rates, traffic_rules
 from backup_server.services.lookups import NONE, Addresses
+from backup_server.services.networks import on_one_machine
 from backup_server.services.proxy_facts import addresses_of
 from backup_server.services.rates import share
-from backup_server.services.task_ends import Ends, TaskFacts, read_facts
+from backup_server.services.task_ends import Ends, Point, TaskFacts, read_facts
 from backup_server.services.traffic_rules import Rule
 from proxy_worker.contracts.ids import Attempt, ProxyId, TaskId
 from proxy_worker.contracts.messages import RateLimit, RateOrder, TaskKind
@@ -44,9 +45,24 @@ class Held:
     """What holds one task."""
 
     limits: frozenset[str] = frozenset()
-    """"r:<rule id>" and "d:<datastore>"."""
+    """"r:<rule id>", a proxy's own as "r:proxy/<id>", and "d:<datastore>"."""
     source: bool = False
     target: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Where:
+    """The proxy that works on a task."""
+
+    proxy_id: str
+    addresses: Addresses
+
+    def is_covered(self, rule: Rule, point: Point) -> bool:
+        """Whether the rule covers what moves between the proxy and that point."""
+        if not rule.proxy_id:
+            return rule.covers(self.addresses, point.addresses)
+        elsewhere = point.by_network and not on_one_machine(self.addresses, point.addresses)
+        return rule.proxy_id == self.proxy_id and elsewhere
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,8 +133,10 @@ class RateKeeper:
             new: dict[str, Held] = {}
             for row, proxy_id, mode in starts:
                 if row.id in facts:
-                    _, here = self._proxies.get(proxy_id, (None, NONE))
-                    new[row.id] = self._hold(limits, facts[row.id], row.datastore, mode, here, wait_s=0)
+                    where = self._where(proxy_id)
+                    new[row.id] = self._hold(
+                        limits, facts[row.id], row.datastore, mode, where, wait_s=0
+                    )
             self._held.update(new)
             names = {task: held.limits for task, held in self._held.items()}
         rates = share(names, limits.bytes_per_s)
@@ -133,7 +151,7 @@ class RateKeeper:
             f"d:{name}": most for name, most in datastore_loads.allowances(s, settings, now).items()
         }
         rules: list[Rule] = []
-        for rule in traffic_rules.enabled_rules(s):
+        for rule in [*traffic_rules.enabled_rules(s), *proxy_rates.own_rules(s)]:
             rate = rule.rate_at(now)
             if rate is not None:
                 rules.append(rule)
@@ -176,8 +194,12 @@ class RateKeeper:
         if facts is None:
             return Held()
         mode = _mode((row.progress or {}).get("mode") or row.mode)
-        _, addresses = self._proxies.get(row.proxy_id, (None, NONE))
-        return self._hold(limits, facts, row.datastore, mode, addresses, wait_s=LOOKUP_WAIT_S)
+        where = self._where(row.proxy_id)
+        return self._hold(limits, facts, row.datastore, mode, where, wait_s=LOOKUP_WAIT_S)
+
+    def _where(self, proxy_id: str) -> Where:
+        _, addresses = self._proxies.get(proxy_id, (None, NONE))
+        return Where(proxy_id=proxy_id, addresses=addresses)
 
     def _hold(
         self,
@@ -185,7 +207,7 @@ class RateKeeper:
         facts: TaskFacts,
         datastore: str,
         mode: TransportMode | None,
-        here: Addresses,
+        where: Where,
         *,
         wait_s: float,
     ) -> Held:
@@ -196,11 +218,11 @@ class RateKeeper:
         rules = [rule for rule in limits.rules if rule.restores or not facts.is_restore]
         if not rules:
             return held
-        disk = self._ends.disk(facts, mode, wait_s=wait_s).addresses
-        repository = self._ends.repository(facts, wait_s=wait_s).addresses
+        disk = self._ends.disk(facts, mode, wait_s=wait_s)
+        repository = self._ends.repository(facts, wait_s=wait_s)
         source, target = (repository, disk) if facts.is_restore else (disk, repository)
         for rule in rules:
-            by_source, by_target = rule.covers(here, source), rule.covers(here, target)
+            by_source, by_target = where.is_covered(rule, source), where.is_covered(rule, target)
             if by_source or by_target:
                 held = replace(
                     held,

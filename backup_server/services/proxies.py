@@ -28,6 +28,7 @@ from backup_server.services import (
     join_tokens,
     operations,
     proxy_discovery,
+    proxy_rates,
     proxy_settings,
     proxy_troubles,
     proxy_vms,
@@ -138,7 +139,7 @@ def new_token(ctx: Context, ref: str) -> dict[str, Any]:
 
 
 def edit(ctx: Context, ref: str, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Change name, slots, enabled, description, modes or what `proxy_settings` knows. A change of what its modes
+    """Change name, slots, enabled, description, modes or what `proxy_settings` and `proxy_rates` know. A change of what its modes
     look at makes it look around.
     """
     given = Fields(changes)
@@ -155,6 +156,7 @@ def edit(ctx: Context, ref: str, changes: Mapping[str, Any]) -> dict[str, Any]:
         values["modes"] = given.checked("modes", check_modes)
     with ctx.db.read() as s:
         settings = proxy_settings.changes(given, partial(_repository_id, s))
+    settings |= proxy_rates.changes(given)
     given.finish("the change of the proxy")
     try:
         with ctx.db() as s:
@@ -170,7 +172,8 @@ def edit(ctx: Context, ref: str, changes: Mapping[str, Any]) -> dict[str, Any]:
                 setattr(row, name, value)
             if settings:
                 row.settings = {**row.settings, **settings}
-            if set(settings) - {proxy_settings.REPOSITORIES} or "modes" in values:
+            unseen = {proxy_settings.REPOSITORIES, *proxy_rates.NAMES}
+            if set(settings) - unseen or "modes" in values:
                 proxy_discovery.ask(s, [row.id], ctx.clock())
     except DuplicateError:
         raise ConflictError(
@@ -500,6 +503,7 @@ def _shape(ctx: Context, row: Proxy, running: int, repositories: Mapping[str, st
         "modes": row.modes or row.facts.get("modes", []),
         "offered_modes": row.facts.get("modes", []),
         **proxy_settings.shape(row.settings, repositories),
+        **proxy_rates.shape(row.settings, ctx.clock()),
         "vm_confirmed": proxy_vms.how_confirmed(row.settings, proxy_vms.uuid_of(row), local=row.local)
         or None,
         "looked_at": when(row.connections_at),

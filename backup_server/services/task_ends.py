@@ -47,6 +47,8 @@ class Point:
     """What crosses the network in the clear, for people; empty: nothing does."""
     is_known: bool = True
     """False: it is being looked up."""
+    by_network: bool = False
+    """An IP network leads there, also where its addresses are not known."""
 
 
 NOWHERE: Final = Point(addresses=NONE)
@@ -151,6 +153,7 @@ class Ends:
             return self._storage(facts.copied_from, wait_s)
         if mode is None or facts.kind == TaskKind.RESTORE_DISK_TO_FILE.value:
             return NOWHERE
+        by_network = mode in _NETWORK or mode is TransportMode.DIRECT_NFS
         if mode in _NETWORK:
             point = self._host(facts.vcenter_id, facts.host_moref, wait_s)
         elif mode is TransportMode.DIRECT_NFS:
@@ -159,7 +162,12 @@ class Ends:
             point = self._names(facts.storage_hosts, wait_s)
         else:
             return NOWHERE
-        return Point(addresses=point.addresses, clear=IN_CLEAR.get(mode, ""), is_known=point.is_known)
+        return Point(
+            addresses=point.addresses,
+            clear=IN_CLEAR.get(mode, ""),
+            is_known=point.is_known,
+            by_network=by_network or bool(point.addresses),
+        )
 
     def repository(self, facts: TaskFacts, *, wait_s: float) -> Point:
         return self._storage(facts.repository, wait_s)
@@ -167,7 +175,12 @@ class Ends:
     def _storage(self, location: str, wait_s: float) -> Point:
         places = [place for place in places_of(location) if place.host]
         point = self._names((place.host for place in places), wait_s)
-        return Point(addresses=point.addresses, clear=_clear(places), is_known=point.is_known)
+        return Point(
+            addresses=point.addresses,
+            clear=_clear(places),
+            is_known=point.is_known,
+            by_network=bool(places),
+        )
 
     def _names(self, names: Iterable[str], wait_s: float) -> Point:
         found: set[Any] = set()

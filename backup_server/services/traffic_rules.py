@@ -12,7 +12,7 @@ that cover a task the lowest rate wins; what a rule allows is shared by all task
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -63,12 +63,14 @@ class Rule:
 
     id: str
     name: str
-    source: tuple[Range, ...]
-    target: tuple[Range, ...]
+    source: tuple[Range, ...] = ()
+    target: tuple[Range, ...] = ()
     rate_bytes_per_s: int | None
     windows: tuple[OtherRate, ...]
     restores: bool
-    encrypt: bool
+    encrypt: bool = False
+    proxy_id: str = ""
+    """The proxy whose own it is (services/proxy_rates.py): instead of addresses."""
 
     def rate_at(self, now: datetime) -> int | None:
         """Bytes a second for all that it covers; None: not limited now."""
@@ -95,12 +97,16 @@ def _rule(row: TrafficRule) -> Rule:
         source=parse_ranges(row.source),
         target=parse_ranges(row.target),
         rate_bytes_per_s=row.rate_bytes_per_s,
-        windows=tuple(
-            OtherRate(window=one["window"], rate_bytes_per_s=one["rate_bytes_per_s"])
-            for one in row.options.get(WINDOWS, [])
-        ),
+        windows=other_rates(row.options.get(WINDOWS, [])),
         restores=bool(row.options.get(RESTORES, False)),
         encrypt=row.encrypt,
+    )
+
+
+def other_rates(kept: Iterable[Mapping[str, Any]]) -> tuple[OtherRate, ...]:
+    """Out of what `check_windows` made of a request."""
+    return tuple(
+        OtherRate(window=one["window"], rate_bytes_per_s=one["rate_bytes_per_s"]) for one in kept
     )
 
 
@@ -222,7 +228,7 @@ def _values(data: Mapping[str, Any]) -> dict[str, Any]:
         "encrypt": given.flag("encrypt", default=False),
         "options": {
             RESTORES: given.flag(RESTORES, default=False),
-            WINDOWS: given.checked(WINDOWS, _check_windows, default=[]),
+            WINDOWS: given.checked(WINDOWS, check_windows, default=[]),
         },
     }
     given.finish("the traffic rule")
@@ -246,7 +252,8 @@ def _check_ranges(value: Any) -> list[str]:
     return list(dict.fromkeys(normal_form(one) for one in value))
 
 
-def _check_windows(value: Any) -> list[dict[str, Any]]:
+def check_windows(value: Any) -> list[dict[str, Any]]:
+    """Hours with rates as they are stored; ValueError."""
     if not isinstance(value, list | tuple) or len(value) > _LONGEST_LIST:
         raise ValueError("must be a list of {window, rate}")
     found: list[dict[str, Any]] = []
@@ -269,18 +276,22 @@ def _shape(row: TrafficRule, now: datetime) -> dict[str, Any]:
         "target": row.target,
         "rate_bytes_per_s": row.rate_bytes_per_s,
         "rate": rate_text(row.rate_bytes_per_s),
-        "windows": [
-            {
-                "window": one.window,
-                "hours": windows.describe(one.window),
-                "rate_bytes_per_s": one.rate_bytes_per_s,
-                "rate": rate_text(one.rate_bytes_per_s),
-            }
-            for one in rule.windows
-        ],
+        "windows": shape_of_windows(rule.windows),
         "rate_now_bytes_per_s": rate_now,
         "rate_now": rate_text(rate_now),
         "restores": rule.restores,
         "encrypt": row.encrypt,
         "created_at": when(row.created_at),
     }
+
+
+def shape_of_windows(others: Iterable[OtherRate]) -> list[dict[str, Any]]:
+    return [
+        {
+            "window": one.window,
+            "hours": windows.describe(one.window),
+            "rate_bytes_per_s": one.rate_bytes_per_s,
+            "rate": rate_text(one.rate_bytes_per_s),
+        }
+        for one in others
+    ]

@@ -223,6 +223,10 @@ def test_what_a_proxy_looks_at(api: AsgiClient, seeded: Seeded) -> None:
     assert shown["connected_datastores"] == ["ssd"]
     assert shown["discovery"]["datastores"] == []
     assert api.patch("/proxies/default", json={"preferred_networks": ["x"]}).status_code == 422
+    limited = read_changed(api, "/proxies/default", {"rate_limit": "400Mbit", "rate_restores": True})
+    assert (limited["rate_limit_bytes_per_s"], limited["rate_now"]) == (50_000_000, "400 Mbit/s")
+    free = read_changed(api, "/proxies/default", {"rate_limit": None})
+    assert (free["rate_limit_bytes_per_s"], free["rate_restores"]) == (None, True)
     asked = api.post("/proxies/default/rescan")
     assert asked.status_code == 200
     assert asked.json()["looked_at"] is None

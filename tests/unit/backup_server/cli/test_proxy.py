@@ -48,3 +48,38 @@ def test_the_list_says_why_a_proxy_gets_no_tasks(monkeypatch: pytest.MonkeyPatch
     assert "no new tasks" not in vmhaul(monkeypatch, Api({**PROXY, "state_note": ""}), "list")
     shown = vmhaul(monkeypatch, Api({**PROXY, "state_note": "its clock is 400 s ahead"}), "list")
     assert "px gets no new tasks: its clock is 400 s ahead" in shown
+
+
+def test_a_proxy_gets_a_rate_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    window = {"text": "mon-fri 08:00-18:00", "time_zone": "Europe/Berlin"}
+    told = {
+        "rate_limit_bytes_per_s": 50_000_000,
+        "rate_limit": "400 Mbit/s",
+        "rate_windows": [{"window": window, "hours": "mon-fri 08:00-18:00", "rate": "50 Mbit/s"}],
+        "rate_now": "50 Mbit/s",
+        "rate_restores": False,
+    }
+    api = Api(PROXY)
+    monkeypatch.setattr(
+        api, "patch", lambda path, changes: (api.patched.append((path, changes)), {**PROXY, **told})[1]
+    )
+    words = ["--rate-limit", "400Mbit", "--rate-window", "mon-fri 08:00-18:00=50Mbit"]
+    shown = vmhaul(monkeypatch, api, "edit", "px", *words, "--rate-time-zone", "Europe/Berlin")
+    assert api.patched == [
+        (
+            "/proxies/px",
+            {"rate_limit": "400Mbit", "rate_windows": [{"window": window, "rate": "50Mbit"}]},
+        )
+    ]
+    assert "400 Mbit/s" in shown
+    assert "rate mon-fri 08:00-18:00 (Europe/Berlin)" in shown
+    assert "50 Mbit/s" in vmhaul(monkeypatch, Api({**PROXY, **told, "state_note": ""}), "list")
+    vmhaul(monkeypatch, api, "edit", "px", "--rate-limit", "unlimited", "--no-rate-windows")
+    assert api.patched[-1] == ("/proxies/px", {"rate_limit": "unlimited", "rate_windows": []})
+
+
+def test_a_time_zone_needs_hours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Door, "api", Api(PROXY))
+    monkeypatch.setattr(Door, "close", lambda _: None)
+    done = CliRunner().invoke(cli.build(), ["proxy", "edit", "px", "--rate-time-zone", "UTC"])
+    assert done.exit_code != 0

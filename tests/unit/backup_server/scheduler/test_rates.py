@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from backup_server.db.tables import Proxy, Repository, Task, TrafficRule
 from backup_server.scheduler.rates import RateKeeper
-from backup_server.services import datastore_loads, traffic_rules
+from backup_server.services import datastore_loads, proxies, traffic_rules
 from backup_server.services.context import Context
 from backup_server.services.latency import Control
 from backup_server.services.lookups import Lookups
@@ -203,3 +203,33 @@ def test_a_task_begins_with_its_part(rig: Rig) -> None:
         start = (row, proxy_id, TransportMode.NBDSSL)
         assert rig.keeper.at_start(s, [start]) == {"b": source(5_000_000)}
         assert rig.keeper.at_start(s, [(row, proxy_id, TransportMode.DIRECT_SAN)]) == {}
+
+
+def test_a_proxy_has_a_rate_of_its_own_beside_the_rules(rig: Rig) -> None:
+    proxies.edit(rig.ctx, "default", {"rate_limit": "40Mbit"})
+    rig.task("a")
+    rig.task("san", mode="direct-san")
+    rig.task("elsewhere", proxy_id=None)
+    rig.task("back", kind="restore-disk-to-vm")
+    assert rig.round() == {"a": source(5_000_000)}, "what no network carries is not held"
+    rig.task("b", host_moref="host-of-unknown-address")
+    assert rig.later(2) == {"a": source(2_500_000), "b": source(2_500_000)}
+    rig.rule("hosts", "8Mbit")
+    assert rig.later(2) == {"a": source(1_000_000), "b": source(4_000_000)}, "the lowest wins"
+    proxies.edit(rig.ctx, "default", {"rate_restores": True, "rate_limit": "48Mbit"})
+    told = rig.later(2)
+    assert told["back"] == RateLimit(bytes_per_s=2_500_000, source=False, target=True)
+    proxies.edit(rig.ctx, "default", {"rate_limit": None})
+    assert rig.later(2) == {"b": None, "back": None}
+
+
+def test_nothing_of_a_proxy_is_held_that_stays_on_its_machine(rig: Rig) -> None:
+    proxies.edit(rig.ctx, "default", {"rate_limit": "40Mbit"})
+    with rig.ctx.db() as s:
+        s.query(Proxy).filter_by(name="default").one().connections = {"addresses": [f"{HOST}/24"]}
+    rig.task("a")
+    assert rig.round() == {}
+    with rig.ctx.db() as s:
+        s.query(Repository).one().location = f"s3://bucket/x?endpoint=https://{STORE}:9000"
+    rig.task("b")
+    assert rig.later(2) == {"b": RateLimit(bytes_per_s=5_000_000, source=False, target=True)}
