@@ -5,13 +5,16 @@ leaders for a moment would waste work and break nothing; the row keeps it from l
 transaction of a loop asks for the row as well (`db.fenced`), so a leader that was stopped and wakes up commits
 nothing.
 
-Clocks of two servers need not agree: a row that its owner did not renew for two of its terms is free, whatever time
-stands in it.
+Clocks of the servers play no part. What stands in the row is the database's time, by which all of them judge it; how
+long this server may believe that it leads it counts itself, on a clock that nobody sets and that goes on while the
+machine sleeps. When the database's clock was put back, the row of an owner that is gone reaches far ahead: one that was
+not renewed for two of its terms is free, whatever time stands in it.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -21,6 +24,7 @@ from sqlalchemy.exc import IntegrityError as DuplicateError
 from sqlalchemy.orm import Session as DbSession
 
 from backup_server import instruments
+from backup_server.db.clock import DatabaseTime, database_time
 from backup_server.db.engine import Database
 from backup_server.db.fenced import FENCED, NotLeadingError
 from backup_server.db.tables import Leader
@@ -29,6 +33,11 @@ from proxy_worker.contracts.events import EventName
 NAME: Final = "scheduler"
 _TERMS: Final = 2
 """So many without a renewal, and the owner is taken for gone: it stops by itself after one."""
+
+
+def uptime_s() -> float:
+    """Seconds since the machine started, those included in which it slept."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class Leadership:
@@ -41,24 +50,30 @@ class Leadership:
         clock: Callable[[], datetime],
         log: Any,
         on_gain: Callable[[], None],
+        time_of_database: DatabaseTime | None = None,
+        steady_s: Callable[[], float] = uptime_s,
     ) -> None:
-        """`owner` is new for every process; `on_gain` is called before `leading` becomes true."""
+        """`owner` is new for every process; `on_gain` is called before `leading` becomes true. `clock`: for a database
+        without one of its own; `steady_s`: a clock that nobody sets.
+        """
         self._db = db
         self._owner = owner
         self._ttl = timedelta(seconds=ttl_s)
-        self._clock = clock
+        self._ttl_s = ttl_s
+        self._after = time_of_database or database_time(clock)
+        self._steady_s = steady_s
         self._log = log
         self._on_gain = on_gain
         self._lock = threading.Lock()
-        self._until: datetime | None = None
+        self._until_s: float | None = None
         self._fence = 0
         self._seen: tuple[str, datetime] | None = None  # whose the row was, and until when
-        self._seen_at: datetime | None = None  # since when it is so
+        self._seen_at_s: float | None = None  # since when it is so
 
     @property
     def leading(self) -> bool:
-        until = self._until
-        return until is not None and self._clock() < until
+        until_s = self._until_s
+        return until_s is not None and self._steady_s() < until_s
 
     @property
     def fence(self) -> int:
@@ -79,12 +94,12 @@ class Leadership:
         """Take or renew the row. Never asks to be called again at once."""
         with self._lock:
             was = self.leading
-            now = self._clock()
-            fence = self._take(now)
+            now_s = self._steady_s()
+            fence = self._take(now_s)
             if fence is None:
                 if was:
                     self._log.warning(EventName.LEADER_LOST, text="another server leads now")
-                self._until = None
+                self._until_s = None
                 instruments.LEADS.set(0)
                 return False
             if not was or fence != self._fence:
@@ -92,56 +107,59 @@ class Leadership:
                 self._log.info(EventName.LEADER_TAKEN, text="this server leads", fence=fence)
             self._fence = fence
             # Counted from before the UPDATE: we must never believe longer than others do.
-            self._until = now + self._ttl
+            self._until_s = now_s + self._ttl_s
             instruments.LEADS.set(1)
         return False
 
     def release(self) -> None:
         """Let another server take over at once."""
         with self._lock:
-            self._until = None
+            self._until_s = None
             instruments.LEADS.set(0)
             with self._db() as s:
                 s.execute(
                     sa.update(Leader)
                     .where(Leader.name == NAME, Leader.owner == self._owner)
-                    .values(until=self._clock())
+                    .values(until=self._after(s, timedelta(0)))
+                    .execution_options(synchronize_session=False)
                 )
 
-    def _free(self, now: datetime) -> sa.ColumnElement[bool]:
-        """Whether the row is nobody's any more: its time is over by our clock, or its owner fell silent."""
-        over = Leader.until <= now
-        if self._seen is None or self._seen_at is None or now - self._seen_at < _TERMS * self._ttl:
+    def _free(self, s: DbSession, now_s: float) -> sa.ColumnElement[bool]:
+        """Whether the row is nobody's any more: its time is over, or its owner fell silent."""
+        over = Leader.until <= self._after(s, timedelta(0))
+        silent = self._seen_at_s is not None and now_s - self._seen_at_s >= _TERMS * self._ttl_s
+        if self._seen is None or not silent:
             return over
         owner, until = self._seen
         return sa.or_(over, sa.and_(Leader.owner == owner, Leader.until == until))
 
-    def _notice(self, row: Leader | None, now: datetime) -> None:
+    def _notice(self, row: Leader | None, now_s: float) -> None:
         seen = None if row is None else (row.owner, row.until)
-        if seen != self._seen or self._seen_at is None or now < self._seen_at:
-            self._seen, self._seen_at = seen, now
+        if seen != self._seen or self._seen_at_s is None:
+            self._seen, self._seen_at_s = seen, now_s
 
-    def _take(self, now: datetime) -> int | None:
+    def _take(self, now_s: float) -> int | None:
         mine = Leader.owner == self._owner
         with self._db() as s:
             fence = s.scalar(
                 sa.update(Leader)
-                .where(Leader.name == NAME, sa.or_(mine, self._free(now)))
+                .where(Leader.name == NAME, sa.or_(mine, self._free(s, now_s)))
                 .values(
                     fence=Leader.fence + sa.case((mine, 0), else_=1),
                     owner=self._owner,
-                    until=now + self._ttl,
+                    until=self._after(s, self._ttl),
                 )
                 .returning(Leader.fence)
                 .execution_options(synchronize_session=False)
             )
             row = None if fence is not None else s.get(Leader, NAME)
-        self._notice(row, now)
+        self._notice(row, now_s)
         if fence is not None or row is not None:
             return fence
         try:
             with self._db() as s:
-                s.add(Leader(name=NAME, owner=self._owner, until=now + self._ttl, fence=1))
+                until = self._after(s, self._ttl)
+                s.execute(sa.insert(Leader).values(name=NAME, owner=self._owner, until=until, fence=1))
         except DuplicateError:
             return None  # another server was faster with the very first row
         return 1

@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session as DbSession
 
+from backup_server.db.clock import database_time
 from backup_server.db.states import IntentState, SessionState, TaskState
 from backup_server.db.tables import (
     DatastoreLoad,
@@ -105,8 +106,9 @@ def collect(ctx: Context) -> list[Sample]:
 
 def _server(ctx: Context, s: DbSession, now: datetime) -> Samples:
     yield Sample("vmhaul_server_info", (str(about.about(ctx)["version"]),), 1.0)
-    until = s.scalar(sa.select(sa.func.max(Leader.until)))
-    yield Sample("vmhaul_leader_present", (), float(until is not None and until > now))
+    # By the clock by which servers take the lead from each other.
+    present = sa.exists().where(Leader.until > database_time(ctx.clock)(s, timedelta(0)))
+    yield Sample("vmhaul_leader_present", (), float(bool(s.scalar(sa.select(present)))))
     count, oldest = s.execute(sa.select(sa.func.count(), sa.func.min(OutboxRow.created_at))).one()
     yield Sample("vmhaul_outbox_messages", (), float(count))
     yield Sample("vmhaul_outbox_oldest_seconds", (), _age_s(oldest, now))

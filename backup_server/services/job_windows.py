@@ -9,6 +9,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.orm import Session as DbSession
 
+from backup_server.db.states import SessionState
 from backup_server.db.tables import Job, Session
 from backup_server.services import schedule, windows
 from backup_server.services.schedule import Due
@@ -16,6 +17,8 @@ from backup_server.services.windows import Window
 
 IGNORE_WINDOW: Final = "ignore_window"
 """Option of a session that was begun by hand, to run whatever the job's window says."""
+_WAIT_FOR_WINDOW: Final = ("window", "chain", "session")
+"""Triggers of sessions that wait for the window alone: what it cut off, and what follows another session."""
 _MAX_STARTS: Final = 1000
 _ON_TIME_S: Final = 60.0
 
@@ -81,6 +84,21 @@ def until_open(window: Window | None, now: datetime) -> dict[str, Any]:
     """
     opens = windows.next_open(window, now)
     return {"not_before": opens.isoformat()} if opens > now else {}
+
+
+def reschedule(s: DbSession, job: Job, now: datetime) -> None:
+    """What waits for nothing but the job's window waits for the one that it has now. A retry has a time of its own,
+    and finds the window there when that has come.
+    """
+    waiting = s.scalars(
+        sa.select(Session)
+        .where(Session.job_id == job.id, Session.state == SessionState.QUEUED.value)
+        .with_for_update()
+    )
+    for session in waiting:
+        if session.options.get("trigger") in _WAIT_FOR_WINDOW and "not_before" in session.options:
+            opens = windows.next_open(job.window, now)
+            session.options = {**session.options, "not_before": opens.isoformat()}
 
 
 # ---- of schedules ---------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from backup_server.services import (
     chains,
     copy_jobs,
     job_plan,
+    job_windows,
     retention,
     sessions,
     tracking,
@@ -92,9 +93,12 @@ def edit(
             row.updated_at = now
             if (row.schedule, row.enabled, row.window) != timing:
                 row.next_run_at = _next_start(new, now)
+            if row.window != timing[2]:
+                job_windows.reschedule(s, row, now)
             s.flush()
     except DuplicateError:
         raise _taken(changes) from None
+    ctx.wake_engine.set()
     return get(ctx, row.id)
 
 

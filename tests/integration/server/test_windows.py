@@ -142,6 +142,26 @@ def test_what_is_left_goes_on_by_itself_when_the_window_opens(rig: Rig) -> None:
     assert len(rig.points()) == 1
 
 
+@pytest.mark.parametrize(
+    ("window", "opens"),
+    [
+        ({"text": "daily 00:00-24:00"}, "2026-03-03T06:00:00Z"),
+        (None, "2026-03-03T06:00:00Z"),
+        ({"text": "daily 08:00-10:00"}, "2026-03-03T08:00:00Z"),
+        ({"text": "daily 23:00-24:00"}, "2026-03-03T23:00:00Z"),
+    ],
+)
+def test_what_is_left_waits_for_the_window_as_it_is_now(
+    rig: Rig, window: dict[str, str] | None, opens: str
+) -> None:
+    stopped(rig)
+    jobs.edit(rig.ctx, "job1", {"window": window})
+    [waiting] = rig.rows(Session, state=SessionState.QUEUED.value)
+    assert datetime.fromisoformat(waiting.options["not_before"]) == datetime.fromisoformat(opens)
+    rig.clock.now = datetime.fromisoformat(opens)
+    assert rig.drive(waiting.id)["result"] == "success"
+
+
 def test_a_retry_of_what_is_left_takes_no_more_than_that(rig: Rig) -> None:
     stopped(rig, retries={"count": 1, "wait_s": 60})
     rig.vcenter.add_vm("other", disks=1)

@@ -9,12 +9,13 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+import sqlalchemy as sa
 import structlog
 
 from backup_server.config import Settings
 from backup_server.db.engine import Database, create_engine
 from backup_server.db.fenced import FencedDatabase, NotLeadingError
-from backup_server.db.tables import Proxy, Setting, new_id
+from backup_server.db.tables import Leader, Proxy, Setting, UtcDateTime, new_id
 from backup_server.errors import SettingsError
 from backup_server.scheduler.leader import Leadership
 from backup_server.services import instances
@@ -43,7 +44,14 @@ def database(postgres_url: str, postgres_template: str) -> Iterator[Database]:
 
 def server(database: Database, clock: Clock, name: str) -> Leadership:
     return Leadership(
-        database, name, ttl_s=10, clock=clock, log=structlog.get_logger(), on_gain=lambda: None
+        database,
+        name,
+        ttl_s=10,
+        clock=clock,
+        log=structlog.get_logger(),
+        on_gain=lambda: None,
+        time_of_database=lambda _, offset: sa.literal(clock() + offset, UtcDateTime),
+        steady_s=lambda: clock().timestamp(),
     )
 
 
@@ -74,6 +82,38 @@ def test_what_a_stopped_leader_had_begun_is_not_committed(database: Database) ->
     with pytest.raises(NotLeadingError):
         add("by-the-late", meanwhile=False)
     assert names(database) == {"by-the-leader"}
+
+
+def test_clocks_of_the_servers_play_no_part(database: Database) -> None:
+    """Ten minutes ahead, ten minutes behind: the row is judged by the database's clock."""
+
+    def by_its_own_clock(name: str, wrong_s: float) -> Leadership:
+        return Leadership(
+            database,
+            name,
+            ttl_s=30,
+            clock=lambda: datetime.now(UTC) + timedelta(seconds=wrong_s),
+            log=structlog.get_logger(),
+            on_gain=lambda: None,
+        )
+
+    right, ahead, behind = (
+        by_its_own_clock(*one) for one in (("right", 0), ("ahead", 600), ("behind", -600))
+    )
+    for first, others in (
+        (right, (ahead, behind)),
+        (ahead, (behind, right)),
+        (behind, (right, ahead)),
+    ):
+        first.step()
+        for one in (*others, first, *others):
+            one.step()
+        assert [one.leading for one in (first, *others)] == [True, False, False]
+        with database.read() as s:
+            until = s.get_one(Leader, "scheduler").until
+        assert abs((until - datetime.now(UTC)).total_seconds()) < 120
+        first.release()
+    assert behind.fence == right.fence + 2
 
 
 def test_a_lead_that_ran_out_and_that_nobody_took_is_still_good(database: Database) -> None:
