@@ -11,6 +11,7 @@ adds the others (`services/broker_users.py`). The server's password lies in `run
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import secrets
@@ -19,6 +20,8 @@ import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
+
+import psutil
 
 from backup_server.errors import SettingsError
 from proxy_worker.contracts.names import celery_socket_url, redis_client_url
@@ -32,6 +35,16 @@ USERS_FILE: Final = "users.acl"
 MAX_VALUE_BYTES: Final = 1 << 20
 """The longest value that the broker takes, its lowest setting: what is longer than any message is refused where
 it costs nothing."""
+MAX_CLIENTS: Final = 4096
+"""Proxies and Celery hold about ten connections each."""
+LEAST_MEMORY_BYTES: Final = 256 << 20
+_MOST_DEFAULT_MEMORY_BYTES: Final = 4 << 30
+"""Three times the largest fleet that was measured needs a tenth of it."""
+_MEMORY_SHARE: Final = 4
+_GROUP_LIMIT_FILES: Final = (
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
 _TLS_WORDS: Final = b"tls-auth-clients"
 _AOF_NAMES: Final = ("appendonlydir", "appendonly.aof")  # from version 7 on, and before
 
@@ -113,6 +126,23 @@ def server_password(run_dir: Path) -> str:
 def server_url(run_dir: Path) -> str:
     """The embedded broker as the server reaches it, in Celery's form."""
     return celery_socket_url(str(run_dir / SOCKET_NAME), SERVER_USER, server_password(run_dir))
+
+
+def default_memory_bytes(total_bytes: int | None = None) -> int:
+    """What the broker may hold where nobody said it: a quarter of `total_bytes`, by default of what this machine or
+    its container has; within bounds. Above it the broker refuses what would need more, and goes on.
+    """
+    total = _machine_memory_bytes() if total_bytes is None else total_bytes
+    return max(LEAST_MEMORY_BYTES, min(_MOST_DEFAULT_MEMORY_BYTES, total // _MEMORY_SHARE))
+
+
+def _machine_memory_bytes() -> int:
+    total = int(psutil.virtual_memory().total)
+    for file in _GROUP_LIMIT_FILES:
+        # Not there, or "max": the machine's own is the limit.
+        with contextlib.suppress(OSError, ValueError):
+            total = min(total, int(file.read_text(encoding="ascii")))
+    return total
 
 
 def find_program(*, tls: bool = False) -> Path:
@@ -212,6 +242,11 @@ def _configuration(broker_dir: Path, socket_path: Path, door: NetworkDoor | None
         # A client that asks and does not read must not fill the memory; our own readers take far less.
         "client-output-buffer-limit normal 256mb 64mb 60",
         "client-output-buffer-limit pubsub 32mb 8mb 60",
+        # Nor one that sends and never ends its sentence.
+        "client-query-buffer-limit 64mb",
+        "maxmemory-clients 25%",
+        # Whoever says nothing for so long: nobody of ours, who ask or wait all the time or connect anew.
+        "timeout 300",
         f"unixsocket {_quoted(socket_path)}",
         "unixsocketperm 700",
         f"dir {_quoted(broker_dir)}",
@@ -221,11 +256,11 @@ def _configuration(broker_dir: Path, socket_path: Path, door: NetworkDoor | None
         'save ""',
         # Refuse rather than forget: an evicted key would be a task or a lease.
         "maxmemory-policy noeviction",
+        f"maxmemory {default_memory_bytes()}",
         "daemonize no",
         'logfile ""',
         "loglevel notice",
-        # proxies and Celery hold about ten connections each
-        "maxclients 4096",
+        f"maxclients {MAX_CLIENTS}",
         "",
     )
     return "\n".join(lines)

@@ -48,6 +48,7 @@ class Settings(BaseSettings):
     proxies_listen: str = ""
     proxies_names: str = ""
     proxies_broker_port: int = Field(default=8472, ge=0, le=65535)
+    broker_memory_bytes: int = Field(default=0, ge=0)
     flower: bool = True
     flower_port: int = Field(default=0, ge=0, le=65535)
     flower_broker_file: str = ""

@@ -40,6 +40,7 @@ from backup_server.scheduler.main import Scheduler
 from backup_server.services import broker_users, fleet_tokens, proxies
 from backup_server.services.about import broker_url
 from backup_server.services.bootstrap import open_context
+from backup_server.services.broker_guard import BrokerGuard
 from backup_server.services.broker_users import BrokerUsers
 from backup_server.services.context import Context
 from backup_server.services.engine import SessionEngine
@@ -56,6 +57,8 @@ TOKEN_FILE: Final = "api-token"  # noqa: S105 - a file's name
 SERVER_FILE: Final = "server.json"
 USERS_LOOK_S: Final = 3.0
 """Between two looks at whether the broker started anew or the list of proxies changed."""
+GUARD_LOOK_S: Final = 1.0
+"""Between two looks at how full the broker is."""
 FLEET_LOOK_S: Final = 60.0
 """Between two looks at whether the fleet's join token has to be renewed."""
 GRACE_S: Final = 5
@@ -142,6 +145,10 @@ class Server:
         self._users_loop = Loop(
             "broker-users", self._keep_users, interval_s=USERS_LOOK_S, clock=ctx.clock, log=ctx.log
         )
+        self._guard = BrokerGuard(ctx)
+        self._guard_loop = Loop(
+            "broker-guard", self._guard_broker, interval_s=GUARD_LOOK_S, clock=ctx.clock, log=ctx.log
+        )
         self._fleet_loop = Loop(
             "fleet-token",
             partial(fleet_tokens.renew, ctx),
@@ -164,6 +171,9 @@ class Server:
     def _keep_users(self) -> bool:
         return self._users.step() if self._leading() else False
 
+    def _guard_broker(self) -> bool:
+        return self._guard.step() if self._leading() else False
+
     def start(self) -> None:
         broker_users.ensure_passwords(self._ctx)
         try:
@@ -176,6 +186,7 @@ class Server:
         proxies.write_local_proxies(self._ctx)
         broker_users.write_flower_file(self._ctx)
         self._users_loop.start()
+        self._guard_loop.start()
         self._fleet_loop.start()
         self._engine.start()
         self._scheduler.start()
@@ -193,6 +204,9 @@ class Server:
         self._ctx.stopping.set()
         self._fleet_loop.stop()
         self._fleet_loop.join(GRACE_S)
+        self._guard_loop.stop()
+        self._guard_loop.join(GRACE_S)
+        self._guard.close()
         self._users_loop.stop()
         self._users_loop.join(GRACE_S)
         self._janitor.stop()

@@ -1,7 +1,7 @@
 """What each broker user may do, as access rules of Redis 7: values without a connection.
 
-A proxy's user reaches its own queue, its own two streams and its own mailbox. Of what all workers share it may
-read the tables that route answers, and write answers; it publishes events and hears control messages, but
+A proxy's user reaches its own queue, its own two streams and its own mailbox, each key by its name. Of what all workers share it may
+read the table that routes answers, add to the tables of mailboxes, and add answers; it publishes events and hears control messages, but
 cannot publish those. Whatever another proxy has, it can neither read nor write.
 """
 
@@ -42,25 +42,44 @@ def proxy_user(proxy_id: str) -> str:
     return f"{PROXY_PREFIX}{proxy_id}"
 
 
-def proxy_rules(proxy_id: str, name: str, db: int) -> tuple[str, ...]:
-    """Rules of a proxy's user, without its password. `db`: of the broker's URL."""
+SHARED_TABLES: Final = (f"{_ROUTES}.celery.pidbox", f"{_ROUTES}_permanent.celery.pidbox")
+"""Sets into which every worker writes where its mailbox is. Control messages are published and do not need them."""
+REPLIES: Final = "*.reply.celery.pidbox"
+"""Lists in which workers put what Flower asked them."""
+_UNACKED: Final = ("unacked", "unacked_index", "unacked_mutex")
+
+
+def own_keys(proxy_id: str, name: str) -> tuple[tuple[str, str], ...]:
+    """Every key that a proxy alone may write, with the command that counts what is in it. `name`: with which it
+    joined.
+    """
     own = ProxyId(proxy_id)
     queue = task_queue(own)
     return (
+        (queue, "LLEN"),
+        *zip((f"{queue}.{one}" for one in _UNACKED), ("HLEN", "ZCARD", "STRLEN"), strict=True),
+        (f"{_ROUTES}.{queue}", "SCARD"),
+        (f"{_ROUTES}_permanent.{queue}", "SCARD"),
+        (f"{worker_host(name)}.celery.pidbox", "LLEN"),
+        (up_stream(own), "XLEN"),
+    )
+
+
+def proxy_rules(proxy_id: str, name: str, db: int, *, replies: bool = True) -> tuple[str, ...]:
+    """Rules of a proxy's user, without its password. `db`: of the broker's URL. `replies`: whether it may answer
+    Flower.
+    """
+    own = ProxyId(proxy_id)
+    return (
         *("-@all", *_CONNECTION, *_TRANSACTIONS, *_QUEUES, "+xadd", "+xread", "+xrevrange", "+publish"),
-        # its own
-        f"~{queue}",
-        f"~{queue}.unacked*",
-        f"~{_ROUTES}.{queue}",
-        f"~{_ROUTES}_permanent.{queue}",
-        f"~{worker_host(name)}.celery.pidbox",
+        # its own: each by its name, so that what it may fill can be counted
+        *(f"~{key}" for key, _ in own_keys(proxy_id, name) if key != up_stream(own)),
         f"%W~{up_stream(own)}",
         f"%R~{down_stream(own)}",
         # everybody's
-        f"%W~{_ROUTES}.celery.pidbox",
-        f"%W~{_ROUTES}_permanent.celery.pidbox",
         f"%R~{_ROUTES}.reply.celery.pidbox",
-        "%W~*.reply.celery.pidbox",
+        f"(+sadd +srem {' '.join(f'%W~{key}' for key in SHARED_TABLES)})",
+        *((f"(+lpush %W~{REPLIES})",) if replies else ()),
         f"&/{db}.celeryev/*",
         # Heard, not said: what is published there tells workers what to do.
         f"(+psubscribe +punsubscribe +subscribe +unsubscribe &/{db}.celery.pidbox)",
@@ -126,6 +145,9 @@ def trials(proxy_id: str, other_id: str, db: int) -> tuple[Trial, ...]:
         ("XREAD", "STREAMS", down_stream(other), "0"),
         ("XADD", down_stream(own), "*", "m", "x"),
         ("XADD", down_stream(other), "*", "m", "x"),
+        ("SET", f"{task_queue(own)}.unacked_more", "x"),
+        ("SET", REPLIES.replace("*", "x"), "x"),
+        ("DEL", SHARED_TABLES[0]),
         ("HSET", "vmhaul:px:1", "max", "0"),
         ("GET", "vmhaul:epoch"),
         ("PUBLISH", f"/{db}.celery.pidbox", "x"),

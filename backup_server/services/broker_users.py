@@ -12,6 +12,7 @@ import hashlib
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
@@ -25,6 +26,7 @@ from backup_server import server_certificates
 from backup_server.broker import SOCKET_NAME, USERS_FILE
 from backup_server.db.tables import Credential, Proxy, Setting
 from backup_server.errors import ConflictError
+from backup_server.services import proxy_troubles
 from backup_server.services.about import broker_url, connect_broker
 from backup_server.services.broker_rules import (
     FLOWER_USER,
@@ -32,6 +34,7 @@ from backup_server.services.broker_rules import (
     PROXY_PREFIX,
     SETINFO,
     SETINFO_SINCE,
+    SHARED_TABLES,
     Trial,
     flower_rules,
     proxy_rules,
@@ -50,6 +53,8 @@ FLOWER_CREDENTIAL: Final = "flower_broker_credential"
 SEPARATED: Final = "broker_separates_proxies"
 """Setting: `yes`, or why the broker does not keep proxies apart. Only asked where the broker is not ours."""
 YES: Final = "yes"
+REPLIES_WITHHELD: Final = "broker_replies_withheld_until"
+"""Setting: until when (ISO) no proxy may answer Flower, because somebody flooded the broker with answers."""
 _STRANGER: Final = "00000000-0000-0000-0000-000000000000"
 """A proxy that does not exist: what belongs to it must be out of reach."""
 
@@ -81,6 +86,12 @@ def separated(ctx: Context) -> str:
     with ctx.db.read() as s:
         row = s.get(Setting, SEPARATED)
     return row.value if row else "the broker has not been asked yet"
+
+
+def replies_withheld(s: DbSession, now: datetime) -> bool:
+    """Whether proxies must not answer Flower now."""
+    row = s.get(Setting, REPLIES_WITHHELD)
+    return row is not None and now < datetime.fromisoformat(row.value)
 
 
 # -- passwords
@@ -230,7 +241,10 @@ class BrokerUsers:
         with self._ctx.writing_broker_users, connect_broker(self._ctx) as client:
             info: Any = client.info("server")
             wanted = self._wanted()
-            now = (info["run_id"], tuple(sorted((one.name, _digest(one)) for one in wanted)))
+            now = (
+                info["run_id"],
+                tuple(sorted((one.name, _digest(one), one.rules) for one in wanted)),
+            )
             if now == self._written:
                 return
             problem = self._write(client, info, wanted)
@@ -240,8 +254,9 @@ class BrokerUsers:
     def _wanted(self) -> list[_User]:
         ctx = self._ctx
         with ctx.db.read() as s:
+            replies = not replies_withheld(s, ctx.clock())
             rows = s.execute(
-                sa.select(Proxy.id, Proxy.name, Proxy.settings, Credential.sealed)
+                sa.select(Proxy.id, Proxy.name, Proxy.settings, Proxy.facts, Credential.sealed)
                 .join(Credential, Credential.id == Proxy.broker_credential_id)
                 .where(Proxy.signing_key.is_not(None))
             ).all()
@@ -250,9 +265,12 @@ class BrokerUsers:
                 _User(
                     name=proxy_user(row.id),
                     password=ctx.credentials.open(row.sealed),
-                    rules=proxy_rules(row.id, row.settings.get(ENROLLED_AS, row.name), self._db),
+                    rules=proxy_rules(
+                        row.id, row.settings.get(ENROLLED_AS, row.name), self._db, replies=replies
+                    ),
                 )
                 for row in rows
+                if not proxy_troubles.is_cut_off(row.facts)
             ]
             if flower is not None:
                 password = ctx.credentials.fetch(s, flower.value)
@@ -264,14 +282,14 @@ class BrokerUsers:
         if _version(info) < OLDEST_REDIS:
             return f"the broker is Redis {info.get('redis_version')}; 7.0 or newer tells reading from writing"
         try:
-            known = _known_passwords(client)
+            known = _known_users(client)
             setinfo = SETINFO if _version(info) >= SETINFO_SINCE else ()
             # Before there is anybody who needs it: proxies may run it and load none.
             client.script_load(Lock.LUA_RELEASE_SCRIPT)
             for name in known.keys() - {one.name for one in wanted}:
-                self._remove(client, name)
+                self._remove(client, known[name])
             for user in wanted:
-                if known.get(user.name, _digest(user)) != _digest(user):
+                if user.name in known and known[user.name].digest != _digest(user):
                     # Deleting it ends the connections that the old password opened.
                     client.execute_command("ACL", "DELUSER", user.name)
                 client.execute_command(
@@ -284,13 +302,14 @@ class BrokerUsers:
         except redis.ResponseError as error:
             return f"users could not be written into the broker ({error})"
 
-    def _remove(self, client: Any, name: str) -> None:
-        """A user that is trusted no longer, with its connections and what waits for it."""
-        client.execute_command("ACL", "DELUSER", name)
-        if name.startswith(PROXY_PREFIX):
-            own = ProxyId(name.removeprefix(PROXY_PREFIX))
-            client.delete(task_queue(own), up_stream(own), down_stream(own))
-            self._ctx.log.info("broker.user-removed", text=f"broker user {name} was deleted")
+    def _remove(self, client: Any, user: _Known) -> None:
+        """One that is trusted no longer, with its connections and all that it could write alone."""
+        client.execute_command("ACL", "DELUSER", user.name)
+        if user.name.startswith(PROXY_PREFIX):
+            own = ProxyId(user.name.removeprefix(PROXY_PREFIX))
+            # Not DEL: of what a hostile proxy left there may be so much that freeing it takes seconds.
+            client.unlink(task_queue(own), up_stream(own), down_stream(own), *user.keys)
+            self._ctx.log.info("broker.user-removed", text=f"broker user {user.name} was deleted")
 
     def _note(self, problem: str) -> None:
         ctx = self._ctx
@@ -320,15 +339,33 @@ def _digest(user: _User) -> str:
     return hashlib.sha256(user.password.reveal().encode()).hexdigest()
 
 
-def _known_passwords(client: Any) -> dict[str, str]:
-    """Of users of ours that the broker has: SHA-256 of the password by name."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Known:
+    """A user of ours as the broker has it."""
+
+    name: str
+    digest: str
+    """SHA-256 of its password; empty: it has none."""
+    keys: tuple[str, ...]
+    """Those that it alone may write: they stand in its rules by their names."""
+
+
+def _known_users(client: Any) -> dict[str, _Known]:
+    """By name."""
     answer: Any = client.execute_command("ACL", "LIST")
-    found: dict[str, str] = {}
+    found: dict[str, _Known] = {}
     for line in answer:
-        words = (line.decode() if isinstance(line, bytes) else str(line)).split()
+        text = line.decode() if isinstance(line, bytes) else str(line)
+        # In parentheses stand the rules for what all share.
+        words = text.partition("(")[0].split()
         if len(words) > 1 and (words[1].startswith(PROXY_PREFIX) or words[1] == FLOWER_USER):
             digests = [word[1:] for word in words if word.startswith("#")]
-            found[words[1]] = digests[0] if digests else ""
+            keys = (word.removeprefix("%W")[1:] for word in words if word.startswith(("~", "%W~")))
+            found[words[1]] = _Known(
+                name=words[1],
+                digest=digests[0] if digests else "",
+                keys=tuple(key for key in keys if "*" not in key and key not in SHARED_TABLES),
+            )
     return found
 
 

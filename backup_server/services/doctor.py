@@ -17,12 +17,11 @@ import redis
 import sqlalchemy as sa
 from cryptography import x509
 
-from backup_server.broker import MAX_VALUE_BYTES
 from backup_server.db.migrate import current_revision, head_revision
 from backup_server.db.states import IntentState
 from backup_server.db.tables import Intent, Job, Proxy, Repository, Vcenter
 from backup_server.errors import VmhaulError
-from backup_server.services import broker_users, vcenters
+from backup_server.services import broker_checks, broker_users, vcenters
 from backup_server.services.about import broker_problem, connect_broker
 from backup_server.services.context import Context
 from backup_server.services.proxies import state_of
@@ -45,7 +44,6 @@ NFC_PORT: Final = 902
 NFC_TIMEOUT_S: Final = 3.0
 NFC_HOSTS_TRIED: Final = 20
 LOW_SPACE_SHARE: Final = 0.1
-MOST_VALUE_BYTES: Final = 16 << 20
 _NAMES_SHOWN: Final = 5
 
 
@@ -147,7 +145,7 @@ def _broker_users(ctx: Context) -> Iterator[Check]:
     try:
         with connect_broker(ctx) as client:
             refused = broker_users.refused_by_broker(client)
-            longest: Any = client.config_get("proto-max-bulk-len")
+            found = list(broker_checks.hardness(client))
     except (redis.RedisError, OSError):
         return  # said elsewhere, or the account may not ask
     if refused:
@@ -156,9 +154,7 @@ def _broker_users(ctx: Context) -> Iterator[Check]:
         yield Check(name=name, level=WARNING, text=text, advice=advice)
     elif answer == broker_users.YES and not without:
         yield Check(name=name, level=OK, text="every proxy has its own, and none was refused anything")
-    if int(longest.get("proto-max-bulk-len", 0)) > MOST_VALUE_BYTES:
-        text = "the broker takes single values of any length, so a hostile proxy could fill its memory"
-        advice = f"set proto-max-bulk-len {MAX_VALUE_BYTES} in its configuration"
+    for text, advice in found:
         yield Check(name="broker", level=WARNING, text=text, advice=advice)
 
 
@@ -364,7 +360,7 @@ def _proxies(ctx: Context) -> Iterator[Check]:
     for row in rows:
         name = f"proxy {row.name}"
         state = state_of(row, now, ctx.settings.proxy_offline_after_s)
-        if state in ("offline", "never-seen") and row.enabled:
+        if state in ("offline", "never-seen") and row.enabled and not row.state_note:
             yield Check(name=name, level=ERROR, text=state, advice=_how_to_start(row))
         elif row.state_note:
             advice = "it gets no new tasks until that is in order"

@@ -1,8 +1,8 @@
 """What is wrong with a proxy as a whole, so that it gets no new tasks: a clock that is far off, a release that is not
-understood, two machines with one identity.
+understood, two machines with one identity, a flood of the broker.
 
 Kept in `proxies.facts` beside what heartbeats say, and in words in `proxies.state_note`. A trouble ends when its
-reason does; that of the identity ends when the proxy joins again.
+reason does; those of the identity and of a flood end when the proxy joins again.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ BOOTS: Final = "boots"
 CLOCK: Final = "clock"
 VERSION: Final = "version"
 IDENTITY: Final = "identity"
+FLOOD: Final = "flood"
+"""It filled the broker; it has no user there until it joins again."""
 MOST_CLOCK_OFFSET_S: Final = 240.0
 """Envelopes are believed up to 300 s; what is left is for what waits on the way."""
 SKEW_RELEASES: Final = 1
@@ -65,6 +67,19 @@ def identity_trouble(name: str) -> str:
         "two machines have its identity: one is a clone of the other, or two workers use one directory. Stop "
         f"all of them, then let the right one join again with a token of `vmhaul proxy token {name}`"
     )
+
+
+def flood_trouble(name: str, what: str) -> str:
+    """`what`: in which way, with figures."""
+    return (
+        f"it filled the broker ({what}) and was cut off: its broker user and what it had written there were deleted. "
+        f"Look at that machine; when it is in order, let it join again with a token of `vmhaul proxy token {name}`"
+    )
+
+
+def is_cut_off(facts: Mapping[str, Any]) -> bool:
+    """Whether it has no user at the broker until it joins again."""
+    return FLOOD in (facts.get(TROUBLES) or {})
 
 
 def follow_boots(kept: Mapping[str, Any], heard: Iterable[tuple[str, float]]) -> dict[str, Any]:

@@ -239,6 +239,22 @@ def test_a_hostile_proxy_at_the_broker(site: Up, tmp_path: Path) -> None:
     assert site.proxy_is_online("default")
 
 
+def test_whoever_fills_the_broker_is_cut_off(site: Up, tmp_path: Path) -> None:
+    directory, own = enrolled(site, "flood", tmp_path)
+    with client_of(directory) as client, client.pipeline(transaction=False) as pipe:
+        for _ in range(300):
+            pipe.lpush(task_queue(ProxyId(own)), b"x" * 200_000)
+        pipe.execute()
+        note = wait_for("it is cut off", lambda: site.json("proxy", "show", "flood")["state_note"])
+        assert "it filled the broker" in note
+        with pytest.raises((redis.exceptions.ConnectionError, redis.exceptions.AuthenticationError)):
+            client.ping()
+    with server_client(site) as server:
+        wait_for("its queue is gone", lambda: not server.exists(task_queue(ProxyId(own))))
+    assert "it filled the broker" in site.vmhaul("doctor", "--json").stdout
+    assert site.proxy_is_online("default")
+
+
 def test_nobody_is_let_in_without_a_login(site: Up, tmp_path: Path) -> None:
     directory, _ = enrolled(site, "lock", tmp_path)
     enrolment = load_enrolment(directory)
