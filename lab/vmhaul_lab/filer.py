@@ -60,6 +60,20 @@ def copy_tree(source: Path, target: Path) -> None:
         raise LabError(f"{target} exists")
     part = target.with_name(f".{target.name}.part")
     part.mkdir(parents=True)
+    try:
+        _copy_into(part, source)
+    except OSError as error:
+        # A file that somebody renamed meanwhile, for one.
+        remove_tree(part)
+        raise LabError(f"{source} could not be copied: {error}") from error
+    except LabError:
+        remove_tree(part)
+        raise
+    # Nobody sees a snapshot before it is whole.
+    part.rename(target)
+
+
+def _copy_into(part: Path, source: Path) -> None:
     for folder, names, files in os.walk(source):
         if SNAPSHOTS in names:
             names.remove(SNAPSHOTS)
@@ -67,12 +81,9 @@ def copy_tree(source: Path, target: Path) -> None:
         below.mkdir(exist_ok=True)
         for name in files:
             if not reflink.clone_file(Path(folder, name), below / name):
-                remove_tree(part)
                 raise LabError(f"{source}: its file system shares no blocks; take XFS or btrfs")
             shutil.copystat(Path(folder, name), below / name)
             (below / name).chmod(0o400)
-    # Nobody sees a snapshot before it is whole.
-    part.rename(target)
 
 
 def remove_tree(directory: Path) -> None:
@@ -85,20 +96,22 @@ def remove_tree(directory: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """As `btrfs`: `subvolume snapshot -r SOURCE TARGET`, `subvolume delete TARGET...`, `subvolume show TARGET`."""
+    """As `btrfs`: `--version`, `subvolume snapshot -r SOURCE TARGET`, `subvolume delete TARGET...`, `subvolume show TARGET`."""
     words = [
         word for word in (sys.argv[1:] if arguments is None else arguments) if word not in {"-q", "--"}
     ]
     try:
-        _subvolume(words)
+        _perform(words)
     except (LabError, OSError) as error:
         print(f"ERROR: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def _subvolume(words: list[str]) -> None:
+def _perform(words: list[str]) -> None:
     match words:
+        case ["--version"]:
+            print("btrfs-progs v6.2 (of the lab)")
         case ["subvolume", "snapshot", "-r", source, target]:
             copy_tree(Path(source), Path(target))
             print(f"Create a readonly snapshot of '{source}' in '{target}'")

@@ -55,11 +55,13 @@ class NfsExport:
     """3 or 4."""
     options: Mapping[str, str] = field(default_factory=dict)
     """Words of ganesha's EXPORT block: Access_Type, Squash."""
+    path: str = ""
+    """Under which clients know it; /vol and its name when empty."""
 
     @property
     def remote_path(self) -> str:
         """Under which clients know it."""
-        return f"/vol/{self.name}"
+        return self.path or f"/vol/{self.name}"
 
 
 class NfsServer:
@@ -173,6 +175,8 @@ class NfsServer:
         run(*inside, "ip", "link", "set", "lo", "up")
         run(*inside, "ip", "link", "set", "far", "up")
         run(*inside, "ip", "addr", "add", f"{self.host}/30", "dev", "far")
+        # For clients in namespaces of their own, whom this one passes on.
+        run(*inside, "ip", "route", "add", "default", "via", self._near)
 
     def _wait_until_it_answers(self, process: subprocess.Popen[bytes], log: Path) -> None:
         def answers() -> bool:

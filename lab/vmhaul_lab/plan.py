@@ -89,6 +89,8 @@ class DatastorePlan:
     """NFS and NFS41: a real NFS server exports the folder."""
     export_options: Mapping[str, str] = field(default_factory=dict)
     """Of the export, in nfs-ganesha's words: {"Access_Type": "RO"}, {"Squash": "Root_Squash"}."""
+    export_own_path: bool = False
+    """Exported under the path that its folder has on this machine, as Linux file servers do."""
 
     def folder(self, site: Path) -> Path:
         """Where its files are."""
@@ -129,6 +131,7 @@ class DatastorePlan:
             directory=str(self.folder(site)),
             version=3 if self.kind == "NFS" else 4,
             options=self.export_options,
+            path=str(self.folder(site)) if self.export_own_path else "",
         )
 
 

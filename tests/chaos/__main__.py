@@ -20,7 +20,7 @@ from typing import Any, Final
 from vmhaul_lab.loops import release_under
 from vmhaul_lab.process import labvc_binary
 
-from tests.chaos.plan import draw
+from tests.chaos.draw import draw
 from tests.chaos.template import make_template
 
 ROUND_LIMIT_S: Final = 900

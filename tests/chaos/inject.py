@@ -13,9 +13,11 @@ from typing import Any
 
 import redis
 
+from tests.chaos.deeds import Deeds
 from tests.chaos.parts import Redis, mover_pids, pids_of
 from tests.chaos.plan import Fault, FaultKind, Link
 from tests.chaos.stand import Stand
+from tests.chaos.storage import DATASTORE
 
 
 class Injector:
@@ -26,6 +28,9 @@ class Injector:
         self._say = say
         self._over = threading.Event()
         self._threads: list[threading.Thread] = []
+        self._deeds = Deeds(stand, say)
+        self._nfs = threading.Lock()
+        self._zones = {name: threading.Lock() for name in stand.plan.proxy_vms}
         self.errors: list[str] = []
         """What the injector itself could not do."""
 
@@ -80,6 +85,11 @@ class Injector:
             FaultKind.SNAPSHOT_STUCK: lambda _: self._site_fault("snapshot-stuck"),
             FaultKind.POWER_LOSS: lambda fault: self._stand.site.control.power_loss(fault.part),
             FaultKind.NFC_CUT: lambda _: self._site_fault("nfc-cut", after_bytes=1 << 20),
+            FaultKind.ISOLATED: self._isolate,
+            FaultKind.NFS_GONE: self._stop_nfs,
+            FaultKind.UNZONED: self._unzone,
+            FaultKind.ARRAY_REFUSES: lambda fault: self._stand.site.array.fault(fault.link, status=503),
+            **self._deeds.kinds(),
         }
         make[fault.kind](fault)
 
@@ -133,6 +143,27 @@ class Injector:
         cables.pull(Link(fault.link))
         time.sleep(fault.lasts_s)
         cables.plug(Link(fault.link))
+
+    def _isolate(self, fault: Fault) -> None:
+        cables = self._stand.cables[fault.part]
+        for link in Link:
+            cables.pull(link)
+        time.sleep(fault.lasts_s)
+        for link in Link:
+            cables.plug(link)
+
+    def _stop_nfs(self, fault: Fault) -> None:
+        with self._nfs:
+            self._stand.site.hardware.stop_nfs()
+            time.sleep(fault.lasts_s)
+            self._stand.site.hardware.start_nfs()
+
+    def _unzone(self, fault: Fault) -> None:
+        luns = self._stand.site.luns(DATASTORE)
+        with self._zones[fault.part]:
+            luns.unzone(fault.part)
+            time.sleep(fault.lasts_s)
+            luns.zone(fault.part)
 
     def _clock(self, fault: Fault) -> None:
         clock = self._stand.parts[fault.part].clock

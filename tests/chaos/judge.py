@@ -16,7 +16,7 @@ from backup_server.services.marks import PREFIX
 from pipeline.map_reader import MapDiskReader
 from pipeline.model import RestorePoint
 from pipeline.repository.repository import Repository
-from pipeline.storage.local import LocalStorage
+from pipeline.storage import open_storage
 from tests.chaos.oracle import Frozen
 from tests.chaos.stand import PASSWORD, Stand
 from tests.chaos.workload import Restore
@@ -107,9 +107,7 @@ class Judge:
         found += [
             f"intent {row.id} ({row.kind} of {row.vm_name}) is open: {row.problem}" for row in rows
         ]
-        if self._stand.plan.hotadd and self._stand.proxy_devices() != 1:
-            found.append(f"the proxy's VM has {self._stand.proxy_devices()} disks attached")
-        return found
+        return [*found, *self._stand.attached(), *self._stand.storage.leftovers()]
 
     def counters(self) -> list[str]:
         """What the claim index still counts."""
@@ -121,7 +119,7 @@ class Judge:
     def verdict(self, restores: list[Restore]) -> list[str]:
         """Everything else, in one list. Takes seconds."""
         return [*self._tasks(), *self._users_own(), *self._points("main"), *self._points("second"),
-                *self._restored(restores)]  # fmt: skip
+                *self._stand.storage.at_rest(), *self._restored(restores)]  # fmt: skip
 
     def _tasks(self) -> Iterator[str]:
         for row in self._database.rows(
@@ -158,10 +156,16 @@ class Judge:
                     yield f"check {session} found: {row.reason}"
 
     def _points(self, name: str) -> Iterator[str]:
-        path = self._stand.repositories / name
-        if not path.exists():
-            return
-        repository = Repository.open_with_password(LocalStorage(path), PASSWORD, clock=time.time)
+        location, secrets = self._stand.repository(name)
+        storage = open_storage(location, secrets=secrets)
+        try:
+            yield from self._stored(
+                name, Repository.open_with_password(storage, PASSWORD, clock=time.time)
+            )
+        finally:
+            storage.close()
+
+    def _stored(self, name: str, repository: Repository) -> Iterator[str]:
         listed = {row.id for row in self._database.rows(
             "SELECT p.id FROM restore_points p JOIN repositories r ON r.id = p.repository_id "
             f"WHERE r.name = '{name}' AND NOT p.deleting")}  # fmt: skip

@@ -92,6 +92,7 @@ class Part:
         self._wanted = False
         self._lock = threading.RLock()
         self._ended_at = 0.0
+        self._out = False
 
     @property
     def pid(self) -> int:
@@ -108,7 +109,7 @@ class Part:
     def start(self) -> None:
         with self._lock:
             self._wanted = True
-            if self.running:
+            if self.running or self._out:
                 return
             clean = {n: v for n, v in os.environ.items() if not n.startswith(("VMHAUL_", "PYTEST_"))}
             clock = {} if self.clock is None else self.clock.environment()
@@ -130,7 +131,7 @@ class Part:
     def keep(self) -> None:
         """Start it again when it has ended by itself, as `vmhaul up` and systemd do."""
         with self._lock:
-            if not self._wanted or self._process is None or self.running:
+            if not self._wanted or self._out or self._process is None or self.running:
                 return
             now = time.monotonic()
             if not self._ended_at:
@@ -149,6 +150,17 @@ class Part:
                 with suppress(ProcessLookupError):
                     self._process.kill()
                 self._process.wait()
+
+    def take_out(self) -> None:
+        """Killed, and not started by anybody until it is put back."""
+        with self._lock:
+            self._out = True
+            self.kill()
+
+    def put_back(self) -> None:
+        with self._lock:
+            self._out = False
+            self.start()
 
     def freeze(self) -> None:
         with self._lock:
@@ -212,24 +224,26 @@ class Postgres(Part):
 
     DATABASE = "vmhaul"
 
-    def __init__(self, directory: Path, template: Path, port: int = 5432) -> None:
+    def __init__(self, directory: Path, template: Path, address: str, port: int = 5432) -> None:
         subprocess.run(["cp", "-a", str(template), str(directory)], check=True)
+        with (directory / "pg_hba.conf").open("a") as file:
+            file.write("host all all 10.0.0.0/8 trust\n")
         programs = find_programs()
         assert programs, "PostgreSQL's programs: run tools/setup.sh test"
-        self.url = f"postgresql+psycopg://vmhaul@127.0.0.1:{port}/{self.DATABASE}"
+        self.url = f"postgresql+psycopg://vmhaul@{address}:{port}/{self.DATABASE}"
         self._directory = directory
 
         def connects() -> bool:
             try:
                 with psycopg.connect(
-                    host="127.0.0.1", port=port, user="vmhaul", dbname="postgres", connect_timeout=2
+                    host=address, port=port, user="vmhaul", dbname="postgres", connect_timeout=2
                 ):
                     return True
             except psycopg.OperationalError:
                 return False
 
         command = [
-            str(programs / "postgres"), "-D", str(directory), "-h", "127.0.0.1", "-p", str(port), "-k", "",
+            str(programs / "postgres"), "-D", str(directory), "-h", address, "-p", str(port), "-k", "",
             "-c", "fsync=off", "-c", "shared_buffers=16MB", "-c", "max_connections=100",
         ]  # fmt: skip
         log = directory.with_name("postgres.log")
@@ -250,8 +264,8 @@ class Postgres(Part):
         return False
 
 
-def server_command(data_dir: Path, settings: Path) -> list[str]:
-    words = [sys.executable, "-m", "backup_server.main"]
+def server_command(inside: Sequence[str], data_dir: Path, settings: Path) -> list[str]:
+    words = [*inside, sys.executable, "-m", "backup_server.main"]
     return [*words, "--data", str(data_dir), "--settings", str(settings)]
 
 

@@ -1,8 +1,7 @@
-"""What a round is: drawn from its seed, and nothing else. Pure."""
+"""What a round is. Pure."""
 
 from __future__ import annotations
 
-import random
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
@@ -16,7 +15,8 @@ class FaultKind(StrEnum):
     STOP = "stop"  # SIGSTOP, SIGCONT when the fault ends
     MOVER_KILL = "mover-kill"
     MOVER_STOP = "mover-stop"
-    CUT = "cut"  # a proxy's link carries nothing
+    CUT = "cut"  # a link of a proxy or a server carries nothing
+    ISOLATED = "isolated"  # none of a server's links does
     CLOCK = "clock"  # the part's clock shows another time, or stands still
     REDIS_LOST = "redis-lost"  # killed, and started again without its files
     REDIS_FLUSH = "redis-flush"
@@ -28,18 +28,58 @@ class FaultKind(StrEnum):
     REFUSED_CALL = "refused-call"  # a task of vCenter fails
     SNAPSHOT_STUCK = "snapshot-stuck"  # a removal leaves the VM in need of consolidation
     POWER_LOSS = "power-loss"  # of a VM: its change tracking begins anew
+    NFS_GONE = "nfs-gone"  # the NFS server is killed, and started again when the fault ends
+    UNZONED = "unzoned"  # a proxy's machine loses the LUNs
+    ARRAY_REFUSES = "array-refuses"  # calls of the disk array fail
+    # What administrators do in the middle, and take back when the fault ends.
+    PROXY_DISABLED = "proxy-disabled"
+    PROXY_REMOVED = "proxy-removed"  # by force, and added again with a machine that knows nothing
+    PROXY_REVOKED = "proxy-revoked"  # and enrolled again
+    WINDOW_CLOSED = "window-closed"  # of a VM's job
+    RULES_CHANGED = "rules-changed"  # a traffic rule is made, changed, and removed
+
+
+DEEDS: Final = frozenset(
+    {
+        FaultKind.PROXY_DISABLED,
+        FaultKind.PROXY_REMOVED,
+        FaultKind.PROXY_REVOKED,
+        FaultKind.WINDOW_CLOSED,
+        FaultKind.RULES_CHANGED,
+    }
+)
 
 
 class Link(StrEnum):
-    """What a proxy reaches, each over a cable of its own."""
+    """What a proxy or a server reaches, each over a cable of its own."""
 
     BROKER = "broker"
     SERVER = "server"
+    """Of a proxy: the servers; of a server: everybody who calls it."""
     SITE = "site"
+    OBJECTS = "objects"
+    DATABASE = "database"
 
+
+class Storage(StrEnum):
+    """What the VMs' disks lie on."""
+
+    HOSTS = "hosts"  # only ESXi hosts show them, or HotAdd
+    NFS3 = "nfs3"  # a real NFS server, which proxies read and write, too
+    NFS41 = "nfs41"
+    SAN = "san"  # LUNs with VMFS, which two proxies see
+    FILER = "filer"  # NFS 4.1, and jobs read snapshots that are directories of it
+    ARRAY = "array"  # as SAN, and jobs read snapshots of the array's volumes
+
+
+NFS_STORAGE: Final = frozenset({Storage.NFS3, Storage.NFS41, Storage.FILER})
+LUN_STORAGE: Final = frozenset({Storage.SAN, Storage.ARRAY})
+SNAPSHOT_STORAGE: Final = frozenset({Storage.FILER, Storage.ARRAY})
 
 REDIS: Final = "redis"
 POSTGRES: Final = "postgres"
+OBJECTS: Final = "objects"
+"""The door of the object storage: killed, it loses connections and answers, but no object."""
 VMS: Final = ("vm01", "vm02")
 CALLS: Final = (
     "CreateSnapshotEx_Task",
@@ -82,8 +122,11 @@ class RoundPlan:
     postgres: bool
     servers: int
     proxies: int
+    storage: Storage
     hotadd: bool
     """The first proxy is a VM of the site and attaches disks to itself."""
+    objects: bool
+    """The first repository is a bucket."""
     user_snapshot: bool
     """One VM has a snapshot that a person made."""
     read_delay_s: float
@@ -107,6 +150,18 @@ class RoundPlan:
         return tuple(f"px{number}" for number in range(1, self.proxies + 1))
 
     @property
+    def proxy_vms(self) -> tuple[str, ...]:
+        """VMs of the site in which the first proxies are."""
+        if self.storage in LUN_STORAGE:
+            return ("proxyvm1", "proxyvm2")
+        return ("proxyvm1",) if self.hotadd else ()
+
+    @property
+    def far_servers(self) -> bool:
+        """Each server is behind cables of its own. The lab's array listens where only this machine reaches it."""
+        return self.storage is not Storage.ARRAY
+
+    @property
     def clocked(self) -> tuple[str, ...]:
         """Parts whose clocks go wrong."""
         return tuple({fault.part: None for fault in self.faults if fault.kind is FaultKind.CLOCK})
@@ -122,6 +177,8 @@ class RoundPlan:
                 ("restores", self.restores),
                 ("cancels", self.cancels),
                 ("housekeeping", self.housekeeping),
+                (f"disks on {self.storage.value}", self.storage is not Storage.HOSTS),
+                ("a bucket", self.objects),
                 ("HotAdd", self.hotadd),
                 ("a user's snapshot", self.user_snapshot),
             )
@@ -133,103 +190,3 @@ class RoundPlan:
             + ", ".join(does)
         )
         return [head, *(f"  {fault}" for fault in self.faults)]
-
-
-def draw(seed: int, number: int) -> RoundPlan:
-    """The round of that number."""
-    rng = random.Random(f"vmhaul chaos {seed} {number}")
-    postgres = rng.random() < 0.5
-    servers = 2 if postgres and rng.random() < 0.4 else 1
-    proxies = rng.choice((2, 2, 3))
-    lasts_s = rng.uniform(9.0, 15.0)
-    parts = [f"server{n}" for n in range(1, servers + 1)]
-    workers = [f"px{n}" for n in range(1, proxies + 1)]
-    count = rng.choice((1, 2, 3, 3, 4, 5, 6))
-    drawn = [_fault(rng, parts, workers, lasts_s, postgres=postgres) for _ in range(count)]
-    if rng.random() < 0.4:
-        drawn += _aimed(rng, parts, lasts_s)
-    faults = sorted(drawn, key=lambda fault: fault.at_s)
-    return RoundPlan(
-        seed=seed,
-        number=number,
-        postgres=postgres,
-        servers=servers,
-        proxies=proxies,
-        hotadd=rng.random() < 0.35,
-        user_snapshot=rng.random() < 0.3,
-        read_delay_s=rng.choice((0.1, 0.3, 0.6, 1.0)),
-        baseline=rng.random() < 0.6,
-        copies=rng.random() < 0.4,
-        restores=rng.random() < 0.5,
-        cancels=rng.random() < 0.25,
-        housekeeping=rng.random() < 0.4,
-        lasts_s=lasts_s,
-        faults=tuple(faults),
-    )
-
-
-def _aimed(rng: random.Random, servers: list[str], lasts_s: float) -> list[Fault]:
-    """A server that dies, or sleeps until another leads, while vCenter works at something for it."""
-    at_s = rng.uniform(0.0, lasts_s - 4.0)
-    slow_s = rng.uniform(1.5, 4.0)
-    slow = [
-        Fault(at_s=at_s, kind=FaultKind.SLOW_VCENTER, link=call, lasts_s=slow_s)
-        for call in rng.sample(CALLS, 3)
-    ]
-    kind, lasts = rng.choice(
-        ((FaultKind.KILL, rng.uniform(0.2, 3.0)), (FaultKind.STOP, rng.uniform(LEASE_S, LEASE_S + 14)))
-    )
-    hit = Fault(at_s=at_s + rng.uniform(0.1, 4.0), kind=kind, part=rng.choice(servers), lasts_s=lasts)
-    return [*slow, hit]
-
-
-def _fault(
-    rng: random.Random, servers: list[str], workers: list[str], lasts_s: float, *, postgres: bool
-) -> Fault:
-    kinds = {
-        FaultKind.KILL: 5.0,
-        FaultKind.STOP: 4.0,
-        FaultKind.MOVER_KILL: 2.0,
-        FaultKind.MOVER_STOP: 1.0,
-        FaultKind.CUT: 4.0,
-        FaultKind.CLOCK: 2.0,
-        FaultKind.REDIS_LOST: 1.0,
-        FaultKind.REDIS_FLUSH: 1.0,
-        FaultKind.DISK_FULL: 1.0,
-        FaultKind.VCENTER_FORGETS: 0.7,
-        FaultKind.NFC_CUT: 0.7,
-        FaultKind.AGENT_KILL: 1.0,
-        FaultKind.SLOW_VCENTER: 1.5,
-        FaultKind.REFUSED_CALL: 0.7,
-        FaultKind.SNAPSHOT_STUCK: 0.4,
-        FaultKind.POWER_LOSS: 0.5,
-    }
-    kind = rng.choices(list(kinds), list(kinds.values()))[0]
-    at_s = rng.uniform(0.0, lasts_s - 1.0)
-    brief_s = rng.uniform(0.2, 3.0)
-    # Shorter and longer than a lease.
-    long_s = rng.choice((rng.uniform(0.5, LEASE_S), rng.uniform(LEASE_S + 1, LEASE_S + 8)))
-    anything = [*servers, *servers, *workers, REDIS, *([POSTGRES] if postgres else [])]
-    part, link, span_s, shift_s = "", "", 0.0, 0.0
-    if kind is FaultKind.KILL:
-        part, span_s = rng.choice(anything), brief_s
-    elif kind is FaultKind.STOP:
-        part, span_s = rng.choice([p for p in anything if p != POSTGRES]), long_s
-    elif kind is FaultKind.MOVER_STOP:
-        span_s = long_s
-    elif kind is FaultKind.CUT:
-        part, link, span_s = rng.choice(workers), rng.choice(list(Link)).value, long_s
-    elif kind is FaultKind.CLOCK:
-        part, span_s = rng.choice([*servers, *workers]), long_s
-        # Some more than messages may be old.
-        far_s = rng.choice((rng.uniform(5, 60), rng.uniform(5, 60), rng.uniform(60, 900)))
-        shift_s = rng.choice((0.0, far_s, -far_s))
-    elif kind in (FaultKind.REDIS_LOST, FaultKind.DISK_FULL):
-        span_s = brief_s
-    elif kind is FaultKind.SLOW_VCENTER:
-        link, span_s = rng.choice(CALLS), brief_s
-    elif kind is FaultKind.REFUSED_CALL:
-        link = rng.choice(CALLS)
-    elif kind is FaultKind.POWER_LOSS:
-        part = rng.choice(VMS)
-    return Fault(at_s=at_s, kind=kind, part=part, link=link, lasts_s=span_s, shift_s=shift_s)

@@ -121,6 +121,7 @@ class Round:
             found += self._backup_of_all(workload, "after the faults")
             self._settle(judge)
         with self._timed("verdict"):
+            watcher.settle()
             found += judge.verdict(workload.restores)
             found += judge.checks(workload.checks)
             found += self._check(workload, "main")

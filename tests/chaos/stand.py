@@ -10,20 +10,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from vmhaul_lab.images import DiskPlan
-from vmhaul_lab.plan import SitePlan, VmPlan
-from vmhaul_lab.proxies import ProxyPlan
 from vmhaul_lab.site import LabSite
 
 from tests.chaos import network
 from tests.chaos.api import Api, AwayError
-from tests.chaos.network import ADDRESSES, Cables
+from tests.chaos.network import ADDRESSES, Cables, server_address
+from tests.chaos.objects import Objects
 from tests.chaos.parts import FalseClock, Keeper, Part, Postgres, Redis, server_command, worker_command
-from tests.chaos.plan import LEASE_S, VMS, Link, RoundPlan
+from tests.chaos.plan import LEASE_S, LUN_STORAGE, SNAPSHOT_STORAGE, VMS, Link, RoundPlan
+from tests.chaos.storage import DATASTORE, DIRECT_MODE, StorageSystem, site_plan
 
-MIB: Final = 1 << 20
 PASSWORD: Final = "correct horse battery"
-DISK_BYTES: Final = (6 * MIB, 9 * MIB)
 START_S: Final = 90.0
 SERVER_SETTINGS: Final = {
     "flower": False,
@@ -79,15 +76,11 @@ class Stand:
         self.cables: dict[str, Cables] = {}
         self._template = template
         self._keeper: Keeper | None = None
-        proxies = (ProxyPlan(name="proxyvm"),) if plan.hotadd else ()
-        disks = tuple(
-            DiskPlan(label=f"disk{n}", capacity_bytes=size, layout="raw", thin=n == 0)
-            for n, size in enumerate(DISK_BYTES)
-        )
-        site_plan = SitePlan(vms=tuple(VmPlan(name=name, disks=disks) for name in VMS), proxies=proxies)
         self.site = LabSite(
-            directory / "site", site_plan, seed=plan.number, listen=f"{ADDRESSES[Link.SITE]}:0"
+            directory / "site", site_plan(plan), seed=plan.number, listen=f"{ADDRESSES[Link.SITE]}:0"
         )
+        self.storage = StorageSystem(plan, self.site, directory)
+        self.objects = Objects(directory) if plan.objects else None
 
     # -- life
 
@@ -98,11 +91,16 @@ class Stand:
         mount = ["mount", "-t", "tmpfs", "-o", "size=400m", "tmpfs", str(self.repositories)]
         subprocess.run(mount, check=True)
         self.site.start()
+        self.storage.start()
+        if self.objects is not None:
+            self._add(self.objects.start())
         redis = Redis(self.directory / "redis", ADDRESSES[Link.BROKER])
         self._add(redis)
         database = ""
         if self.plan.postgres:
-            postgres = Postgres(self.directory / "postgres", self._template / "postgres")
+            postgres = Postgres(
+                self.directory / "postgres", self._template / "postgres", ADDRESSES[Link.DATABASE]
+            )
             self._add(postgres)
             database = postgres.url
         for part in list(self.parts.values()):
@@ -153,9 +151,14 @@ class Stand:
             shutil.copytree(first / "tls", data / "tls")
         elif not database:
             shutil.copyfile(self._template / "jobs.db", data / "vmhaul.db")
+        inside: list[str] = []
+        address = ADDRESSES[Link.SERVER]
+        if self.plan.far_servers:
+            self.cables[name] = Cables(10 + number, server=number)
+            inside, address = self.cables[name].inside, server_address(number)
         settings = {
-            **SERVER_SETTINGS, "host": ADDRESSES[Link.SERVER], "port": 8470 + number,
-            "proxies_listen": f"{ADDRESSES[Link.SERVER]}:{8480 + number}",
+            **SERVER_SETTINGS, "host": address, "port": 8470 + number,
+            "proxies_listen": f"{address}:{8480 + number}",
             "broker": broker, **({"database": database} if database else {}),
         }  # fmt: skip
         file = data / "run" / "up.json"
@@ -170,34 +173,43 @@ class Stand:
             return True
 
         log = self.directory / f"{name}.log"
-        self._add(Part(name, server_command(data, file), log, answers=healthy))
+        self._add(Part(name, server_command(inside, data, file), log, answers=healthy))
 
     def _start_proxies(self) -> None:
         """On other machines, as far as anybody can tell: they join by token, over the door for proxies."""
+        site = [self.site.nfs_host] if self.site.nfs_host else []
         for number, name in enumerate(self.plan.proxy_names):
             token = self.api().post("/proxies", {"name": name, "slots": 2})["join_token"]
-            self.cables[name] = Cables(number)
-            directory = self.directory / "proxies" / name
-            directory.mkdir(parents=True, mode=0o700)
-            lines = [f"{key} = {value}\n" for key, value in PROXY_SETTINGS.items()]
-            (directory / "proxy.toml").write_text("".join(lines))
-            if self.plan.hotadd and not number:
-                self.site.proxy("proxyvm").write_settings(directory)
-            command = worker_command(self.cables[name].inside, directory)
-            subprocess.run(
-                [*command, "--join", "token"],
-                input=token,
-                text=True,
-                check=True,
-                capture_output=True,
-                timeout=60,
-            )
-            part = Part(name, command, self.directory / f"{name}.log")
-            self._add(part)
-            part.start()
+            self.cables[name] = Cables(number, site=site)
+            self.join(name, token)
+            command = worker_command(self.cables[name].inside, self._proxy_dir(name))
+            self._add(Part(name, command, self.directory / f"{name}.log"))
+            self.parts[name].start()
         # Not started here: the servers are not run by `vmhaul up`.
         self.api().call("DELETE", "/proxies/default")
         wait_for("all proxies are online", lambda: self.online() == len(self.plan.proxy_names), START_S)
+
+    def _proxy_dir(self, name: str) -> Path:
+        return self.directory / "proxies" / name
+
+    def join(self, name: str, token: str, *, anew: bool = False) -> None:
+        """Enrol a proxy whose worker does not run. `anew`: on a machine that knows nothing of an earlier life.
+        CalledProcessError when no server takes it.
+        """
+        directory = self._proxy_dir(name)
+        if anew:
+            shutil.rmtree(directory)
+        if not directory.exists():
+            directory.mkdir(parents=True, mode=0o700)
+            lines = [f"{key} = {value}\n" for key, value in PROXY_SETTINGS.items()]
+            (directory / "proxy.toml").write_text("".join(lines))
+            vms = dict(zip(self.plan.proxy_names, self.plan.proxy_vms, strict=False))
+            if name in vms:
+                self.site.proxy(vms[name]).write_settings(directory)
+        subprocess.run(
+            [*worker_command(self.cables[name].inside, directory), "--join", "token"],
+            input=token, text=True, check=True, capture_output=True, timeout=60,
+        )  # fmt: skip
 
     def online(self) -> int:
         """How many proxies the server hears of."""
@@ -212,11 +224,14 @@ class Stand:
         if self._keeper is not None:
             self._keeper.stop()
         stuck = []
-        order = [*self.plan.proxy_names, *self.plan.server_names, "redis", "postgres"]
+        order = [*self.plan.proxy_names, *self.plan.server_names, "redis", "postgres", "objects"]
         for name in order:
             part = self.parts.get(name)
             if part is not None and not part.end():
                 stuck.append(f"{name} did not end when it was asked to")
+        self.storage.stop()
+        if self.objects is not None:
+            self.objects.stop()
         self.site.stop()
         subprocess.run(["umount", "-l", str(self.repositories)], check=False, capture_output=True)
         return stuck
@@ -227,9 +242,20 @@ class Stand:
         names = self.plan.server_names
         return Api(self.data_dir(names[number % len(names)]))
 
-    def proxy_devices(self) -> int:
-        """Block devices that the proxy's VM has; one is its own."""
-        return len(self.site.proxy("proxyvm").devices())
+    def repository(self, name: str) -> tuple[str, dict[str, str]]:
+        """Where it is, and what opens the storage."""
+        if self.objects is not None and name == "main":
+            return self.objects.location, self.objects.secrets
+        return str(self.repositories / name), {}
+
+    def attached(self) -> list[str]:
+        """Block devices that proxies' VMs have beside their own disk and the datastore's LUN."""
+        luns = [] if self.plan.storage not in LUN_STORAGE else self.site.luns(DATASTORE).naas
+        return [
+            f"{name} has {device}"
+            for name in self.plan.proxy_vms
+            for device in [d for d in self.site.proxy(name).devices() if d["wwid"] not in luns][1:]
+        ]
 
     def set_up(self) -> None:
         """vCenter, repositories, jobs."""
@@ -247,11 +273,11 @@ class Stand:
         )
         if self.plan.hotadd:
             self._confirm_vm(self.plan.proxy_names[0])
+        self._set_up_storage()
         for name in ("main", "second"):
-            api.post(
-                "/repositories",
-                {"name": name, "location": str(self.repositories / name), "password": PASSWORD},
-            )
+            location, secrets = self.repository(name)
+            body = {"location": location, **({"storage_secrets": secrets} if secrets else {})}
+            api.post("/repositories", {"name": name, "password": PASSWORD, **body})
         for vm in VMS:
             api.post(
                 "/jobs",
@@ -262,6 +288,7 @@ class Stand:
                     "selection": {"include": [{"type": "vm", "name": vm}]},
                     "retries": {"count": 1, "wait_s": 1},
                     "retention": {"keep": 3},
+                    "storage_snapshots": self.plan.storage in SNAPSHOT_STORAGE,
                 },
             )
         if self.plan.copies:
@@ -276,6 +303,27 @@ class Stand:
                     "retries": {"count": 0, "wait_s": 1},
                     "retention": {"keep": 3},
                 },
+            )
+
+    def _set_up_storage(self) -> None:
+        """The storage system is registered, and proxies know which datastores they reach."""
+        registration = self.storage.registration()
+        if registration is not None:
+            self.api().post("/storage-systems", registration)
+        mode = DIRECT_MODE.get(self.plan.storage)
+        if mode is None:
+            return
+        proxies = self.plan.proxy_names[: len(self.plan.proxy_vms) or None]
+        for name in proxies:
+            self.api().post(f"/proxies/{name}/rescan")
+
+        def reached(name: str) -> bool:
+            found = self.api().get(f"/proxies/{name}")["discovery"]["datastores"]
+            return any(one["mode"] == mode and one["readable"] for one in found)
+
+        for name in proxies:
+            wait_for(
+                f"{name} reads {DATASTORE} by {mode}", lambda name=name: reached(name), START_S, 0.3
             )
 
     def _confirm_vm(self, proxy: str) -> None:

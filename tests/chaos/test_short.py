@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from tests.chaos.plan import FaultKind, draw
+from tests.chaos.draw import draw
+from tests.chaos.plan import FaultKind
 
 SEED = 1
 ROUNDS = (34, 72)

@@ -12,7 +12,7 @@ from typing import Any, Final
 from vmhaul_lab.errors import LabError
 
 from tests.chaos.api import AwayError, RefusedError
-from tests.chaos.plan import VMS
+from tests.chaos.plan import LUN_STORAGE, VMS
 from tests.chaos.stand import Stand
 
 _CONFLICT: Final = 409
@@ -132,7 +132,14 @@ class Workload:
         rng = self._rng(vm)
         self._over.wait(rng.uniform(0, 1.5))
         while not self._over.is_set():
-            session = self.run_job(f"nightly-{vm}", full=rng.random() < 0.2)
+            try:
+                session = self.run_job(f"nightly-{vm}", full=rng.random() < 0.2)
+            except RefusedError as error:
+                # Its window is closed.
+                if "opens_at" not in error.details:
+                    raise
+                self._over.wait(_LOOK_S)
+                continue
             self._say(f"backup of {vm}: session {session[:8]}")
             self._over.wait(rng.uniform(0, 1.0))
             self.write(vm, rng)
@@ -172,7 +179,7 @@ class Workload:
             try:
                 # One request: its repetition would be another restore.
                 session = self._stand.api().post(
-                    "/restores/vm", {"restore_point": point["id"], "name": name}
+                    "/restores/vm", {"restore_point": point["id"], "name": name, **self._by()}
                 )
             except (AwayError, RefusedError) as error:
                 self._say(f"restore of {name} was not begun: {error}")
@@ -182,6 +189,12 @@ class Workload:
                 Restore(name=name, vm=point["vm"], point=point["id"], session=session["id"])
             )
             self._until_over(session["id"])
+
+    def _by(self) -> dict[str, Any]:
+        """The modes of a restore. Where vCenter changes something the lab shows a LUN anew, which is no moment to write
+        to it, and here vCenter changes something all the time.
+        """
+        return {"modes": ["nbdssl"]} if self._stand.plan.storage in LUN_STORAGE else {}
 
     def _cancels(self) -> None:
         rng = self._rng("cancels")

@@ -50,21 +50,22 @@ class Sshd:
     fingerprint: str
     private_key: str
     log: Path
+    host: str = "127.0.0.1"
 
     @property
     def address(self) -> str:
-        return f"127.0.0.1:{self.port}"
+        return f"{self.host}:{self.port}"
 
 
-def _free_port() -> int:
+def _free_port(host: str) -> int:
     with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
+        one.bind((host, 0))
         return int(one.getsockname()[1])
 
 
 @contextlib.contextmanager
-def running_sshd(tmp_path: Path) -> Iterator[Sshd]:
-    """Lets in whoever has the key, as the user that runs the test."""
+def running_sshd(tmp_path: Path, *, listen: str = "127.0.0.1", more: str = "") -> Iterator[Sshd]:
+    """Lets in whoever has the key, as the user that runs the test. `more`: lines of its configuration."""
     directory = tmp_path / "sshd"
     directory.mkdir(mode=0o700)
     Path("/run/sshd").mkdir(exist_ok=True)
@@ -73,12 +74,12 @@ def running_sshd(tmp_path: Path) -> Iterator[Sshd]:
     (directory / "host_key").write_bytes(host_key.export_private_key())
     (directory / "host_key").chmod(0o600)
     (directory / "authorized_keys").write_bytes(user_key.export_public_key())
-    port = _free_port()
+    port = _free_port(listen)
     log = directory / "log"
     config = directory / "sshd_config"
     config.write_text(
         f"""Port {port}
-ListenAddress 127.0.0.1
+ListenAddress {listen}
 HostKey {directory}/host_key
 AuthorizedKeysFile {directory}/authorized_keys
 PidFile none
@@ -88,7 +89,7 @@ PermitRootLogin prohibit-password
 PasswordAuthentication no
 KbdInteractiveAuthentication no
 MaxStartups 100
-"""
+{more}"""
     )
     program = shutil.which("sshd") or "/usr/sbin/sshd"
     with log.open("wb") as output:
@@ -109,6 +110,7 @@ MaxStartups 100
             fingerprint=host_key.get_fingerprint("sha256"),
             private_key=user_key.export_private_key().decode(),
             log=log,
+            host=listen,
         )
     finally:
         process.terminate()

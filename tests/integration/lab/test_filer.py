@@ -60,8 +60,24 @@ def test_the_commands_of_btrfs_make_and_remove_them(tmp_path: Path) -> None:
         assert btrfs("subvolume", "show", one) == 0
         assert btrfs("subvolume", "delete", one) == 0
         assert btrfs("subvolume", "delete", one) == 1
+        assert btrfs("--version") == 0
         assert btrfs("balance", "start", folder) == 1
         assert snapshots.names() == []
+
+
+def test_a_snapshot_that_fails_half_way_leaves_nothing(tmp_path: Path) -> None:
+    with SharedBlocks(directory=tmp_path / "storage", size_bytes=1 << 30) as storage:
+        folder = storage.directory / "export"
+        folder.mkdir(parents=True)
+        (folder / "disk").write_bytes(b"x" * 100_000)
+        (folder / "gone").symlink_to(folder / "was-renamed-meanwhile")
+        snapshots = filer.Filer(folder=folder)
+        with pytest.raises(LabError, match="could not be copied"):
+            snapshots.create("one")
+        assert snapshots.names() == []
+        (folder / "gone").unlink()
+        snapshots.create("one")
+        assert snapshots.names() == ["one"]
 
 
 def test_without_shared_blocks_nothing_is_copied_in_silence(tmp_path: Path) -> None:
