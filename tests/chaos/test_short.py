@@ -8,10 +8,10 @@ import sys
 import pytest
 
 from tests.chaos.draw import draw
-from tests.chaos.plan import FaultKind
+from tests.chaos.plan import SNAPSHOT_STORAGE, FaultKind
 
 SEED = 1
-ROUNDS = (34, 72)
+ROUNDS = (250, 407)
 
 
 @pytest.mark.lab
@@ -37,4 +37,6 @@ def test_they_are_worth_their_time() -> None:
     assert {plan.postgres for plan in plans} == {True, False}
     assert any(plan.servers == 2 for plan in plans)
     assert any(plan.hotadd and plan.restores for plan in plans)
-    assert {FaultKind.KILL, FaultKind.CUT} < {fault.kind for plan in plans for fault in plan.faults}
+    assert any(plan.storage in SNAPSHOT_STORAGE for plan in plans)
+    kinds = {fault.kind for plan in plans for fault in plan.faults}
+    assert {FaultKind.KILL, FaultKind.CUT, FaultKind.WINDOW_CLOSED, FaultKind.PROXY_REMOVED} < kinds
