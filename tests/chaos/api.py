@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-_TIMEOUT_S = 20
+TIMEOUT_S = 20.0
 
 
 class AwayError(Exception):
@@ -29,7 +29,8 @@ class RefusedError(Exception):
 class Api:
     """One server's. Where it listens is read anew for every call."""
 
-    def __init__(self, data_dir: Path) -> None:
+    def __init__(self, data_dir: Path, timeout_s: float = TIMEOUT_S) -> None:
+        self._timeout_s = timeout_s
         self._file = data_dir / "run" / "server.json"
 
     def call(self, method: str, path: str, body: Any = None) -> Any:
@@ -43,7 +44,7 @@ class Api:
             )
             request.add_header("Authorization", f"Bearer {server['token']}")
             request.add_header("Content-Type", "application/json")
-            with _OPENER.open(request, timeout=_TIMEOUT_S) as answer:
+            with _OPENER.open(request, timeout=self._timeout_s) as answer:
                 text = answer.read()
             return json.loads(text) if text else None
         except urllib.error.HTTPError as error:

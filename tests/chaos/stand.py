@@ -13,7 +13,7 @@ from typing import Any, Final
 from vmhaul_lab.site import LabSite
 
 from tests.chaos import network
-from tests.chaos.api import Api, AwayError
+from tests.chaos.api import TIMEOUT_S, Api, AwayError
 from tests.chaos.network import ADDRESSES, Cables, server_address
 from tests.chaos.objects import Objects
 from tests.chaos.parts import FalseClock, Keeper, Part, Postgres, Redis, server_command, worker_command
@@ -21,7 +21,8 @@ from tests.chaos.plan import LEASE_S, LUN_STORAGE, SNAPSHOT_STORAGE, VMS, Link, 
 from tests.chaos.storage import DATASTORE, DIRECT_MODE, StorageSystem, site_plan
 
 PASSWORD: Final = "correct horse battery"
-START_S: Final = 90.0
+START_S: Final = 240.0
+"""For steps before the faults: other rounds, and whatever else this machine does, may slow them."""
 SERVER_SETTINGS: Final = {
     "flower": False,
     "default_proxy_slots": 3,
@@ -179,14 +180,14 @@ class Stand:
         """On other machines, as far as anybody can tell: they join by token, over the door for proxies."""
         site = [self.site.nfs_host] if self.site.nfs_host else []
         for number, name in enumerate(self.plan.proxy_names):
-            token = self.api().post("/proxies", {"name": name, "slots": 2})["join_token"]
+            token = self._patient().post("/proxies", {"name": name, "slots": 2})["join_token"]
             self.cables[name] = Cables(number, site=site)
             self.join(name, token)
             command = worker_command(self.cables[name].inside, self._proxy_dir(name))
             self._add(Part(name, command, self.directory / f"{name}.log"))
             self.parts[name].start()
         # Not started here: the servers are not run by `vmhaul up`.
-        self.api().call("DELETE", "/proxies/default")
+        self._patient().call("DELETE", "/proxies/default")
         wait_for("all proxies are online", lambda: self.online() == len(self.plan.proxy_names), START_S)
 
     def _proxy_dir(self, name: str) -> Path:
@@ -208,7 +209,7 @@ class Stand:
                 self.site.proxy(vms[name]).write_settings(directory)
         subprocess.run(
             [*worker_command(self.cables[name].inside, directory), "--join", "token"],
-            input=token, text=True, check=True, capture_output=True, timeout=60,
+            input=token, text=True, check=True, capture_output=True, timeout=START_S,
         )  # fmt: skip
 
     def online(self) -> int:
@@ -238,9 +239,12 @@ class Stand:
 
     # -- asking
 
-    def api(self, number: int = 0) -> Api:
+    def api(self, number: int = 0, timeout_s: float = TIMEOUT_S) -> Api:
         names = self.plan.server_names
-        return Api(self.data_dir(names[number % len(names)]))
+        return Api(self.data_dir(names[number % len(names)]), timeout_s)
+
+    def _patient(self) -> Api:
+        return self.api(timeout_s=START_S)
 
     def repository(self, name: str) -> tuple[str, dict[str, str]]:
         """Where it is, and what opens the storage."""
@@ -259,7 +263,7 @@ class Stand:
 
     def set_up(self) -> None:
         """vCenter, repositories, jobs."""
-        api, site = self.api(), self.site
+        api, site = self._patient(), self.site
         api.post(
             "/vcenters",
             {
@@ -309,13 +313,13 @@ class Stand:
         """The storage system is registered, and proxies know which datastores they reach."""
         registration = self.storage.registration()
         if registration is not None:
-            self.api().post("/storage-systems", registration)
+            self._patient().post("/storage-systems", registration)
         mode = DIRECT_MODE.get(self.plan.storage)
         if mode is None:
             return
         proxies = self.plan.proxy_names[: len(self.plan.proxy_vms) or None]
         for name in proxies:
-            self.api().post(f"/proxies/{name}/rescan")
+            self._patient().post(f"/proxies/{name}/rescan")
 
         def reached(name: str) -> bool:
             found = self.api().get(f"/proxies/{name}")["discovery"]["datastores"]
@@ -334,4 +338,4 @@ class Stand:
             return discovery if discovery["vms"] else None
 
         seen = wait_for(f"{proxy} knows its VM", found, START_S)
-        self.api().post(f"/proxies/{proxy}/confirm-vm", {"vm_uuid": seen["vm_uuid"]})
+        self._patient().post(f"/proxies/{proxy}/confirm-vm", {"vm_uuid": seen["vm_uuid"]})
