@@ -402,6 +402,7 @@ class Session(Answer):
 
 class SessionWithVms(Session):
     vms: list[SessionVm]
+    vms_next: str | None
 
 
 class Event(Answer):

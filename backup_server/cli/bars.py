@@ -111,7 +111,5 @@ def _eta(progress: dict[str, Any]) -> str:
 
 
 def _what_vms_do(session: dict[str, Any]) -> str:
-    states: dict[str, int] = {}
-    for vm in session.get("vms") or ():
-        states[vm["state"]] = states.get(vm["state"], 0) + 1
-    return ", ".join(f"{count} {state}" for state, count in states.items())
+    counts = session.get("counts") or {}
+    return ", ".join(f"{counts[name]} {name}" for name in ("waiting", "active") if counts.get(name))

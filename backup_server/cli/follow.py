@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from backup_server import formats
 from backup_server.cli import exits, output, summary
+from backup_server.cli.client import part
 from backup_server.cli.exits import CliError, Exit
 
 if TYPE_CHECKING:
@@ -19,7 +20,13 @@ if TYPE_CHECKING:
     from backup_server.cli.door import Door
 
 POLL_S: Final = 0.5
+ANSWERING_SHARE: Final = 5.0
+"""A server that adds up very many disks is left alone for so many times what that took."""
 LINE_EVERY_S: Final = 5.0
+PAGE_VMS: Final = 500
+SHOWN_VMS: Final = 100
+"""Of the closing table; `--json` has all."""
+MIN_BARS: Final = 10
 SAME_LINE_EVERY_S: Final = 60.0
 """A progress line that says what the last one said: often enough to see that somebody still watches."""
 PATIENCE_S: Final = 60.0
@@ -34,18 +41,21 @@ class Watch:
     session_id: str
     wait: Callable[[float], None] = time.sleep
     clock: Callable[[], float] = time.monotonic
+    vms: int = 0
+    """How many of the VMs that are worked on are asked for with each look."""
     last_event: int = 0
     _away_since: float | None = field(default=None)
+    _pause_s: float = field(default=POLL_S)
 
     def states(self) -> Iterator[dict[str, Any]]:
-        """The session as it is, again and again, the finished one last."""
+        """The session as it is, again and again, the finished one last, without VMs that are done."""
         while True:
             session = self._ask()
             if session is not None:
                 yield session
                 if session["state"] == "finished":
                     return
-            self.wait(POLL_S)
+            self.wait(self._pause_s)
 
     def new_events(self) -> list[dict[str, Any]]:
         try:
@@ -64,7 +74,11 @@ class Watch:
 
     def _ask(self) -> dict[str, Any] | None:
         try:
-            session: dict[str, Any] = self.api.get(f"/sessions/{self.session_id}")
+            began = self.clock()
+            session: dict[str, Any] = self.api.get(
+                f"/sessions/{self.session_id}", only="active", limit=self.vms
+            )
+            self._pause_s = max(POLL_S, ANSWERING_SHARE * (self.clock() - began))
         except CliError as error:
             if error.code is not Exit.UNREACHABLE or self._gave_up():
                 raise
@@ -83,14 +97,15 @@ def follow(door: Door, session: dict[str, Any]) -> None:
     """Show the session until it ends, then its summary; leaves the command with its exit code."""
     import typer
 
-    watch = Watch(api=door.api, session_id=str(session["id"]))
+    bars = not door.json and output.console().is_terminal
+    watch = Watch(api=door.api, session_id=str(session["id"]), vms=_bars_that_fit() if bars else 0)
     try:
         if door.json:
-            final = _silently(watch)
-        elif output.console().is_terminal:
-            final = _with_bars(watch)
+            _silently(watch)
+        elif bars:
+            _with_bars(watch)
         else:
-            final = _with_lines(watch)
+            _with_lines(watch)
     except KeyboardInterrupt:
         short = str(session["id"])[:8]
         output.note(
@@ -98,7 +113,30 @@ def follow(door: Door, session: dict[str, Any]) -> None:
             f"cancel it with `{door.hint(f'session cancel {short}')}`."
         )
         raise typer.Exit(Exit.INTERRUPTED.value) from None
-    finish(door, final)
+    finish(door, whole_session(door.api, watch.session_id, limit=None if door.json else SHOWN_VMS))
+
+
+def _bars_that_fit() -> int:
+    return max(MIN_BARS, output.console().height - 4)
+
+
+def whole_session(
+    api: ApiClient, ref: str, *, limit: int | None = None, only: str | None = None
+) -> dict[str, Any]:
+    """A session with its VMs over all pages, at most `limit`; `vms_next` is set where there are more."""
+    session: dict[str, Any] = {}
+    vms: list[dict[str, Any]] = []
+    while True:
+        count = PAGE_VMS if limit is None else min(PAGE_VMS, limit - len(vms))
+        session = api.get(
+            f"/sessions/{part(session.get('id', ref))}",
+            limit=count,
+            only=only,
+            cursor=session.get("vms_next"),
+        )
+        vms += session.get("vms") or ()
+        if not session.get("vms_next") or (limit is not None and len(vms) >= limit):
+            return {**session, "vms": vms}
 
 
 def finish(door: Door, session: dict[str, Any]) -> None:
@@ -114,18 +152,14 @@ def finish(door: Door, session: dict[str, Any]) -> None:
         raise typer.Exit(code.value)
 
 
-def _silently(watch: Watch) -> dict[str, Any]:
-    session: dict[str, Any] = {}
-    for state in watch.states():
-        session = state
-    return session
+def _silently(watch: Watch) -> None:
+    for _ in watch.states():
+        pass
 
 
-def _with_lines(watch: Watch) -> dict[str, Any]:
-    session: dict[str, Any] = {}
+def _with_lines(watch: Watch) -> None:
     said_at, said = watch.clock(), ""
     for state in watch.states():
-        session = state
         for event in watch.new_events():
             output.say(event_line(event))
         now = watch.clock()
@@ -134,7 +168,6 @@ def _with_lines(watch: Watch) -> dict[str, Any]:
             if line != said or now - said_at >= SAME_LINE_EVERY_S:
                 said_at, said = now, line
                 output.say(line)
-    return session
 
 
 def event_line(event: dict[str, Any]) -> str:
@@ -161,15 +194,12 @@ def progress_line(session: dict[str, Any]) -> str:
     return "progress: " + ", ".join(words)
 
 
-def _with_bars(watch: Watch) -> dict[str, Any]:
+def _with_bars(watch: Watch) -> None:
     from backup_server.cli.bars import Bars
 
-    session: dict[str, Any] = {}
     with Bars() as bars:
         for state in watch.states():
-            session = state
             for event in watch.new_events():
                 if event["level"] != "info":
                     bars.say(event_line(event), level=event["level"])
             bars.show(state)
-    return session

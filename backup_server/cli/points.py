@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from typing import TYPE_CHECKING, Any, Final
@@ -26,10 +26,6 @@ class ById:
     """A whole id or the beginning of one (four characters or more)."""
 
     start: str
-
-    @property
-    def whole(self) -> bool:
-        return _ID.fullmatch(self.start) is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,17 +104,6 @@ def choose_point(
     )
 
 
-def choose_id(kind: str, start: str, ids: Iterable[str]) -> str:
-    """The one id that begins with `start`."""
-    matching = [known for known in ids if known.startswith(start)]
-    if len(matching) == 1:
-        return matching[0]
-    if not matching:
-        raise CliError(f"no {kind} has an id that begins with '{start}'")
-    shown = ", ".join(matching[:MAX_SHOWN])
-    raise CliError(f"{len(matching)} {kind}s have an id that begins with '{start}': {shown}")
-
-
 def local_day(text: str) -> date:
     """Day of the local calendar on which an RFC 3339 time falls."""
     return datetime.fromisoformat(text).astimezone().date()
@@ -128,22 +113,18 @@ def find_point(api: ApiClient, text: str) -> dict[str, Any]:
     """The restore point that the text refers to, from the server's catalogue."""
     ref = parse_point(text)
     if isinstance(ref, ById):
-        if ref.whole:
-            return dict(api.get(f"/restore-points/{ref.start}"))
-        points = {point["id"]: point for point in api.items("/restore-points")}
-        return points[choose_id("restore point", ref.start, points)]
+        return dict(api.get(f"/restore-points/{ref.start}"))
     return choose_point(ref, list(api.items("/restore-points", vm=ref.vm)), local_day)
 
 
-def find_session_id(api: ApiClient, text: str) -> str:
-    """The id that a session reference means: an id, the beginning of one, or `latest`."""
-    if text == "latest":
-        newest = next(api.items("/sessions", limit=1), None)
-        if newest is None:
-            raise CliError("there are no sessions yet: start one with `vmhaul job run JOB`")
-        return str(newest["id"])
-    if _ID.fullmatch(text.lower()):
-        return text.lower()
-    if not _ID_START.fullmatch(text.lower()):
+def session_ref(text: str) -> str:
+    """A session reference as the server takes it: an id, the beginning of one, or `latest`."""
+    if text != "latest" and not _ID_START.fullmatch(text.lower()):
         raise CliError(f"'{text}' is not a session: give its id, the beginning of its id, or 'latest'")
-    return choose_id("session", text.lower(), (str(item["id"]) for item in api.items("/sessions")))
+    return text.lower()
+
+
+def find_session_id(api: ApiClient, text: str) -> str:
+    """The id that a session reference means now."""
+    ref = session_ref(text)
+    return ref if _ID.fullmatch(ref) else str(api.get(f"/sessions/{ref}", limit=0)["id"])

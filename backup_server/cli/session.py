@@ -11,8 +11,8 @@ from backup_server.cli import output, summary
 from backup_server.cli.client import part
 from backup_server.cli.door import Door, noun, with_door
 from backup_server.cli.exits import CliError
-from backup_server.cli.follow import event_line, follow, progress_line
-from backup_server.cli.points import find_session_id
+from backup_server.cli.follow import SHOWN_VMS, event_line, follow, progress_line, whole_session
+from backup_server.cli.points import find_session_id, session_ref
 
 app = noun("Sessions: runs of jobs, restores, checks.")
 
@@ -65,9 +65,24 @@ def _row(session: dict[str, Any]) -> tuple[object, ...]:
 
 @app.command("show")
 @with_door
-def show(door: Door, session: SessionArgument) -> None:
+def show(
+    door: Door,
+    session: SessionArgument,
+    only: Annotated[
+        str | None,
+        typer.Option(
+            "--only",
+            help="VMs that are waiting or active, or that ended success, warning, failed, cancelled.",
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option("--limit", min=0, help=f"How many VMs; {SHOWN_VMS}, all with --json."),
+    ] = None,
+) -> None:
     """Show one session with its VMs and disks."""
-    found = door.api.get(f"/sessions/{part(find_session_id(door.api, session))}")
+    wanted = limit if limit is not None or door.json else SHOWN_VMS
+    found = whole_session(door.api, session_ref(session), limit=wanted, only=only)
     if door.json:
         output.print_json(found)
         return
@@ -96,7 +111,7 @@ def follow_(door: Door, session: SessionArgument) -> None:
 @with_door
 def cancel(door: Door, session: SessionArgument) -> None:
     """Cancel a session: running disks stop, snapshots are removed."""
-    found = door.api.post(f"/sessions/{part(find_session_id(door.api, session))}/cancel")
+    found = door.api.post(f"/sessions/{part(session_ref(session))}/cancel")
     if door.json:
         output.print_json(found)
     else:
@@ -137,7 +152,7 @@ def retry(
     ] = False,
 ) -> None:
     """Run the VMs again that failed in a backup session."""
-    found = door.api.get(f"/sessions/{part(find_session_id(door.api, session))}")
+    found = door.api.get(f"/sessions/{part(session_ref(session))}", limit=0)
     if found["kind"] != "backup" or not found.get("job"):
         raise CliError(f"session {found['id']} is no backup of a job: only those can be retried")
     newest = next(door.api.items("/sessions", job=found["job"], kind="backup", limit=1))

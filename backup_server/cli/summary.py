@@ -40,6 +40,7 @@ FIGURES: Final = ("capacity", "read", "transferred", "written", "ratio", "rate")
 class Totals:
     """Sums over the disks of a session."""
 
+    vms: int
     disks: int
     read_bytes: int
     stored_bytes: int
@@ -54,8 +55,9 @@ def disk_tasks(session: dict[str, Any]) -> Iterator[tuple[dict[str, Any], dict[s
 
 def disks_done(session: dict[str, Any]) -> str:
     """As in "3 of 5 disks"; empty while no disk is known."""
-    states = [task["state"] for _, task in disk_tasks(session)]
-    return f"{states.count('done')} of {formats.plural(len(states), 'disk')}" if states else ""
+    counts = session.get("counts") or {}
+    tasks = counts.get("tasks", 0)
+    return f"{counts.get('tasks_done', 0)} of {formats.plural(tasks, 'disk')}" if tasks else ""
 
 
 def disk_row(vm: dict[str, Any], task: dict[str, Any]) -> tuple[object, ...]:
@@ -101,8 +103,19 @@ def _figures(task: dict[str, Any], of: str) -> tuple[int | None, int | None, flo
 
 
 def totals(session: dict[str, Any]) -> Totals:
+    """Of the disks that are shown, or of all where more are there than are shown."""
+    counts = session.get("counts") or {}
+    if counts.get("vms", 0) > len(session.get("vms") or ()):
+        progress = session["progress"]
+        return Totals(
+            vms=counts["vms"],
+            disks=counts["tasks"],
+            read_bytes=progress["read_bytes"],
+            stored_bytes=progress["stored_bytes"],
+        )
     stats = [task.get("stats") or {} for _, task in disk_tasks(session)]
     return Totals(
+        vms=len(session.get("vms") or ()),
         disks=len(stats),
         read_bytes=sum(item.get("read_bytes") or 0 for item in stats),
         stored_bytes=sum(item.get("stored_bytes") or 0 for item in stats),
@@ -126,8 +139,7 @@ def sentence(session: dict[str, Any]) -> str:
     ]
     sums = totals(session)
     if sums.disks:
-        vms = formats.plural(len(session["vms"]), "VM")
-        words.append(f"{vms} with {formats.plural(sums.disks, 'disk')}")
+        words.append(f"{formats.plural(sums.vms, 'VM')} with {formats.plural(sums.disks, 'disk')}")
         words.append(f"{formats.size(sums.read_bytes)} read")
         verb = "written" if session["kind"] == RESTORE else "transferred"
         words.append(f"{formats.size(sums.stored_bytes)} {verb}")
@@ -198,6 +210,21 @@ def report_lines(session: dict[str, Any]) -> Iterator[str]:
             yield f"{mark}: {text}"
 
 
+def not_shown(session: dict[str, Any]) -> Iterator[str]:
+    """That there are more VMs than the table has, and how to see them."""
+    shown, counts = len(session.get("vms") or ()), session.get("counts") or {}
+    if session.get("vms_next") or shown < counts.get("vms", 0):
+        groups = [
+            f"{counts[name]} {name}"
+            for name in ("waiting", "active", "success", "warning", "failed", "cancelled")
+            if counts.get(name)
+        ]
+        yield (
+            f"{shown} of {formats.plural(counts.get('vms', shown), 'VM')} shown ({', '.join(groups)}): "
+            "`vmhaul session show` takes --only and --limit"
+        )
+
+
 def print_summary(session: dict[str, Any]) -> None:
     """The closing table, the remarks and the sentence."""
     restored = session["kind"] == RESTORE
@@ -206,6 +233,6 @@ def print_summary(session: dict[str, Any]) -> None:
     if rows:
         output.table(RESTORE_COLUMNS if restored else BACKUP_COLUMNS, rows, right=FIGURES)
     output.facts(report_facts(session))
-    for line in (*report_lines(session), *remarks(session)):
+    for line in (*report_lines(session), *remarks(session), *not_shown(session)):
         output.say(line)
     output.say(sentence(session))

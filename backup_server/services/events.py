@@ -130,14 +130,23 @@ def of_session(
         .order_by(Event.id)
         .limit(limit)
     )
-    return [
-        {
-            "id": row.id,
-            "at": when(row.at),
-            "level": row.level,
-            "name": row.name,
-            "text": row.text,
-            "task_id": row.task_id,
-        }
-        for row in rows
-    ]
+    return [_shape(row) for row in rows]
+
+
+def newest_of_session(db: DbSession, session_id: str, limit: int) -> tuple[list[dict[str, Any]], int]:
+    """The youngest lines, oldest of them first, and how many came before them."""
+    of_it = Event.session_id == session_id
+    rows = db.scalars(sa.select(Event).where(of_it).order_by(Event.id.desc()).limit(limit)).all()
+    count = db.scalar(sa.select(sa.func.count()).select_from(Event).where(of_it)) or 0
+    return [_shape(row) for row in reversed(rows)], max(0, count - len(rows))
+
+
+def _shape(row: Event) -> dict[str, Any]:
+    return {
+        "id": row.id,
+        "at": when(row.at),
+        "level": row.level,
+        "name": row.name,
+        "text": row.text,
+        "task_id": row.task_id,
+    }

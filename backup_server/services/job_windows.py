@@ -35,6 +35,20 @@ def window_of(s: DbSession, session: Session) -> Window | None:
     return s.scalar(sa.select(Job.window).where(Job.id == session.job_id))
 
 
+def windows_of(s: DbSession, sessions: Collection[Session]) -> dict[str, Window]:
+    """The windows that hold for sessions, by the sessions' ids. One statement, however many they are."""
+    job_ids = {one.job_id for one in sessions if one.job_id and not one.options.get(IGNORE_WINDOW)}
+    if not job_ids:
+        return {}
+    found = s.execute(sa.select(Job.id, Job.window).where(Job.id.in_(job_ids)))
+    of_job = {row.id: row.window for row in found if row.window}
+    return {
+        one.id: of_job[one.job_id]
+        for one in sessions
+        if one.job_id in of_job and not one.options.get(IGNORE_WINDOW)
+    }
+
+
 def opens_at(s: DbSession, session: Session, now: datetime) -> datetime | None:
     """When the session's window opens again; None while it is open, or there is none."""
     window = window_of(s, session)

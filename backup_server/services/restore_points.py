@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session as DbSession
@@ -14,9 +14,8 @@ from backup_server.errors import ConflictError, NotFoundError
 from backup_server.services import damage, protection
 from backup_server.services.context import Context
 from backup_server.services.paging import page
+from backup_server.services.references import by_prefix
 from backup_server.services.shapes import by_ref, page_limit, when
-
-MIN_PREFIX_CHARS: Final = 8
 
 
 def list_all(
@@ -67,18 +66,11 @@ def find(s: DbSession, ref: str) -> RestorePointRow:
     `which`: latest, a number counted back from the newest (1), or the beginning of a time in UTC
     (2026-03-01, 2026-03-01T22:15) that takes the newest point that begins so.
     """
-    row = s.get(RestorePointRow, ref)
-    if row is not None and not row.deleting:
-        return row
     if "@" in ref:
         return _by_vm(s, ref)
-    if len(ref) >= MIN_PREFIX_CHARS and "%" not in ref:
-        rows = s.scalars(_good().where(RestorePointRow.id.startswith(ref)).limit(2)).all()
-        if len(rows) == 1:
-            return rows[0]
-    raise NotFoundError(
-        f"there is no restore point {ref!r}; `vmhaul restore-point list` shows them, VM@latest works too"
-    )
+    where = "`vmhaul restore-point list` shows them, VM@latest works too"
+    good = RestorePointRow.deleting.is_(False)
+    return by_prefix(s, RestorePointRow, ref, "restore point", where, good)
 
 
 def _by_vm(s: DbSession, ref: str) -> RestorePointRow:
@@ -185,7 +177,8 @@ def in_use(s: DbSession, repository_id: str) -> dict[str, str]:
             Session.options,
         )
         .join(Session, Session.id == SessionVm.session_id)
-        .where(SessionVm.state != VmState.DONE.value)
+        # Named one by one: the index of states finds them, however many VMs years of sessions left.
+        .where(SessionVm.state.in_([one.value for one in VmState if one is not VmState.DONE]))
     )
     used: dict[str, str] = {}
     for session_id, point_id, details, its_repository_id, options in rows:

@@ -24,7 +24,7 @@ from backup_server.services import (
     windows,
 )
 from backup_server.services.context import Context
-from backup_server.services.session_shapes import session_figures
+from backup_server.services.session_sums import figures_of
 
 _WORST_FIRST = (Result.FAILED, Result.CANCELLED, Result.WARNING, Result.SUCCESS)
 _NAMED_IN_REASON = 3
@@ -47,11 +47,9 @@ def finish(ctx: Context, session_id: str) -> None:
                 .order_by(SessionVm.position)
             )
         )
-        tasks = list(s.scalars(sa.select(Task).where(Task.session_id == session_id)))
+        tasks = _tasks(s, session)
         result, reason = verdict(session, vms, tasks)
-        session.finished_at = now  # for the figures; written with the state below
-        figures = session_figures(session, vms, tasks, now)
-        figures["progress"]["eta_s"] = None
+        figures = figures_of(s, [session], now, ended=True)[session_id]
         report = {**session.report, "figures": figures}
         change_state(
             s,
@@ -91,6 +89,15 @@ def _lock_job(s: DbSession, session_id: str) -> None:
     """
     job_id = sa.select(Session.job_id).where(Session.id == session_id).scalar_subquery()
     s.execute(sa.select(Job.id).where(Job.id == job_id).with_for_update(key_share=True))
+
+
+def _tasks(s: DbSession, session: Session) -> list[Task]:
+    """Those of a session that was stopped: only what is left of it has to be counted."""
+    if not session.stop_reason:
+        return []
+    of_it = sa.select(Task).where(Task.session_id == session.id)
+    only = sa.orm.load_only(Task.session_vm_id, Task.result)
+    return list(s.scalars(of_it.options(only)))
 
 
 def verdict(

@@ -1,41 +1,48 @@
-"""Sessions as the doors show them: figures added up from the tasks."""
+"""Sessions as the doors show them: figures of the whole, and their VMs and disks a page at a time."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session as DbSession
 
-from backup_server.db.states import Result, SessionState, TaskState
+from backup_server.db.states import Result, SessionState, TaskState, VmState
 from backup_server.db.tables import RestorePointRow, Session, SessionVm, Task
-from backup_server.services import job_windows
+from backup_server.services import job_windows, windows
+from backup_server.services.session_sums import (
+    ACTIVE,
+    BEFORE_THE_LOOK,
+    RESULTS,
+    STAGES,
+    WAITING,
+    figures_of,
+)
 from backup_server.services.shapes import when
+from backup_server.services.windows import Window
 from backup_server.services.wishes import WITHOUT_VSPHERE
 
-_STAGES = ("source", "proxy", "network", "target")
+
+def session_shapes(s: DbSession, rows: Sequence[Session], now: datetime) -> list[dict[str, Any]]:
+    """The API's Sessions, without VMs: a few statements for all of them. Figures of a finished one come from its
+    report.
+    """
+    figures = {
+        row.id: row.report["figures"]
+        for row in rows
+        if row.state == SessionState.FINISHED.value and row.report.get("figures")
+    }
+    figures |= figures_of(s, [row for row in rows if row.id not in figures], now)
+    queued = [row for row in rows if row.state == SessionState.QUEUED.value]
+    held = job_windows.windows_of(s, queued)
+    return [_shape(row, figures[row.id], _waits_until(row, held.get(row.id), now)) for row in rows]
 
 
-def session_shape(
-    s: DbSession, row: Session, now: datetime, *, with_vms: bool = False
-) -> dict[str, Any]:
-    """The API's Session. `vms` only on request; figures of a finished one come from its report."""
-    kept = row.report.get("figures") if row.state == SessionState.FINISHED.value else None
-    vms: Sequence[SessionVm] = ()
-    tasks: Sequence[Task] = ()
-    if with_vms or kept is None:
-        vms = s.scalars(
-            sa.select(SessionVm).where(SessionVm.session_id == row.id).order_by(SessionVm.position)
-        ).all()
-        tasks = s.scalars(
-            sa.select(Task).where(Task.session_id == row.id).order_by(Task.position, Task.id)
-        ).all()
-    figures = kept or session_figures(row, vms, tasks, now)
-    shape = {
+def _shape(row: Session, figures: Mapping[str, Any], waits_until: str | None) -> dict[str, Any]:
+    return {
         "id": row.id,
         "kind": row.kind,
         "job": row.job_name or None,
@@ -48,34 +55,27 @@ def session_shape(
         "finished_at": when(row.finished_at),
         "cancel_requested": row.cancel_requested,
         "stop_reason": row.stop_reason,
-        "waits_until": _waits_until(s, row, now),
+        "waits_until": waits_until,
         "progress": figures["progress"],
-        "counts": figures["counts"],
+        # Sessions of earlier releases counted less.
+        "counts": {
+            WAITING: 0,
+            ACTIVE: 0,
+            "tasks_done": figures["counts"]["tasks"],
+            **figures["counts"],
+        },
         "retry_of": row.retry_of,
         "attempt": row.attempt,
         "options": {key: value for key, value in row.options.items() if key != "vm_uuids"},
         "report": {key: value for key, value in row.report.items() if key != "figures"},
     }
-    if with_vms:
-        by_vm: dict[str, list[Task]] = {}
-        for task in tasks:
-            by_vm.setdefault(task.session_vm_id, []).append(task)
-        committed = set(
-            s.scalars(
-                sa.select(RestorePointRow.id).where(
-                    RestorePointRow.id.in_([vm.restore_point_id for vm in vms])
-                )
-            )
-        )
-        shape["vms"] = [vm_shape(vm, by_vm.get(vm.id, []), committed) for vm in vms]
-    return shape
 
 
-def _waits_until(s: DbSession, row: Session, now: datetime) -> str | None:
+def _waits_until(row: Session, window: Window | None, now: datetime) -> str | None:
     """When a session that waits for its time, or for its job's window, can begin; None: nothing like that."""
     if row.state != SessionState.QUEUED.value:
         return None
-    times = [job_windows.opens_at(s, row, now)]
+    times = [None if windows.is_open(window, now) else windows.next_open(window, now)]
     for name in ("not_before", "begin_after"):
         with suppress(ValueError):  # the engine says what is wrong with it
             times.append(datetime.fromisoformat(row.options.get(name) or ""))
@@ -83,59 +83,46 @@ def _waits_until(s: DbSession, row: Session, now: datetime) -> str | None:
     return when(max(later)) if later else None
 
 
-def session_figures(
-    row: Session, vms: Sequence[SessionVm], tasks: Sequence[Task], now: datetime
-) -> dict[str, Any]:
-    """Progress and counts, as kept in the report of a finished session."""
-    results = Counter(vm.result for vm in vms)
-    return {
-        "progress": _progress(row, tasks, now),
-        "counts": {
-            "vms": len(vms),
-            "tasks": len(tasks),
-            "success": results[Result.SUCCESS.value],
-            "warning": results[Result.WARNING.value],
-            "failed": results[Result.FAILED.value],
-            "cancelled": results[Result.CANCELLED.value],
-        },
-    }
+# ---- VMs and disks --------------------------------------------------------------------------------
 
 
-def _progress(row: Session, tasks: Iterable[Task], now: datetime) -> dict[str, Any]:
-    total = done = read = stored = 0
-    speed = 0.0
-    busy: Counter[str] = Counter()
-    for task in tasks:
-        own = task_progress(task)
-        total += own["total_bytes"]
-        done += own["done_bytes"]
-        read += own["read_bytes"]
-        stored += own["stored_bytes"]
-        if task.state == TaskState.RUNNING.value:
-            speed += own["bytes_per_s"]
-        if own["bottleneck"]:
-            busy[own["bottleneck"]] += max(1, own["read_bytes"])
-    if row.finished_at is not None and row.started_at is not None:
-        elapsed_s = (row.finished_at - row.started_at).total_seconds()
-        speed = read / elapsed_s if elapsed_s > 0 else 0.0
-    left = max(0, total - done)
-    running = row.state == SessionState.RUNNING.value
-    return {
-        "total_bytes": total,
-        "done_bytes": done,
-        "read_bytes": read,
-        "stored_bytes": stored,
-        "bytes_per_s": speed,
-        "eta_s": left / speed if running and speed > 0 else None,
-        "elapsed_s": _elapsed_s(row, now),
-        "bottleneck": busy.most_common(1)[0][0] if busy else None,
-    }
+VM_CHOICES: Final = (WAITING, ACTIVE, *RESULTS)
+"""Which VMs of a session may be asked for: those that were not begun, that are worked on, or that ended so."""
 
 
-def _elapsed_s(row: Session, now: datetime) -> float | None:
-    if row.started_at is None:
-        return None
-    return max(0.0, ((row.finished_at or now) - row.started_at).total_seconds())
+def vm_page(
+    s: DbSession, session_id: str, *, limit: int, after: int = -1, only: str | None = None
+) -> tuple[list[dict[str, Any]], int | None]:
+    """At most `limit` VMs with their disks in the session's order, from behind the position `after`, and the
+    position from behind which more come, None when none do. `only`: one of VM_CHOICES.
+    """
+    query = sa.select(SessionVm).where(SessionVm.session_id == session_id, SessionVm.position > after)
+    if only == WAITING:
+        query = query.where(SessionVm.state == VmState.PENDING.value)
+    elif only == ACTIVE:
+        query = query.where(SessionVm.state.not_in((VmState.PENDING.value, VmState.DONE.value)))
+    elif only is not None:
+        query = query.where(SessionVm.result == only)
+    found = s.scalars(query.order_by(SessionVm.position).limit(limit + 1)).all()
+    vms = found[:limit]
+    by_vm: dict[str, list[Task]] = {}
+    tasks = (
+        sa.select(Task)
+        .where(Task.session_vm_id.in_([vm.id for vm in vms]))
+        .options(sa.orm.defer(Task.order))
+        .order_by(Task.position, Task.id)
+    )
+    for task in s.scalars(tasks):
+        by_vm.setdefault(task.session_vm_id, []).append(task)
+    committed = set(
+        s.scalars(
+            sa.select(RestorePointRow.id).where(
+                RestorePointRow.id.in_([vm.restore_point_id for vm in vms])
+            )
+        )
+    )
+    shown = [vm_shape(vm, by_vm.get(vm.id, []), committed) for vm in vms]
+    return shown, vms[-1].position if len(found) > limit and vms else None
 
 
 def task_progress(task: Task) -> dict[str, Any]:
@@ -171,7 +158,7 @@ def task_progress(task: Task) -> dict[str, Any]:
 
 
 def _unknown(live: Mapping[str, Any]) -> bool:
-    return not live or live.get("phase") in {"opening", "querying-changes"}
+    return live.get("phase") in {None, *BEFORE_THE_LOOK}
 
 
 def _throughput(stats: Mapping[str, Any]) -> float:
@@ -183,7 +170,7 @@ def _bottleneck(stats: Mapping[str, Any]) -> str | None:
     stages = stats.get("stages")
     if not isinstance(stages, Mapping):
         return None
-    return max(_STAGES, key=lambda name: float(stages.get(name, 0) or 0))
+    return max(STAGES, key=lambda name: float(stages.get(name, 0) or 0))
 
 
 def vm_shape(vm: SessionVm, tasks: Sequence[Task], committed: set[str]) -> dict[str, Any]:

@@ -17,12 +17,15 @@ from backup_server.services import events as event_log
 from backup_server.services import explanations
 from backup_server.services.context import Context
 from backup_server.services.paging import page
-from backup_server.services.session_shapes import session_shape
-from backup_server.services.shapes import page_limit
+from backup_server.services.references import by_prefix
+from backup_server.services.session_shapes import VM_CHOICES, session_shapes, vm_page
+from backup_server.services.shapes import MAX_LIMIT, page_limit
 
+LATEST: Final = "latest"
 _OF_JOBS: Final = (SessionKind.BACKUP.value, SessionKind.COPY.value)
 
-MIN_PREFIX_CHARS: Final = 4
+DEFAULT_VMS: Final = 100
+"""Of one session, shown at a time."""
 
 
 def list_all(
@@ -46,7 +49,7 @@ def list_all(
         if kind is not None:
             query = query.where(Session.kind == _member(SessionKind, "kind", kind))
         rows, cursor = page(s, query, Session, limit=page_limit(limit), after=after)
-        return {"items": [session_shape(s, row, ctx.clock()) for row in rows], "next": cursor}
+        return {"items": session_shapes(s, rows, ctx.clock()), "next": cursor}
 
 
 def _member(states: type[SessionState | SessionKind], name: str, value: str) -> str:
@@ -58,52 +61,64 @@ def _member(states: type[SessionState | SessionKind], name: str, value: str) -> 
     return value
 
 
-def get(ctx: Context, session_id: str) -> dict[str, Any]:
-    """One session with `vms` and their `tasks`. A prefix of the id that names one is enough."""
+def get(
+    ctx: Context,
+    session_id: str,
+    *,
+    limit: int = DEFAULT_VMS,
+    after: str | None = None,
+    only: str | None = None,
+) -> dict[str, Any]:
+    """One session with `vms` and their `tasks`, at most `limit` VMs, and `vms_next`: the cursor behind which more
+    come, or None. A prefix of the id that names one is enough. `only`: one of VM_CHOICES.
+    """
+    if only is not None and only not in VM_CHOICES:
+        raise InvalidError(
+            f"only must be one of {', '.join(VM_CHOICES)}",
+            details={"only": f"one of {', '.join(VM_CHOICES)}"},
+        )
+    if after is not None and not after.isdecimal():
+        raise InvalidError(
+            "the cursor is not one that a session answered", details={"after": "not a cursor"}
+        )
     with ctx.db.read() as s:
         row = find(s, session_id)
-        return session_shape(s, row, ctx.clock(), with_vms=True)
+        [shape] = session_shapes(s, [row], ctx.clock())
+        vms, more = vm_page(
+            s, row.id, limit=min(limit, MAX_LIMIT), after=int(after) if after else -1, only=only
+        )
+        return {**shape, "vms": vms, "vms_next": None if more is None else str(more)}
 
 
 def find(s: DbSession, ref: str) -> Session:
-    """Row by id or by a prefix of the id of eight characters or more."""
-    row = s.get(Session, ref)
-    if row is not None:
-        return row
-    if len(ref) >= 8 and "%" not in ref:  # noqa: PLR2004 - shorter ones would name many
-        rows = s.scalars(sa.select(Session).where(Session.id.startswith(ref)).limit(2)).all()
-        if len(rows) == 1:
-            return rows[0]
-    raise NotFoundError(f"there is no session {ref!r}; `vmhaul session list` shows them")
+    """Row by id, by a prefix of it of four characters or more, or the newest by `latest`."""
+    if ref == LATEST:
+        newest = s.scalar(
+            sa.select(Session).order_by(Session.created_at.desc(), Session.id.desc()).limit(1)
+        )
+        if newest is None:
+            raise NotFoundError("there are no sessions yet: start one with `vmhaul job run JOB`")
+        return newest
+    return by_prefix(s, Session, ref, "session", "`vmhaul session list` shows them")
 
 
-def events(ctx: Context, session_id: str, *, after: int = 0) -> list[dict[str, Any]]:
+def events(ctx: Context, session_id: str, *, after: int = 0, limit: int = 1000) -> list[dict[str, Any]]:
+    """Log lines with a greater id, oldest first."""
     with ctx.db.read() as s:
-        return event_log.of_session(s, find(s, session_id).id, after=after)
+        return event_log.of_session(s, find(s, session_id).id, after=after, limit=limit)
+
+
+def newest_events(ctx: Context, session_id: str, limit: int) -> tuple[list[dict[str, Any]], int]:
+    """The youngest log lines, oldest first, and how many older ones there are. By the whole id."""
+    with ctx.db.read() as s:
+        return event_log.newest_of_session(s, session_id, limit)
 
 
 def why(ctx: Context, task_id: str) -> dict[str, Any]:
     """Placement decision of a task, with all candidates and their reasons. A prefix of the id will do."""
     with ctx.db.read() as s:
-        row = _task(s, task_id)
+        row = by_prefix(s, Task, task_id, "task", "`vmhaul session show` lists tasks")
     return explanations.why(ctx, row)
-
-
-def _task(s: DbSession, ref: str) -> Task:
-    """By id or by a prefix of it that names one."""
-    row = s.get(Task, ref)
-    if row is not None:
-        return row
-    if len(ref) < MIN_PREFIX_CHARS or "%" in ref or "_" in ref:
-        raise NotFoundError(
-            f"there is no task {ref!r}; `vmhaul session show` lists tasks, {MIN_PREFIX_CHARS} characters "
-            "of an id are enough"
-        )
-    rows = s.scalars(sa.select(Task).where(Task.id.startswith(ref)).limit(2)).all()
-    if len(rows) != 1:
-        what = "several tasks begin with" if rows else "no task begins with"
-        raise NotFoundError(f"{what} {ref!r}; `vmhaul session show` lists tasks")
-    return rows[0]
 
 
 def insert(

@@ -49,8 +49,11 @@ def what_is_left(reason: str, vms: Sequence[SessionVm], tasks: Sequence[Task]) -
     disks that the inventory showed.
     """
     left = total = 0
+    by_vm: dict[str, list[Task]] = {}
+    for task in tasks:
+        by_vm.setdefault(task.session_vm_id, []).append(task)
     for vm in vms:
-        own = [task for task in tasks if task.session_vm_id == vm.id]
+        own = by_vm.get(vm.id, [])
         disks = len(own) or int(vm.details.get("disk_count", 1))
         total += disks
         if vm.result == Result.CANCELLED.value:

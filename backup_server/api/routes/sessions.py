@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 
 from backup_server.api import answers
-from backup_server.api.deps import DEFAULT_LIMIT, Ctx, Cursor, Limit
+from backup_server.api.deps import DEFAULT_LIMIT, MAX_LIMIT, Ctx, Cursor, Limit
 from backup_server.api.schemas import NothingBody
 from backup_server.services import sessions
 
@@ -28,8 +28,20 @@ def list_sessions(
 
 
 @router.get("/sessions/{session_id}", responses=answers.ok(answers.SessionWithVms, 404))
-def get_session(ctx: Ctx, session_id: str) -> Any:
-    return sessions.get(ctx, session_id)
+def get_session(
+    ctx: Ctx,
+    session_id: str,
+    only: Annotated[
+        str | None,
+        Query(
+            description="VMs that are waiting or active, or that ended success, warning, failed, cancelled."
+        ),
+    ] = None,
+    limit: Annotated[int, Query(ge=0, le=MAX_LIMIT, description="VMs to show.")] = DEFAULT_LIMIT,
+    cursor: Cursor = None,
+) -> Any:
+    """With a page of its VMs; `vms_next` is the cursor of the next one. The id, its beginning, or `latest`."""
+    return sessions.get(ctx, session_id, limit=limit, after=cursor, only=only)
 
 
 @router.post("/sessions/{session_id}/cancel", responses=answers.ok(answers.Session, 404, 409))
@@ -46,7 +58,7 @@ def list_events(
     limit: Limit = DEFAULT_LIMIT,
 ) -> Any:
     """Oldest first."""
-    found = sessions.events(ctx, session_id, after=after)[:limit]
+    found = sessions.events(ctx, session_id, after=after, limit=limit)
     return {"items": found, "next": str(found[-1]["id"]) if len(found) == limit else None}
 
 

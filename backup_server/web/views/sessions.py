@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
+from urllib.parse import urlencode
 
 from starlette.requests import Request
 from starlette.routing import Route
@@ -10,10 +12,16 @@ from starlette.routing import Route
 from backup_server import formats
 from backup_server.db.states import TaskState
 from backup_server.services import sessions
+from backup_server.services.session_shapes import VM_CHOICES
 from backup_server.web.pages import action, page, pages_of
 
 PER_PAGE: Final = 50
+VMS_PER_PAGE: Final = 50
 EVENTS_SHOWN: Final = 200
+MANY_TASKS: Final = 2000
+REFRESH_MS: Final = 1500
+SLOW_REFRESH_MS: Final = 5000
+"""Of sessions with many tasks: nobody sees them move in a second."""
 
 
 def routes() -> list[Route]:
@@ -33,14 +41,31 @@ def list_sessions(request: Request) -> dict[str, Any]:
 
 
 def show_session(request: Request) -> dict[str, Any]:
+    """A page of its VMs. A big session is shown by what its VMs do, what is worked on first."""
     ctx = pages_of(request).ctx
-    session = sessions.get(ctx, request.path_params["id"])
-    events = sessions.events(ctx, session["id"])
+    session_id, query = request.path_params["id"], request.query_params
+    only, after = query.get("only") or None, query.get("after") or None
+    session = sessions.get(ctx, session_id, limit=VMS_PER_PAGE, after=after, only=only)
+    events, left_out = sessions.newest_events(ctx, session["id"], EVENTS_SHOWN)
+    asked = {name: value for name, value in (("only", only), ("after", after)) if value}
     return {
         "session": session,
-        "events": events[-EVENTS_SHOWN:],
-        "events_left_out": max(0, len(events) - EVENTS_SHOWN),
+        "only": only or "",
+        "after": after or "",
+        "asked": f"?{urlencode(asked)}" if asked else "",
+        "choices": choices(session["counts"]),
+        "every_ms": SLOW_REFRESH_MS if session["counts"]["tasks"] > MANY_TASKS else REFRESH_MS,
+        "events": events,
+        "events_left_out": left_out,
     }
+
+
+def choices(counts: Mapping[str, int]) -> list[tuple[str, str, int]]:
+    """Value, label and number of VMs of each choice; none for a session that one page shows."""
+    if counts["vms"] <= VMS_PER_PAGE:
+        return []
+    found = [(name, name, counts[name]) for name in VM_CHOICES if counts.get(name)]
+    return [("", "all", counts["vms"]), *found]
 
 
 def show_task(request: Request) -> dict[str, Any]:

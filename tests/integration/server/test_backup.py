@@ -29,7 +29,8 @@ def test_two_runs_make_a_full_and_an_increment(rig: Rig) -> None:
     first = rig.run()
     assert (first["result"], first["reason"]) == ("success", "")
     assert first["counts"] == {
-        "vms": 1, "tasks": 2, "success": 1, "warning": 0, "failed": 0, "cancelled": 0,
+        "vms": 1, "tasks": 2, "tasks_done": 2, "waiting": 0, "active": 0,
+        "success": 1, "warning": 0, "failed": 0, "cancelled": 0,
     }  # fmt: skip
     [shown] = first["vms"]
     assert (shown["kind"], shown["consistency"]) == ("full", "file-system-consistent")

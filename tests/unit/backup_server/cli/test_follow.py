@@ -82,6 +82,7 @@ def test_bars_follow_the_running_disks() -> None:
             "kind": "backup",
             "job": "nightly",
             "state": "running",
+            "counts": {"vms": 1, "tasks": len(states), "tasks_done": states.count("done")},
             "progress": {
                 "total_bytes": 100,
                 "done_bytes": 40,
@@ -148,7 +149,7 @@ def test_the_exit_code_tells_the_result(
 ) -> None:
     final = {**FINISHED, "id": "s1", "kind": "backup", "result": result}
     with pytest.raises(typer.Exit) as caught:
-        follow(_door(ScriptedApi(final), json=True), {"id": "s1"})
+        follow(_door(ScriptedApi(final, final), json=True), {"id": "s1"})
     assert caught.value.exit_code == code
     assert json.loads(capsys.readouterr().out) == final
 

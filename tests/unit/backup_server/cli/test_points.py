@@ -77,9 +77,8 @@ def test_two_vms_of_one_name_are_not_guessed_between() -> None:
         points.choose_point(points.ByAge(vm="db01", number=1), mixed, _day)
 
 
-def test_the_beginning_of_an_id_must_be_enough() -> None:
-    assert points.choose_id("session", "abc", ["abcd", "bcde"]) == "abcd"
-    with pytest.raises(CliError, match="no session"):
-        points.choose_id("session", "ff", ["abcd"])
-    with pytest.raises(CliError, match=r"2 sessions .*abcd, abce"):
-        points.choose_id("session", "abc", ["abcd", "abce"])
+def test_a_session_is_named_by_its_id_its_beginning_or_as_the_latest() -> None:
+    assert [points.session_ref(text) for text in ("ABCD", "latest")] == ["abcd", "latest"]
+    for wrong in ("abc", "nightly", "../jobs"):
+        with pytest.raises(CliError, match="is not a session"):
+            points.session_ref(wrong)

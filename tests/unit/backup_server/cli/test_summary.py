@@ -146,7 +146,8 @@ def test_the_progress_line() -> None:
         "eta_s": 5.4,
         "bottleneck": "source",
     }
-    session = _session(TASK, {**TASK, "state": "running"}, state="running", progress=progress)
+    counts = {"vms": 1, "tasks": 2, "tasks_done": 1}
+    session = _session(state="running", progress=progress, counts=counts)
     assert follow.progress_line(session) == (
         "progress: 50 % of 1.0 GiB, 100.0 MB/s, ETA 5.4s, bottleneck source, 1 of 2 disks done"
     )
@@ -217,3 +218,12 @@ def test_modes_that_were_left_are_told_with_the_reason() -> None:
     told = "db01 / Hard disk 1: hotadd -> nbdssl: hotadd on px1 was left: no free slot"
     assert told in list(summary.remarks(session))
     assert summary.mode_path({**TASK, "failovers": []}) == "nbdssl"
+
+
+def test_a_page_of_a_big_session_says_what_it_leaves_out(capsys: pytest.CaptureFixture[str]) -> None:
+    counts = {"vms": 9000, "tasks": 27000, "tasks_done": 27000, "success": 8999, "failed": 1}
+    progress = {"read_bytes": 3 << 40, "stored_bytes": 1 << 40}
+    summary.print_summary(_session(TASK, counts=counts, progress=progress, vms_next="1"))
+    text = capsys.readouterr().out
+    assert "1 of 9000 VMs shown (8999 success, 1 failed)" in text
+    assert "9000 VMs with 27000 disks, 3.0 TiB read, 1.0 TiB transferred" in text

@@ -204,7 +204,7 @@ def test_a_page_that_does_not_exist(console: AsgiClient) -> None:
     assert console.get("/nowhere").status_code == 404
     missing = console.get("/sessions/12345678")
     assert missing.status_code == 404
-    assert "there is no session" in missing.text
+    assert "no session has an id that begins with" in missing.text
 
 
 def test_first_steps_end_when_they_are_done(console: AsgiClient, ctx: Context) -> None:
