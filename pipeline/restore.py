@@ -7,6 +7,7 @@ MiB and a block or two for each thread, whatever the size of disk or repository.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import threading
@@ -122,7 +123,7 @@ class _Restore:
         self._reader: BlobReader = repository.reader()
         self._flow = Flow()
         self._runs: Channel[_Fetch | _Zeros | None] = Channel(self._flow, RUNS_WAITING)
-        self._may_write = threading.Semaphore(writer.capabilities.threads)
+        self._may_write = _at_most(writer.capabilities.threads, self._workers)
         self._expect = writer.expect if isinstance(writer, Expecting) else None
         self._fetching, self._decoding, self._writing = (Meter(clock) for _ in range(3))
         self._lock = threading.Lock()
@@ -189,13 +190,13 @@ class _Restore:
             if isinstance(item, _Zeros):
                 self._write_zeros(item)
                 continue
-            with self._fetching.timed():
+            with self._fetching:
                 fetched = self._reader.fetch(item.batch)
             with self._lock:
                 self._read_bytes += item.batch.read_bytes
             for wanted in item.batch.wanted:
                 self._stop_if_cancelled()
-                with self._decoding.timed():
+                with self._decoding:
                     content = self._reader.decode(fetched, wanted, out)
                 for block in item.places[wanted.blob_id]:
                     self._write_block(block, content)
@@ -203,7 +204,7 @@ class _Restore:
             self._working -= 1
             is_last = self._working == 0
         if is_last:
-            with self._writing.timed():
+            with self._writing:
                 self._writer.flush()
 
     # ---- inside --------------------------------------------------------------------------------
@@ -239,7 +240,7 @@ class _Restore:
     def _write_all(self, offset: int, data: memoryview) -> None:
         step = self._writer.capabilities.max_request_bytes
         for at in range(0, len(data), step):
-            with self._may_write, self._writing.timed():
+            with self._may_write, self._writing:
                 self._writer.write_from(offset + at, data[at : at + step])
         with self._lock:
             self._written_bytes += len(data)
@@ -269,6 +270,13 @@ class _Restore:
                 stages=self._stages(),
             )
         )
+
+
+def _at_most(allowed: int, workers: int) -> contextlib.AbstractContextManager[object]:
+    """What lets so many write at a time. A semaphore is Python code, and asked for each block: where all may
+    write there is none.
+    """
+    return contextlib.nullcontext() if allowed >= workers else threading.Semaphore(allowed)
 
 
 def ordered_blocks(

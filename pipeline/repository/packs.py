@@ -68,9 +68,10 @@ class PackWriter:
         return self._size >= self._target_bytes
 
     def append(self, blob: EncodedBlob) -> None:
+        self._make_ready()
         entry = BlobEntry(
             blob.blob_id,
-            0,
+            self._size,
             blob.length,
             blob.raw_length,
             int(blob.kind),
@@ -81,7 +82,8 @@ class PackWriter:
 
     def append_stored(self, blob: StoredBlob) -> None:
         """Move a blob from another pack as it is."""
-        self._append(blob.entry, [blob.stored])
+        self._make_ready()
+        self._append(replace(blob.entry, offset=self._size), [blob.stored])
 
     def close(self) -> PackSegment | None:
         """End the pack and make it durable; None when nothing was appended since the last time."""
@@ -115,15 +117,16 @@ class PackWriter:
             writer.abort()
 
     def _append(self, entry: BlobEntry, parts: list[Buffer]) -> None:
-        if self._writer is None:
-            self._begin()
-        self._entries.append(replace(entry, offset=self._size))
+        self._entries.append(entry)
         for part in parts:
             self._gather(part)
         if self._gathered_bytes >= WRITE_BUFFER_BYTES:
             self._flush()
 
-    def _begin(self) -> None:
+    def _make_ready(self) -> None:
+        """Begin a pack, where none is open."""
+        if self._writer is not None:
+            return
         self._pack_id = layout.new_object_id()
         self._writer = self._storage.create(layout.pack_name(self._pack_id))
         self._size = 0

@@ -103,7 +103,7 @@ class EncodeStage:
 
     def run(self) -> None:
         while (read := self._source.get()) is not None:
-            with self._busy.timed():
+            with self._busy:
                 result, blob = self._encode(read)
             self._pool.put(read.buffer)
             if blob is not None:

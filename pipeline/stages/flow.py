@@ -25,7 +25,8 @@ class Flow:
     """The shared fate of a set of stage threads."""
 
     def __init__(self) -> None:
-        self._failed = threading.Event()
+        self.is_failed = False
+        """Becomes true once, and is asked at every turn of every stage: a plain attribute costs no call."""
         self._lock = threading.Lock()
         self._error: BaseException | None = None
         self._threads: list[threading.Thread] = []
@@ -42,7 +43,7 @@ class Flow:
         with self._lock:
             if self._error is None:
                 self._error = error
-            self._failed.set()
+            self.is_failed = True
             waiting = list(self._waiting)
         for condition in waiting:
             with condition:
@@ -53,12 +54,8 @@ class Flow:
         with self._lock:
             self._waiting.append(condition)
 
-    @property
-    def is_failed(self) -> bool:
-        return self._failed.is_set()
-
     def raise_if_stopped(self) -> None:
-        if self._failed.is_set():
+        if self.is_failed:
             raise FlowStopped
 
     def join(self, tick: Callable[[], None], tick_s: float) -> None:
@@ -86,7 +83,11 @@ class Flow:
 
 
 class Channel(Generic[Item]):
-    """A bounded queue of a flow. Waiting ends with FlowStopped when the flow fails."""
+    """A bounded queue of a flow. Waiting ends with FlowStopped when the flow fails.
+
+    Each block goes through three of these. Who does not have to wait only takes the bare lock, and wakes
+    nobody where nobody waits: conditions are Python code, and cost more than all the rest of a turn.
+    """
 
     def __init__(self, flow: Flow, capacity: int, *, newest_first: bool = False) -> None:
         """`newest_first`: for a pool of buffers, where the one used last is still in the cache."""
@@ -94,9 +95,13 @@ class Channel(Generic[Item]):
         self._capacity = capacity
         self._items: deque[Item] = deque()
         self._pop = self._items.pop if newest_first else self._items.popleft
-        lock = threading.Lock()
-        self._may_put = threading.Condition(lock)
-        self._may_get = threading.Condition(lock)
+        self._together = min(TOGETHER, capacity)
+        self._lock = threading.Lock()
+        self._may_put = threading.Condition(self._lock)
+        self._may_get = threading.Condition(self._lock)
+        self._putting = 0
+        """How many wait to put; under the lock, as the next."""
+        self._getting = 0
         flow.wake_on_failure(self._may_put)
         flow.wake_on_failure(self._may_get)
 
@@ -104,94 +109,81 @@ class Channel(Generic[Item]):
         """Not urgent: whoever waits is woken for some items together, or a little later. Waking a thread
         for each of many small items costs more than the items do.
         """
-        with self._may_put:
-            while len(self._items) >= self._capacity:
-                self._flow.raise_if_stopped()
+        items = self._items
+        with self._lock:
+            while len(items) >= self._capacity and not self._flow.is_failed:
+                self._putting += 1
                 self._may_put.wait()
-            self._flow.raise_if_stopped()
-            self._items.append(item)
-            if is_urgent or len(self._items) >= min(TOGETHER, self._capacity):
+                self._putting -= 1
+            if self._flow.is_failed:
+                raise FlowStopped
+            items.append(item)
+            if self._getting and (is_urgent or len(items) >= self._together):
                 self._may_get.notify()
 
     def get(self) -> Item:
-        with self._may_get:
-            while not self._items:
-                self._flow.raise_if_stopped()
-                self._may_get.wait(POLL_S)
-            self._flow.raise_if_stopped()
-            return self._take()
+        with self._lock:
+            while not self._items and not self._flow.is_failed:
+                self._wait_for_items()
+            if self._flow.is_failed:
+                raise FlowStopped
+            if self._putting:
+                self._may_put.notify()
+            return self._pop()
 
     def get_unless(self, is_over: Callable[[], bool]) -> Item | None:
         """As get(), but None once `is_over` says so; it is asked a few times a second."""
-        with self._may_get:
+        with self._lock:
             while not is_over():
-                self._flow.raise_if_stopped()
+                if self._flow.is_failed:
+                    raise FlowStopped
                 if self._items:
-                    return self._take()
-                self._may_get.wait(POLL_S)
+                    if self._putting:
+                        self._may_put.notify()
+                    return self._pop()
+                self._wait_for_items()
         return None
 
     def left(self) -> list[Item]:
         """What nobody took; for tidying up when the flow is over."""
-        with self._may_get:
+        with self._lock:
             items = list(self._items)
             self._items.clear()
             return items
 
-    def _take(self) -> Item:
-        self._may_put.notify()
-        return self._pop()
+    def _wait_for_items(self) -> None:
+        """Until somebody puts one, or a little while. Under the lock."""
+        self._getting += 1
+        self._may_get.wait(POLL_S)
+        self._getting -= 1
 
 
 class Meter:
-    """Adds up the busy time of a stage, over all its threads. Work that is under way counts up to now: a
-    reader that waits for its source is busy in one long piece of work.
+    """Adds up the busy time of a stage, over all its threads: `with meter:` around work. Work that is under
+    way counts up to now: a reader that waits for its source is busy in one long piece of work.
     """
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        self._busy_s = 0.0
         self._running = 0
-        self._began_sum_s = 0.0
-        """Of what is under way, the sum of the times when each began."""
+        self._sum_s = 0.0
+        """Of the times when work ended, less those when it began: work needs nothing of its own to be timed."""
 
     @property
     def busy_s(self) -> float:
         with self._lock:
-            return self._busy_s + self._running * self._clock() - self._began_sum_s
-
-    def begin(self) -> float:
-        """Work begins; answers what end() wants."""
-        with self._lock:
-            began_s = self._clock()
-            self._running += 1
-            self._began_sum_s += began_s
-            return began_s
-
-    def end(self, began_s: float) -> None:
-        with self._lock:
-            self._running -= 1
-            self._began_sum_s -= began_s
-            self._busy_s += self._clock() - began_s
-
-    def timed(self) -> Timing:
-        """`with meter.timed():` around work."""
-        return Timing(self)
-
-
-class Timing:
-    __slots__ = ("_began_s", "_meter")
-
-    def __init__(self, meter: Meter) -> None:
-        self._meter = meter
-        self._began_s = 0.0
+            return self._sum_s + self._running * self._clock()
 
     def __enter__(self) -> None:
-        self._began_s = self._meter.begin()
+        with self._lock:
+            self._running += 1
+            self._sum_s -= self._clock()
 
     def __exit__(self, *_error: object) -> None:
-        self._meter.end(self._began_s)
+        with self._lock:
+            self._running -= 1
+            self._sum_s += self._clock()
 
 
 def share(busy_s: float, threads: int, elapsed_s: float) -> float:

@@ -60,8 +60,9 @@ class PackStage:
         self._open = self._new_pack()
         self._closing: Channel[PackWriter | None] = Channel(flow, PACKS_WAITING)
         self._handed_on = 0
-        self._may_go_on = threading.Condition()
+        self._state_lock = threading.Lock()
         """Guards the three below."""
+        self._may_go_on = threading.Condition(self._state_lock)
         self._durable = 0
         self._fresh: set[bytes] = set()
         self._stored_bytes = 0
@@ -70,23 +71,23 @@ class PackStage:
     @property
     def stored_bytes(self) -> int:
         """Of packs and index objects that are durable."""
-        with self._may_go_on:
+        with self._state_lock:
             return self._stored_bytes
 
     def append(self, blob: EncodedBlob) -> None:
         """From any thread. Durable after the next drain()."""
         with self._lock:
             self._flow.raise_if_stopped()
-            with self._busy.timed():
+            with self._busy:
                 self._open.append(blob)
-            with self._may_go_on:
+            with self._state_lock:
                 self._fresh.add(blob.blob_id)
             if self._open.is_full:
                 self._hand_on()
 
     def holds(self, blob_id: bytes) -> bool:
         """Appended in this run, or in the index."""
-        with self._may_go_on:
+        with self._state_lock:
             if blob_id in self._fresh:
                 return True
         return blob_id in self._loader.index
@@ -106,7 +107,7 @@ class PackStage:
         """The closing thread; ends after end()."""
         while (pack := self._closing.get()) is not None:
             try:
-                with self._busy.timed():
+                with self._busy:
                     self._close(pack)
             finally:
                 pack.abort()

@@ -61,7 +61,7 @@ class ReadStage:
 
     def run(self) -> None:
         try:
-            with self._busy.timed():
+            with self._busy:
                 self._read_all()
         except Exception as error:  # noqa: BLE001 - raised by the mover, after what was read is stored
             if self._flow.is_failed:
@@ -80,7 +80,7 @@ class ReadStage:
                 filling.missing_bytes -= len(request.buffer)
                 if filling.missing_bytes == 0:
                     del self._filling[block]
-                    with self._waiting.timed():
+                    with self._waiting:
                         self._output.put(filling.read)
         finally:
             # Closing early leaves the reader fit to be closed by its owner.
@@ -94,7 +94,7 @@ class ReadStage:
         sequence = 0
         for run_first, end in self._plan.read:
             for block in range(max(run_first, self._first_block), end):
-                with self._waiting.timed():
+                with self._waiting:
                     buffer = self._pool.get_unless(self._cancel.is_set)
                 if buffer is None:
                     return

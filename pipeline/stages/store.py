@@ -124,7 +124,7 @@ class StoreStage:
                 self._store_node(content)
             stored = 0
             for result in self._in_order():
-                with self._busy.timed():
+                with self._busy:
                     self._note(result)
                     self._close_when_due()
                 stored += 1

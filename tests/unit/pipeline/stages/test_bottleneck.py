@@ -18,10 +18,10 @@ LONG_S = 120
 def test_work_under_way_counts() -> None:
     clock = ManualClock()
     meter = Meter(clock)
-    with meter.timed():
+    with meter:
         clock.now_s += 3
         assert meter.busy_s == 3
-        with meter.timed():
+        with meter:
             clock.now_s += 2
             assert meter.busy_s == 7
         assert meter.busy_s == 7
