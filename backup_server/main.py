@@ -9,10 +9,12 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import resource
 import secrets
 import signal
 import socket
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -61,6 +63,8 @@ GUARD_LOOK_S: Final = 1.0
 """Between two looks at how full the broker is."""
 FLEET_LOOK_S: Final = 60.0
 """Between two looks at whether the fleet's join token has to be renewed."""
+OPEN_FILES: Final = 16384
+"""Connections to the doors are files; services are often started with 1,024 where they could have many more."""
 GRACE_S: Final = 5
 """For requests that are being answered when the server is to end."""
 
@@ -229,6 +233,14 @@ def listen(host: str, port: int, advice: str) -> socket.socket:
     return listener
 
 
+def allow_open_files(wanted: int = OPEN_FILES) -> None:
+    """As many as `wanted`, as far as the system lets this process have them."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
+
+
 def _each(actions: Sequence[Callable[[], None]]) -> None:
     for action in actions:
         action()
@@ -259,7 +271,7 @@ def run(settings: Settings) -> None:
         step = make_doorstep(ctx, token, logins)
         starts, stops = [server.start], [server.stop]
         if door is not None and door_listener is not None:
-            proxies_door = ProxiesDoor(ctx, step, door, door_listener)
+            proxies_door = ProxiesDoor(ctx, step, door, door_listener, clock=time.monotonic)
             starts.append(proxies_door.start)
             stops.insert(0, proxies_door.stop)
         app = create_app(
@@ -295,6 +307,7 @@ def main() -> int:
     try:
         settings = load_settings(**{**given, "data_dir": arguments.data})
         settings.make_directories()
+        allow_open_files()
         set_up_logging(level=settings.log_level, form=settings.log_format)
         # Says at every start that there is nothing to migrate.
         logging.getLogger("alembic").setLevel(logging.WARNING)

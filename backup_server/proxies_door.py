@@ -10,6 +10,7 @@ import contextlib
 import socket
 import ssl
 import threading
+from collections.abc import Callable
 from typing import Final
 
 import redis
@@ -19,6 +20,7 @@ from backup_server import server_certificates
 from backup_server.api.app import create_door
 from backup_server.api.deps import Doorstep
 from backup_server.config import Settings
+from backup_server.doorkeeper import Doorkeeper, DoorLimits, GuardedListener, Watched
 from backup_server.doors import Door
 from backup_server.errors import VmhaulError
 from backup_server.server_certificates import DoorCertificate
@@ -27,8 +29,7 @@ from backup_server.services.context import Context
 
 RENEWAL_LOOK_S: Final = 3600.0
 GRACE_S: Final = 5
-MAX_CONNECTIONS: Final = 2000
-"""At a time; further ones are answered 503 at once. A fleet of 200 has a few each."""
+SWEEP_S: Final = 1
 _JOIN_S: Final = 10.0
 
 
@@ -41,21 +42,35 @@ def certificate_of(settings: Settings, door: Door, ctx: Context) -> DoorCertific
 class ProxiesDoor:
     """`start()` once, `stop()` once."""
 
-    def __init__(self, ctx: Context, step: Doorstep, door: Door, listener: socket.socket) -> None:
-        """`listener`: bound to that door."""
+    def __init__(
+        self,
+        ctx: Context,
+        step: Doorstep,
+        door: Door,
+        listener: socket.socket,
+        *,
+        clock: Callable[[], float],
+        limits: DoorLimits | None = None,
+    ) -> None:
+        """`listener`: bound to that door, taken over. `clock`: monotonic seconds."""
         self._ctx = ctx
         self._door = door
-        self._listener = listener
+        self.keeper = Doorkeeper(clock, limits)
+        self._listener = GuardedListener(self.keeper, listener)
         files = certificate_of(ctx.settings, door, ctx)
+        app = create_door(step, lambda: server_certificates.ca_pem(ctx.settings.tls_dir, ctx.clock()))
         config = uvicorn.Config(
-            create_door(step, lambda: server_certificates.ca_pem(ctx.settings.tls_dir, ctx.clock())),
+            Watched(app, self.keeper),
             log_config=None,
             access_log=False,
             server_header=False,
             # Whoever comes through a proxy of HTTP is not believed what it says of the way.
             proxy_headers=False,
             lifespan="off",
-            limit_concurrency=MAX_CONNECTIONS,
+            # The keeper counts connections where Python accepts them.
+            loop="asyncio",
+            callback_notify=self.keeper.sweep,
+            timeout_notify=SWEEP_S,
             timeout_keep_alive=15,
             timeout_graceful_shutdown=GRACE_S,
             ssl_certfile=str(files.certificate_file),
