@@ -48,6 +48,7 @@ from backup_server.services.context import Context
 from backup_server.services.engine import SessionEngine
 from backup_server.services.janitor import Janitor
 from backup_server.services.proxy_door import ProxyDoor, server_verify_key
+from backup_server.services.storage_pool import FencedStoragePool
 from backup_server.services.vcenter_pool import FencedVcenterPool, VsphereDoor
 from backup_server.up.options import read_json, write_private
 from backup_server.web.app import create_console
@@ -165,6 +166,7 @@ class Server:
             ctx,
             db=FencedDatabase(ctx.db, self._scheduler.leadership.confirm),
             vcenters=FencedVcenterPool(ctx.vcenters, self._leading),
+            storage=FencedStoragePool(ctx.storage, self._leading),
         )
         self._engine = SessionEngine(fenced, leading=self._leading)
         self._janitor = Janitor(fenced, leading=self._leading)

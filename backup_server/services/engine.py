@@ -33,6 +33,7 @@ from backup_server.services import (
     admission,
     backup_flow,
     copy_flow,
+    counters,
     events,
     job_windows,
     maintenance_flow,
@@ -329,6 +330,7 @@ class SessionEngine:
                 reason=reason,
                 finished_at=now,
             )
+            counters.add(s, "sessions_ended", (session.kind, result.value))
             level = events.INFO if result is Result.CANCELLED else events.ERROR
             events.record(s, now, "session.finished", reason, session_id=session.id, level=level)
             again = retry and session_end.retry_failed(self._ctx, s, session, can_help=True)

@@ -13,6 +13,7 @@ from backup_server.db.tables import Repository, Session, Task
 from backup_server.errors import ConflictError, VmhaulError
 from backup_server.services import (
     catalogue,
+    counters,
     damage,
     events,
     extents,
@@ -62,6 +63,7 @@ def run(ctx: Context, session_id: str) -> None:
             finished_at=now,
             report={**session.report, **report},
         )
+        counters.add(s, "sessions_ended", (session.kind, result.value))
         level = events.INFO if result is Result.SUCCESS else events.ERROR
         text = f"{result.value}{f': {reason}' if reason else ''}"
         events.record(s, now, "session.finished", text, session_id=session_id, level=level)

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session as DbSession
 
 from backup_server.db.states import Result, SessionState, VmState, change_state
 from backup_server.db.tables import Job, Session, SessionVm, Vcenter, new_id
-from backup_server.services import events, vcenters
+from backup_server.services import counters, events, vcenters
 from backup_server.services.context import Context
 from backup_server.services.selection import ChosenVm, Selected, select
 
@@ -92,6 +92,8 @@ def refuse(s: DbSession, session_id: str, reason: str, now: datetime) -> None:
         reason=reason,
         finished_at=now,
     )
+    kind = s.get_one(Session, session_id).kind
+    counters.add(s, "sessions_ended", (kind, Result.FAILED.value))
 
 
 def _rows(s: DbSession, session: Session, chosen: Selected) -> tuple[list[_Row], list[str]]:

@@ -13,8 +13,8 @@ from sqlalchemy.orm import Session as DbSession
 from backup_server.db.states import JobKind, Result, SessionKind, SessionState, change_state
 from backup_server.db.tables import Job, Repository, Session, SessionVm, Task, new_id
 from backup_server.errors import ConflictError, InvalidError, NotFoundError
+from backup_server.services import counters, explanations
 from backup_server.services import events as event_log
-from backup_server.services import explanations
 from backup_server.services.context import Context
 from backup_server.services.paging import page
 from backup_server.services.references import by_prefix
@@ -189,6 +189,7 @@ def start_backup(
             reason="a new run of the job took the place of this one, which waited for its time",
             finished_at=now,
         )
+        counters.add(s, "sessions_ended", (waiting.kind, Result.CANCELLED.value))
         s.flush()
     options: dict[str, Any] = {"full": full, "trigger": trigger, **(more or {})}
     retry_of = None

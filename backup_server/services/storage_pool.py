@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from backup_server.credentials import CredentialStore
 from backup_server.db.engine import Database
+from backup_server.db.fenced import NotLeadingError
 from backup_server.db.tables import StorageSystem as StorageRow
 from backup_server.errors import NotFoundError
 from transports.storage_systems.base import StorageAccess, StorageDriver, StorageSystem
@@ -71,6 +72,29 @@ class StoragePool:
             clients, self._clients = list(self._clients.values()), {}
         for client in clients:
             client.close()
+
+
+class FencedStoragePool(StoragePool):
+    """The clients of another pool, for a server while it leads: one that was stopped and wakes up must make no snapshot
+    and take none away, as another works there by now.
+    """
+
+    def __init__(self, pool: StoragePool, leading: Callable[[], bool]) -> None:
+        self._pool = pool
+        self._leading = leading
+        self.drivers = pool.drivers
+
+    def get(self, system_id: str) -> StorageSystem:
+        """As the pool's. NotLeadingError when another server leads."""
+        if not self._leading():
+            raise NotLeadingError("another server leads; this one leaves storage systems alone")
+        return self._pool.get(system_id)
+
+    def forget(self, system_id: str) -> None:
+        self._pool.forget(system_id)
+
+    def close(self) -> None:
+        self._pool.close()
 
 
 def packed(secrets: Mapping[str, Secret]) -> Secret:

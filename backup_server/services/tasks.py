@@ -244,18 +244,15 @@ def _request(
 
 def give_up(db: DbSession, row: Task, reason: str, now: datetime) -> None:
     """End a task that is still pending and that no attempt can help. StaleStateError: it moved on."""
-    change_state(
-        db,
-        Task,
-        row.id,
-        TaskState.PENDING,
-        TaskState.DONE,
-        attempt=row.attempt,
-        result=Result.FAILED.value,
-        reason=reason,
-        finished_at=now,
-    )
+    _end_pending(db, row, Result.FAILED, reason, now)
     _say(db, row, now, EventName.TASK_GIVEN_UP, f"{row.title}: failed: {reason}", events.ERROR)
+
+
+def _end_pending(db: DbSession, row: Task, result: Result, reason: str, now: datetime) -> None:
+    old, new = TaskState.PENDING, TaskState.DONE
+    values = {"result": result.value, "reason": reason, "finished_at": now}
+    change_state(db, Task, row.id, old, new, attempt=row.attempt, **values)
+    counters.add(db, "tasks_ended", (row.kind, result.value))
 
 
 def explain_waiting(db: DbSession, task_ids: Sequence[str], decision: Mapping[str, Any]) -> None:
@@ -391,8 +388,9 @@ def _try_again(
     policy: RetryPolicy,
     now: datetime,
     failovers: Sequence[Failover] = (),
+    not_before: datetime | None = None,
 ) -> Applied:
-    """An attempt that came to nothing: pending again after a pause, or the end of the task.
+    """An attempt that came to nothing: pending again after a pause and `not_before`, or the end of the task.
 
     A direct mode that failed is not to be chosen again on that proxy for this task. The network modes may:
     they are what everything falls back to, and a host that was away comes back.
@@ -407,7 +405,7 @@ def _try_again(
     if failures >= policy.attempts:
         reason = f"given up after {failures} attempts, the last on {row.proxy_name}: {reason}"
         return _end(db, row, Result.FAILED, reason, now, failures=failures, facts=facts)
-    wait = policy.wait_after(failures)
+    again = now + policy.wait_after(failures)
     change_state(
         db,
         Task,
@@ -418,7 +416,7 @@ def _try_again(
         failures=failures,
         reason=reason,
         facts=facts,
-        not_before=now + wait,
+        not_before=again if not_before is None else max(again, not_before),
         leased_until=None,
     )
     text = f"{row.title}: attempt {row.attempt} on {row.proxy_name} ended: {reason}; another follows"
@@ -464,17 +462,27 @@ def end_leases_of_other_boots(
 def end_leases_of(
     db: DbSession, proxy_id: str, *, reason: str, now: datetime, policy: RetryPolicy
 ) -> list[Ended]:
-    """Take back all that a proxy works on: it is trusted no longer."""
+    """Take back all that a proxy works on: it is trusted no longer. It does not hear of it at once, so what writes to
+    a VM's disk goes elsewhere when the lease is over that the writer counts on.
+    """
     ended: list[Ended] = []
-    while some := _take_back(db, Task.proxy_id == proxy_id, reason, policy, now):
+    where = Task.proxy_id == proxy_id
+    while some := _take_back(db, where, reason, policy, now, writes_on=True):
         ended += some
         db.flush()
     return ended
 
 
 def _take_back(
-    db: DbSession, where: sa.ColumnElement[bool], reason: str, policy: RetryPolicy, now: datetime
+    db: DbSession,
+    where: sa.ColumnElement[bool],
+    reason: str,
+    policy: RetryPolicy,
+    now: datetime,
+    *,
+    writes_on: bool = False,
 ) -> list[Ended]:
+    """`writes_on`: writers among them may write until their leases end."""
     # With the rows locked: a result that is being stored comes first, with the facts that it brings.
     rows = db.scalars(
         sa.select(Task)
@@ -489,7 +497,9 @@ def _take_back(
         ids = task_ids(row)
         row.facts = {**(row.facts or {}), UNHEARD: True}
         try:
-            applied = _try_again(db, row, reason, policy, now)
+            writes = writes_on and row.kind == TaskKind.RESTORE_DISK_TO_VM.value
+            after = row.leased_until if writes else None
+            applied = _try_again(db, row, reason, policy, now, not_before=after)
         except StaleStateError:
             continue  # its result came first
         counters.add(db, "leases_expired")
@@ -549,17 +559,7 @@ def _stop_reason(db: DbSession, session_id: str) -> str:
 
 def _cancel_pending(db: DbSession, row: Task, why: str, now: datetime) -> None:
     try:
-        change_state(
-            db,
-            Task,
-            row.id,
-            TaskState.PENDING,
-            TaskState.DONE,
-            attempt=row.attempt,
-            result=Result.CANCELLED.value,
-            reason=f"{why} before it was handed out",
-            finished_at=now,
-        )
+        _end_pending(db, row, Result.CANCELLED, f"{why} before it was handed out", now)
     except StaleStateError:
         return  # handed out meanwhile; it bears the mark and ends with the next heartbeat
     _say(db, row, now, EventName.TASK_CANCELLED, f"{row.title}: {why}", events.INFO)

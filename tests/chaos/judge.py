@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -118,7 +119,7 @@ class Judge:
 
     def verdict(self, restores: list[Restore]) -> list[str]:
         """Everything else, in one list. Takes seconds."""
-        return [*self._tasks(), *self._users_own(), *self._points("main"), *self._points("second"),
+        return [*self._tasks(), *self._counters(), *self._users_own(), *self._points("main"), *self._points("second"),
                 *self._stand.storage.at_rest(), *self._restored(restores)]  # fmt: skip
 
     def _tasks(self) -> Iterator[str]:
@@ -138,6 +139,25 @@ class Judge:
             "WHERE s.kind = 'backup' AND v.result IN ('success', 'warning') AND p.id IS NULL"
         ):
             yield f"VM {row.name} succeeded, but its restore point {row.restore_point_id} never was there"
+
+    def _counters(self) -> Iterator[str]:
+        """What the server has counted is what the rows say."""
+        (found,) = self._database.rows("SELECT value FROM settings WHERE name = 'counters'")
+        counted = {
+            tuple(json.loads(text)): int(count) for text, count in json.loads(found.value).items()
+        }
+        for name, table, state in (
+            ("tasks_ended", "tasks", "done"),
+            ("sessions_ended", "sessions", "finished"),
+        ):
+            rows = self._database.rows(
+                f"SELECT kind, result, count(*) AS times FROM {table} WHERE state = '{state}' GROUP BY kind, result"
+            )
+            said = {key: count for key, count in counted.items() if key[0] == name}
+            there = {(name, row.kind, row.result): row.times for row in rows}
+            for key in sorted(said.keys() | there.keys()):
+                if said.get(key, 0) != there.get(key, 0):
+                    yield f"counter {key} says {said.get(key, 0)}, and there are {there.get(key, 0)}"
 
     def _users_own(self) -> Iterator[str]:
         if not self._stand.plan.user_snapshot:

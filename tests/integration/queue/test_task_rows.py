@@ -422,6 +422,21 @@ def test_a_clock_that_was_ahead_keeps_no_task_waiting(rows: Rows) -> None:
     assert {rows.get(task).not_before for task in (far_pause, near_pause)} == {NOW + pause}
 
 
+def test_what_a_revoked_proxy_may_still_write_to_waits_for_the_end_of_its_lease(rows: Rows) -> None:
+    writing, reading = rows.running(kind="restore-disk-to-vm"), rows.running()
+    elsewhere = rows.add(kind="restore-disk-to-vm")
+    rows.start(elsewhere, proxy="px2")
+    at = NOW + timedelta(seconds=5)
+    with rows.db() as s:
+        ended = tasks.end_leases_of(s, "px1", reason="revoked", now=at, policy=POLICY)
+    assert {item.task_id for item in ended} == {writing, reading}
+    pause = timedelta(seconds=POLICY.wait_s)
+    assert rows.get(reading).not_before == at + pause
+    # Its fence, of the lease that it was given last, is the only thing that stops it.
+    assert rows.get(writing).not_before == NOW + timedelta(seconds=30) > at + pause
+    assert rows.get(elsewhere).state == "running"
+
+
 def test_a_new_boot_ends_what_the_old_one_ran(rows: Rows) -> None:
     old, other = rows.running(), rows.add()
     rows.start(other, proxy="px2")

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from uuid import uuid4
 
 import pytest
@@ -19,6 +20,7 @@ from backup_server.db.tables import Leader, Proxy, Setting, UtcDateTime, new_id
 from backup_server.errors import SettingsError
 from backup_server.scheduler.leader import Leadership
 from backup_server.services import instances
+from backup_server.services.storage_pool import FencedStoragePool
 from backup_server.services.vcenter_pool import FencedVcenterPool
 from tests.support.postgres import create_database, drop_database
 
@@ -130,6 +132,17 @@ def test_a_server_that_does_not_lead_leaves_vcenters_alone() -> None:
     pool = FencedVcenterPool(None, lambda: False)  # type: ignore[arg-type] - it is never asked
     with pytest.raises(NotLeadingError):
         pool.get("vc1")
+
+
+def test_a_server_that_does_not_lead_leaves_storage_systems_alone() -> None:
+    client = object()
+    clients = SimpleNamespace(drivers={}, get=lambda system_id: client)
+    leads = True
+    pool = FencedStoragePool(clients, lambda: leads)  # type: ignore[arg-type]
+    assert pool.get("array1") is client
+    leads = False
+    with pytest.raises(NotLeadingError):
+        pool.get("array1")
 
 
 # ---- two data directories -------------------------------------------------------------------------
