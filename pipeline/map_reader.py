@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -18,6 +17,7 @@ from pipeline.repository.reader import Batch as Fetch
 from pipeline.repository.reader import BlobReader
 from pipeline.repository.repository import Repository
 from pipeline.storage.base import Buffer
+from transports import system
 from transports.base import Ability, Extent, ReaderCapabilities, ReadRequest, TransportMode
 from transports.errors import TransientTransportError
 
@@ -73,7 +73,7 @@ class MapDiskReader:
         self._renewing = threading.Lock()
         self._own = threading.local()
         self._pool = ThreadPoolExecutor(
-            workers or len(os.sched_getaffinity(0)), thread_name_prefix="map-reader"
+            workers or system.usable_cpus(), thread_name_prefix="map-reader"
         )
         self._is_closed = False
 

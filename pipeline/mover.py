@@ -5,7 +5,6 @@ docs/explanation/data-mover.md tells how the stages work together.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -31,6 +30,7 @@ from pipeline.stages.flow import Channel, Clock, Flow, Meter, share
 from pipeline.stages.pack import PackStage
 from pipeline.stages.read import ReadBlock, ReadStage
 from pipeline.stages.store import StoreStage, Tally
+from transports import system
 from transports.base import DiskReader
 
 BUFFERS_PER_WORKER: Final = 3  # one being encoded, one waiting, one being filled
@@ -125,7 +125,7 @@ class _Run:
         self._clock = clock
         self._options = options
         self._continued = continued
-        self._workers = options.workers or len(os.sched_getaffinity(0))
+        self._workers = options.workers or system.usable_cpus()
         self._total_bytes = plan.read_bytes
         self._started_s = clock()
         self._reading, self._waiting, self._encoding, self._storing = (Meter(clock) for _ in range(4))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import mmap
-import os
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from pipeline.repository.maps import block_count_of, blocks
 from pipeline.repository.reader import Batch, BlobReader
 from pipeline.repository.repository import Repository
 from pipeline.stages.flow import Channel, Clock, Flow, Meter, share
+from transports import system
 from transports.base import DiskWriter
 
 WINDOW_BLOCKS: Final = 512
@@ -118,7 +118,7 @@ class _Restore:
         self._cancel = cancel
         self._progress = progress
         self._clock = clock
-        self._workers = workers or len(os.sched_getaffinity(0)) + 1
+        self._workers = workers or system.usable_cpus() + 1
         self._started_s = clock()
         self._reader: BlobReader = repository.reader()
         self._flow = Flow()
@@ -254,7 +254,7 @@ class _Restore:
         elapsed_s = self._clock() - self._started_s
         return StageTimes(
             source=share(self._fetching.busy_s, self._workers, elapsed_s),
-            proxy=share(self._decoding.busy_s, len(os.sched_getaffinity(0)), elapsed_s),
+            proxy=share(self._decoding.busy_s, system.usable_cpus(), elapsed_s),
             network=0.0,
             target=share(self._writing.busy_s, 1, elapsed_s),
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from pipeline.repository.repository import Repository
 from pipeline.restore import ordered_blocks, restore_disk
 from pipeline.stages.flow import Clock
 from pipeline.storage.base import Buffer
+from transports import system
 from transports.base import TransportMode, WriterCapabilities
 
 BLOCKS_AHEAD: Final = 8
@@ -120,7 +120,7 @@ def image_sha256(
         digest.update(content.result())
         return block * size + len(content.result())
 
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0)) + 1) as executor:
+    with ThreadPoolExecutor(system.usable_cpus() + 1) as executor:
         for block, blob_id in ordered_blocks(reader, map_root, capacity_bytes, size):
             if cancel is not None and cancel.is_set():
                 raise CancelledError("hashing the image was cancelled")

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import time
+from transports.system import uptime_s
 
-
-def uptime_s() -> float:
-    """Seconds since the machine started, those included in which it slept; the same in every process."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
+__all__ = ["uptime_s"]

@@ -21,10 +21,10 @@ from proxy_worker.errors import SetupError
 from proxy_worker.trust import BROKER_CA_FILE, SERVER_CA_FILE, pinned_context
 from transports import registry
 from transports.base import TransportMode
-from transports.direct_nfs import NfsClient, NfsOptions
 from transports.machine import Machine
+from transports.nfs_options import NfsClient, NfsOptions
 from transports.registry import ModeOptions
-from transports.vddk import NetworkClient, VddkOptions
+from transports.vddk_options import NetworkClient, VddkOptions
 
 SETTINGS_FILE: Final = "proxy.toml"
 ENROLMENT_FILE: Final = "enrolment.json"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -18,7 +19,6 @@ from pipeline.errors import CancelledError, IntegrityError, PermanentPipelineErr
 from pipeline.model import BlockCounts, DiskStats
 from pipeline.planning import BackupPlan
 from pipeline.progress import MoverProgress
-from pipeline.rawfile import RawFileWriter
 from pipeline.repository import Repository
 from pipeline.repository.immutability import keeping
 from pipeline.storage import open_storage
@@ -40,7 +40,7 @@ from proxy_worker.disk_reading import go_on_where_possible, plan_disk, trust_or_
 from proxy_worker.progress import ProgressMeter, phase_report
 from proxy_worker.throttle import Side, Throttle, ThrottledReader, ThrottledStorage, throttled_writer
 from proxy_worker.vsphere_session import Connect, RenewableSession, RenewAccess
-from transports import registry
+from transports import registry, system
 from transports.base import DiskReader, DiskRef, DiskWriter, Presenter, TransportMode
 from transports.errors import TransientTransportError
 from transports.failover import FailoverReader, FailoverWriter, Way
@@ -378,7 +378,7 @@ def _restore_to_file(
     for attempt in range(1, request.attempt):
         _part(target, request, attempt).unlink(missing_ok=True)
     part = _part(target, request, request.attempt)
-    writer = RawFileWriter.create(part, order.capacity_bytes, overwrite=True)
+    writer = _image_file(part, order.capacity_bytes)
     try:
         try:
             stats = _write(request, order, repository, writer, True, tools)
@@ -389,6 +389,22 @@ def _restore_to_file(
         part.unlink(missing_ok=True)
         raise
     return _restored(request, None, stats)
+
+
+if sys.platform == "win32":
+
+    def _image_file(path: Path, capacity_bytes: int) -> DiskWriter:
+        raise PermanentPipelineError(
+            f"{path} ({capacity_bytes} bytes) is not made: this proxy runs Windows, where vmhaul makes no image "
+            "files; let a proxy on Linux restore it"
+        )
+
+else:
+    from pipeline.rawfile import RawFileWriter
+
+    def _image_file(path: Path, capacity_bytes: int) -> DiskWriter:
+        """A new one, in the place of one that is there."""
+        return RawFileWriter.create(path, capacity_bytes, overwrite=True)
 
 
 def _part(target: Path, request: TaskRequest, attempt: int) -> Path:
@@ -441,11 +457,7 @@ def _publish(part: Path, target: Path, overwrite: bool) -> None:
         except FileExistsError:
             raise _exists(target) from None
         part.unlink()
-    directory = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    system.sync_directory(target.parent)
 
 
 def _exists(target: Path) -> PermanentPipelineError:

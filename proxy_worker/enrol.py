@@ -29,6 +29,7 @@ from proxy_worker.trust import (
     fetch_ca,
     pinned_context,
 )
+from transports import system
 
 JOIN_PAUSE_S: Final = 2.0
 
@@ -101,7 +102,7 @@ def enrol(
     EnrolmentError when the server refuses, ServerUnavailableError when it does not answer. The caller has
     looked at the address (`trust.check_server_url`): this function enrols a local proxy as well.
     """
-    data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    system.make_private_directory(data_dir)
     identity = load_or_create_identity(data_dir)
     answer = post_enrolment(
         server_url,

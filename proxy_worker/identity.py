@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -12,6 +11,7 @@ from nacl.signing import SigningKey
 
 from proxy_worker.errors import SetupError
 from proxy_worker.private_files import write_private
+from transports import system
 
 KEY_BYTES: Final = 32  # seeds of Ed25519 and X25519 alike
 
@@ -44,10 +44,9 @@ def _load_or_create(path: Path, fresh: bytes) -> bytes:
     if not path.exists():
         write_private(path, fresh)
         return fresh
-    mode = stat.S_IMODE(path.stat().st_mode)
-    if mode & 0o077:
+    if shows := system.others_may_read(path):
         raise SetupError(
-            f"the key file {path} has mode {mode:04o}, so others may have read it; remove both key "
+            f"the key file {path} has {shows}, so others may have read it; remove both key "
             "files and enrol this proxy again"
         )
     key = path.read_bytes()

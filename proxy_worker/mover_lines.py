@@ -3,7 +3,8 @@
 Worker to mover, on standard input: first `{"request": TaskRequest, "secrets": TaskSecrets, "options":
 ModeOptions}`, later one line for each question of the mover: `{"secrets": TaskSecrets}`, `{"answer":
 PresentAnswer | WithdrawAnswer}`, or `{"refused": text, "other_mode": bool}`; and, unasked, to a restore to a VM
-`{"lease": seconds}`: until when the lease lasts, by `clocks.uptime_s`, and to all `{"rate": RateLimit | null}`. Mover
+`{"lease": seconds}`: until when the lease lasts, by `clocks.uptime_s`, to all `{"rate": RateLimit | null}`; and
+`{"stop": true}` from a worker on Windows, which has no SIGTERM to send. Mover
 to worker, on standard
 output: `{"progress": ProgressReport}`, `{"need": "secrets"}`, `{"present": PresentRequest}`, `{"withdraw":
 WithdrawRequest}`, and last one `{"result": ResultReport}`. Standard input that ends means that the worker
@@ -12,7 +13,7 @@ is gone: the mover ends too.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from proxy_worker.contracts.codec import canonical_json, from_json, to_json
 from proxy_worker.contracts.messages import RateLimit, TaskRequest, TaskSecrets
@@ -33,6 +34,9 @@ def order_line(request: TaskRequest, secrets: TaskSecrets, options: ModeOptions 
 
 def rate_line(limit: RateLimit | None) -> bytes:
     return line(rate=None if limit is None else to_json(limit))
+
+
+STOP_LINE: Final = line(stop=True)
 
 
 def parse_rate(data: dict[str, Any]) -> RateLimit | None:

@@ -1,6 +1,6 @@
 """The data-mover process: `python -m proxy_worker.mover_process`, started by a worker for one task.
 
-It is told and tells in lines (`mover_lines`). SIGTERM means: make durable what was read, say CANCELLED,
+It is told and tells in lines (`mover_lines`). SIGTERM, or the line `stop`, means: make durable what was read, say CANCELLED,
 end. It holds secrets of one task, in memory only.
 """
 
@@ -33,12 +33,12 @@ from proxy_worker.contracts.messages import (
     WithdrawRequest,
 )
 from proxy_worker.disk_work import Tools, carry_out
-from proxy_worker.lifeline import die_with_parent
 from proxy_worker.mover_lines import line, parse_order, parse_rate
 from proxy_worker.outcomes import is_expected, outcome_of, reason_of
 from proxy_worker.runner import end_of
 from proxy_worker.throttle import Throttle
 from proxy_worker.vsphere_session import connect_with_ticket
+from transports import system
 from transports.base import Presented, TransportMode
 from transports.errors import TransientTransportError, TransportUnavailableError
 from transports.fence import Fence
@@ -73,7 +73,9 @@ class Parent:
     def _read(self) -> None:
         for data in self._source:
             told = json.loads(data)
-            if "lease" in told:
+            if "stop" in told:
+                self._cancel.set()
+            elif "lease" in told:
                 self.fence.open_until(float(told["lease"]))
             elif "rate" in told:
                 self.throttle.set(parse_rate(told))
@@ -200,7 +202,7 @@ def run(
 
 
 def main() -> NoReturn:
-    die_with_parent()
+    system.die_with_parent()
     cancel = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: cancel.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)

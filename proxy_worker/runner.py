@@ -10,9 +10,7 @@ import contextlib
 import json
 import os
 import queue
-import select
 import signal
-import subprocess
 import threading
 from collections.abc import Callable, Sequence
 from typing import IO, Any, Final, Protocol
@@ -33,18 +31,19 @@ from proxy_worker.contracts.messages import (
     WithdrawRequest,
 )
 from proxy_worker.errors import LeaseRefusedError, NotPresentedError, ServerUnavailableError
-from proxy_worker.mover_lines import line, order_line, rate_line
+from proxy_worker.mover_lines import STOP_LINE, line, order_line, rate_line
 from proxy_worker.slots import StopReason, TaskHandle
+from transports import system
 from transports.registry import ModeOptions
 
 FetchSecrets = Callable[[TaskHandle], TaskSecrets]
 OnProgress = Callable[[ProgressReport], None]
 
-_PASSED_ON: Final = ("PATH", "PYTHONPATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "TZ")
-"""Of the environment; a mover needs no more, and what it does not have it cannot give away."""
 _MAX_LINE_BYTES: Final = 1 << 20
 _LOG_LINES: Final = 2000
 _KEPT_LINES: Final = 5
+_TELLS: Final = 16
+"""Lines on their way to a child that does not read; later ones are left out."""
 _END: Final = None
 
 
@@ -226,7 +225,7 @@ def _own(data: Any, request: TaskRequest) -> ResultReport | None:
 
 
 class _Stopper:
-    """Ends the child when its task is to stop: SIGTERM to the group, SIGKILL after the grace."""
+    """Ends the child when its task is to stop: asks it to, and kills the group after the grace."""
 
     def __init__(self, child: _Child, handle: TaskHandle, kill_grace_s: float) -> None:
         self._child = child
@@ -247,9 +246,9 @@ class _Stopper:
         self._handle.stop_requested.wait()
         if self._over.is_set():
             return
-        self._child.signal(signal.SIGTERM)
+        self._child.ask_to_end()
         if not self._over.wait(self._kill_grace_s):
-            self._child.signal(signal.SIGKILL)
+            self._child.kill()
 
 
 class _Child:
@@ -260,16 +259,10 @@ class _Child:
         self._log = log.bind(**task_ids(request))
         self._messages: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self._last_words: list[str] = []
-        # The mover asks the kernel itself to die with us (see lifeline): a hook between fork and exec
-        # is not safe in a process with threads.
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env={name: os.environ[name] for name in _PASSED_ON if name in os.environ},
-            start_new_session=True,
-        )
+        # A mover needs no more of the environment, and what it does not have it cannot give away.
+        passed_on = {name: os.environ[name] for name in system.ENVIRONMENT if name in os.environ}
+        self._group = system.Child(command, passed_on)
+        self._process = self._group.process
         self._readers = [
             threading.Thread(target=self._read_stdout, name="vmhaul-mover-out", daemon=True),
             threading.Thread(target=self._read_stderr, name="vmhaul-mover-err", daemon=True),
@@ -278,8 +271,12 @@ class _Child:
         self._writing = threading.Lock()
         self._reaped = False
         self._watcher = threading.Thread(target=self._watch, name="vmhaul-mover-end", daemon=True)
+        self._tells: queue.Queue[bytes | None] = queue.Queue(_TELLS)
+        self._teller = threading.Thread(target=self._pass_on, name="vmhaul-mover-in", daemon=True)
         for thread in (*self._readers, self._watcher):
             thread.start()
+        if not self._group.CAN_ASK_PIPES:
+            self._teller.start()
 
     @property
     def pid(self) -> int:
@@ -296,12 +293,16 @@ class _Child:
         """Write a line that a later one replaces. Never waits: what a child that does not read would not take is
         left out.
         """
+        if not self._group.CAN_ASK_PIPES:
+            with contextlib.suppress(queue.Full):
+                self._tells.put_nowait(data)
+            return
         stdin = _pipe(self._process.stdin)
         if not self._writing.acquire(blocking=False):
             return
         try:
             with contextlib.suppress(OSError, ValueError):
-                if select.select([], [stdin], [], 0)[1]:
+                if self._group.takes_now(stdin):
                     stdin.write(data)
                     stdin.flush()
         finally:
@@ -318,31 +319,52 @@ class _Child:
             self._reaped = True
             return self._process.wait()
 
-    def signal(self, number: signal.Signals) -> None:
-        """To the whole group, unless it is gone."""
+    def ask_to_end(self) -> None:
+        """Let the mover make durable what it has, and end."""
         with self._lock:
             # Until it is reaped the number is the child's own and cannot mean another group.
             if not self._reaped:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(self._process.pid, number)
+                self._group.ask_to_end(lambda: self.tell(STOP_LINE))
+
+    def kill(self) -> None:
+        """The whole group, unless it is gone."""
+        with self._lock:
+            if not self._reaped:
+                self._group.kill()
 
     def end(self) -> None:
         """Nothing of it stays: group killed, child reaped, pipes closed."""
-        self.signal(signal.SIGKILL)
+        self.kill()
         self.wait()
         for reader in self._readers:
             reader.join()
+        if self._teller.ident is not None:
+            self._end_teller()
         with contextlib.suppress(BrokenPipeError):
             _pipe(self._process.stdin).close()
         for pipe in (self._process.stdout, self._process.stderr):
             _pipe(pipe).close()
+        self._group.release()
+
+    def _pass_on(self) -> None:
+        """Write what `tell` was given, where a pipe does not say whether it takes a line."""
+        stdin = _pipe(self._process.stdin)
+        for data in iter(self._tells.get, _END):
+            with self._writing, contextlib.suppress(OSError, ValueError):
+                stdin.write(data)
+                stdin.flush()
+
+    def _end_teller(self) -> None:
+        """The child is gone, so that no write lasts: there is room for the end soon."""
+        self._tells.put(_END)
+        self._teller.join()
 
     def _watch(self) -> None:
         """Wait for the child without reaping it, then end what it left in its group: that would hold
         the pipes open, and us with them.
         """
-        os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
-        self.signal(signal.SIGKILL)
+        self._group.await_end()
+        self.kill()
 
     def last_words(self) -> str:
         self._readers[1].join(1.0)

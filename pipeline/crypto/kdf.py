@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import Final
 
@@ -10,6 +9,7 @@ from nacl.exceptions import CryptoError
 from nacl.pwhash import argon2id
 
 from pipeline.errors import TransientPipelineError
+from transports import system
 
 SALT_BYTES: Final = 16
 MAX_OPS: Final = 64
@@ -41,7 +41,7 @@ def cost_for_memory(memory_bytes: int) -> KdfCost:
 
 
 def cost_of_this_machine() -> KdfCost:
-    return cost_for_memory(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    return cost_for_memory(system.memory_bytes())
 
 
 def password_key(password: str, salt: bytes, cost: KdfCost) -> bytes:

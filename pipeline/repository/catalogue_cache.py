@@ -16,6 +16,7 @@ from uuid import UUID
 from blake3 import blake3
 
 from pipeline.crypto.keyring import Keyring
+from transports import system
 
 FILE: Final = "points"
 _RECORD: Final = Struct("<16s16sI")  # point id, tag of the VM, sequence
@@ -45,17 +46,17 @@ class CatalogueCache:
         with contextlib.suppress(OSError):
             try:
                 self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+                fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | system.OPEN_FLAGS, 0o600)
                 with os.fdopen(fd, "wb") as file:
                     file.write(body + self._digest(body))
-                temporary.replace(self._path)
+                system.replace_file(temporary, self._path)
             finally:
                 temporary.unlink(missing_ok=True)
 
     def _read(self) -> dict[str, tuple[bytes, int]]:
         """Nothing where it is missing or damaged."""
         try:
-            data = self._path.read_bytes()
+            data = system.read_file(self._path)
         except OSError:
             return {}
         body, digest = data[:-_DIGEST_BYTES], data[-_DIGEST_BYTES:]

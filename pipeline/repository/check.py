@@ -6,7 +6,6 @@ What is found is told in the words of who has to act: VM, disk, restore point, g
 from __future__ import annotations
 
 import contextlib
-import os
 import random
 import threading
 from collections.abc import Callable, Collection, Iterator
@@ -61,6 +60,7 @@ from pipeline.repository.points import StoredPoint
 from pipeline.repository.reader import BlobReader
 from pipeline.repository.sampling import confidence_of, window_of
 from pipeline.storage.base import Buffer, Storage
+from transports import system
 
 READ_WINDOW_BYTES: Final = 8 << 20
 MAX_EXTENTS_NAMED: Final = 10
@@ -176,7 +176,7 @@ class Checker:
         self._cancel = cancel
         self._make_loader = make_loader or self._loader_in_memory
         self._progress = progress or (lambda _progress: None)
-        self._workers = workers or len(os.sched_getaffinity(0))
+        self._workers = workers or system.usable_cpus()
         self._codecs = threading.local()
         self._found = _Findings()
         self._confidence = ""

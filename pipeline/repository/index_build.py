@@ -41,6 +41,7 @@ from pipeline.repository.index_run import (
     Run,
     bucket_bits_for,
 )
+from transports import system
 
 Array = NDArray[Any]
 _KEY: Final = [("hi", ">u8"), ("lo", ">u8")]
@@ -188,7 +189,7 @@ class RunWriter:
         self._path = path
         self._repository_id = repository_id
         self._file = os.fdopen(
-            os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb"
+            os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | system.OPEN_FLAGS, 0o600), "wb"
         )
         self._file.seek(BUCKETS_AT)
         self._units = self._records = 0

@@ -7,18 +7,18 @@ A directory for each repository (mode 0700, files 0600):
 | `current` | which files count: JSON and its BLAKE3; replaced by rename |
 | `run-<random>` | records, see `index_run`; a few of them, merged as they become many |
 | `names-<random>` | index objects that are in the runs, what each names, and which packs are dead |
-| `lock` | `flock`ed by the one process that changes something |
+| `lock` | locked (`flock`, on Windows its first byte) by the one process that changes something |
 
 Nothing here is needed: it may be deleted at any time and is made again from the repository's index objects. It holds
 halves of keyed ids, ids of bases, and where they are: what an outsider learns from it is what the
 storage tells too (how many blobs there are, how long they are). A process that dies leaves files that `current` does not name; the
-next one that changes something deletes them. Files are synced before `current` names them.
+next one that changes something deletes them. Files are synced before `current` names them. On Windows an open file cannot be deleted:
+what another process still reads goes with a later change.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import threading
@@ -32,6 +32,7 @@ from blake3 import blake3
 
 from pipeline.repository.index_run import CacheDamagedError, Run
 from pipeline.repository.layout import OBJECT_ID_BYTES
+from transports import system
 
 if TYPE_CHECKING:
     from pipeline.repository.index_build import Records
@@ -151,15 +152,19 @@ class IndexCache:
         """Yields whether this process may change the cache; without `wait` False when another one is
         at it. Raises OSError.
         """
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+        flags = os.O_RDWR | os.O_CREAT | system.OPEN_FLAGS
         fd = os.open(self.directory / LOCK, flags, FILE_MODE)
         try:
             pause = threading.Event()
-            while not (got := _flock(fd)) and wait:
+            while not (got := system.lock_file(fd)) and wait:
                 pause.wait(LOCK_POLL_S)
-            if got:
-                self.adopt()
-            yield got
+            try:
+                if got:
+                    self.adopt()
+                yield got
+            finally:
+                if got:
+                    system.unlock_file(fd)
         finally:
             os.close(fd)
 
@@ -189,7 +194,7 @@ class IndexCache:
 
     def _read_current(self) -> dict[str, object] | None:
         try:
-            data = (self.directory / CURRENT).read_bytes()
+            data = system.read_file(self.directory / CURRENT)
         except FileNotFoundError:
             return None
         text, _, digest = data.rpartition(b"\n")
@@ -211,7 +216,7 @@ class IndexCache:
         return CacheState(int(str(found["generation"])), runs, dead, names, names_file)
 
     def _read_names(self, path: Path, runs: Sequence[Run]) -> tuple[Names, tuple[bytes, ...]]:
-        data = path.read_bytes()
+        data = system.read_file(path)
         body, digest = data[:-DIGEST_BYTES], data[-DIGEST_BYTES:]
         if blake3(self._repository_id + body).digest() != digest:
             raise CacheDamagedError(f"the index cache {path} is damaged")
@@ -330,8 +335,8 @@ class IndexCache:
         ).encode()
         temporary = self._new(CURRENT)
         _write_synced(temporary, text + b"\n" + blake3(text).hexdigest().encode())
-        temporary.replace(self.directory / CURRENT)
-        _sync_directory(self.directory)  # before the files that the former one names go
+        system.replace_file(temporary, self.directory / CURRENT)
+        system.sync_directory(self.directory)  # before the files that the former one names go
         self.state = CacheState(generation, tuple(runs), tuple(dead), names, path.name)
         self.sweep()
 
@@ -370,30 +375,14 @@ def to_merge(sizes: Sequence[int], dead: Sequence[int]) -> set[int]:
     return rotten
 
 
-def _flock(fd: int) -> bool:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
 def _list(value: object) -> list[object]:
     if not isinstance(value, list):
         raise TypeError("not a list")
     return value
 
 
-def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
 def _write_synced(path: Path, data: bytes) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | system.OPEN_FLAGS, FILE_MODE)
     try:
         view = memoryview(data)
         while view:

@@ -25,6 +25,7 @@ from blake3 import blake3
 
 from pipeline.errors import TransientPipelineError
 from pipeline.repository.index_record import KEY_BYTES, RECORD_BYTES
+from transports import system
 
 HEAD: Final = Struct("<8sHHI16sQQI32s")
 """Magic, version, bucket bits, packs, repository id, units, records, length of the tables, their BLAKE3."""
@@ -56,13 +57,13 @@ def bucket_of(key: bytes, bits: int) -> int:
 
 
 class Run:
-    """An open run. May be used by several threads; the file may be unlinked meanwhile."""
+    """An open run. May be used by several threads; the file may be unlinked meanwhile, where the system allows it."""
 
     def __init__(self, path: Path, repository_id: bytes) -> None:
         """Raises FileNotFoundError, CacheDamagedError, OSError."""
         self.path = path
         self._fd = -1
-        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._fd = os.open(path, os.O_RDONLY | system.OPEN_FLAGS)
         head = self._read(HEAD.size + HEAD_HASH_BYTES, 0)
         fields = HEAD.unpack(head[: HEAD.size])
         magic, version, bits, pack_count, its_id, units, records, length, digest = fields
@@ -174,9 +175,9 @@ class Run:
         return data, places
 
     def _read(self, length: int, offset: int) -> bytes:
-        data = os.pread(self._fd, length, offset)
+        data = system.pread(self._fd, length, offset)
         while len(data) < length:
-            part = os.pread(self._fd, length - len(data), offset + len(data))
+            part = system.pread(self._fd, length - len(data), offset + len(data))
             if not part:
                 raise self.damaged("it is truncated and")
             data += part

@@ -2,6 +2,7 @@
 keeps objects in one kind of place. The contract is `Storage` in `base`; drivers are listed here.
 """
 
+import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,10 +12,7 @@ from typing import Final
 from pipeline.errors import StorageMissingError
 from pipeline.storage.base import Buffer, ObjectWriter, Retention, Space, Storage, StoredObject
 from pipeline.storage.extents import is_scale_out, open_scale_out
-from pipeline.storage.immutable import split_location
-from pipeline.storage.local import LocalStorage
 from pipeline.storage.location import is_object_location, parse_object_location
-from pipeline.storage.mounts import is_network_mount
 from pipeline.storage.retry import RetryingStorage, wait_for
 
 __all__ = ["Buffer", "ObjectWriter", "Retention", "Space", "Storage", "StoredObject", "open_storage"]
@@ -50,12 +48,30 @@ def open_storage(
 
         bucket = ObjectStorage(parse_object_location(location), secrets=secrets, create=create)
         return RetryingObjectStorage(bucket, wait=wait_for(cancel, location))
-    directory, keeper = split_location(location)
-    if not Path(directory).is_absolute():
+    return _open_directory(location, create=create, cancel=cancel)
+
+
+if sys.platform == "win32":
+
+    def _open_directory(location: str, *, create: bool, cancel: threading.Event | None) -> Storage:
+        del create, cancel
         raise StorageMissingError(
-            f"repository location {location!r} is not an absolute path; give the full path of a directory"
+            f"repository location {location!r} is a directory, and this machine runs Windows, where vmhaul keeps in "
+            "object storage alone; let proxies on Linux use this repository"
         )
-    storage = LocalStorage(directory, create=create, keeper=keeper)
-    if is_network_mount(directory):
-        return RetryingStorage(storage, wait=wait_for(cancel, storage.location))
-    return storage
+
+else:
+    from pipeline.storage.immutable import split_location
+    from pipeline.storage.local import LocalStorage
+    from pipeline.storage.mounts import is_network_mount
+
+    def _open_directory(location: str, *, create: bool, cancel: threading.Event | None) -> Storage:
+        directory, keeper = split_location(location)
+        if not Path(directory).is_absolute():
+            raise StorageMissingError(
+                f"repository location {location!r} is not an absolute path; give the full path of a directory"
+            )
+        storage = LocalStorage(directory, create=create, keeper=keeper)
+        if is_network_mount(directory):
+            return RetryingStorage(storage, wait=wait_for(cancel, storage.location))
+        return storage

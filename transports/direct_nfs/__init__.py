@@ -13,9 +13,9 @@ from __future__ import annotations
 from transports.direct_nfs.disks import open_reader, open_writer
 from transports.direct_nfs.library import library_missing
 from transports.direct_nfs.mounts import nfs_mounts
-from transports.direct_nfs.options import NfsClient, NfsOptions
 from transports.direct_nfs.probe import probe
 from transports.machine import Machine
+from transports.nfs_options import NfsClient, NfsOptions
 
 __all__ = ["NfsClient", "NfsOptions", "missing", "open_reader", "open_writer", "probe"]
 

@@ -10,9 +10,9 @@ from transports.base import DatastoreRef
 from transports.direct_nfs.connection import ServerSilentError
 from transports.direct_nfs.library import library_missing
 from transports.direct_nfs.mounts import NfsMount, find_mount
-from transports.direct_nfs.options import NfsClient, NfsOptions
 from transports.errors import TransportUnavailableError
 from transports.machine import Machine
+from transports.nfs_options import NfsClient, NfsOptions
 
 _T = TypeVar("_T")
 

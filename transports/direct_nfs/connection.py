@@ -16,13 +16,13 @@ import numpy as np
 
 from transports.base import SECTOR_BYTES, DatastoreRef
 from transports.direct_nfs.library import STAT_MODE, STAT_SIZE, Stat, library_missing, load_library
-from transports.direct_nfs.options import NfsOptions
 from transports.errors import (
     OutOfSpaceError,
     TransientTransportError,
     TransportError,
     TransportUnavailableError,
 )
+from transports.nfs_options import NfsOptions
 
 NFS_PORT: Final = 2049
 PORTMAPPER_PORT: Final = 111

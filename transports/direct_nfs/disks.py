@@ -11,13 +11,13 @@ from transports.direct_file import DirectFile, translated
 from transports.direct_nfs.clients import by_client
 from transports.direct_nfs.connection import Connection, connect
 from transports.direct_nfs.mounts import NfsMount
-from transports.direct_nfs.options import NfsOptions
 from transports.direct_nfs.remote_file import SharedFile
 from transports.directio import data_runs
 from transports.errors import TransientTransportError, TransportUnavailableError
 from transports.extent_map import ExtentMap
 from transports.extent_reader import ExtentReader, ExtentWriter, File
 from transports.machine import Machine
+from transports.nfs_options import NfsOptions
 from transports.vmdk import MAX_DESCRIPTOR_BYTES, below_datastore, flat_file, parse_descriptor
 
 MODE: Final = TransportMode.DIRECT_NFS

@@ -16,9 +16,9 @@ from transports.direct_nfs.disks import KINDS
 from transports.direct_nfs.hops import hops
 from transports.direct_nfs.library import writes_version_4_in_pieces
 from transports.direct_nfs.mounts import NfsMount
-from transports.direct_nfs.options import NfsOptions
 from transports.errors import TransportUnavailableError
 from transports.machine import Machine
+from transports.nfs_options import NfsOptions
 from transports.reached import Reached
 
 _CONNECT_S: Final = 5.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import ssl
+import sys
 from contextlib import suppress
 
 from transports.errors import TransientTransportError
@@ -72,12 +73,17 @@ class Carrier:
             self._socket.close()
 
     def _send_both(self, message: bytes, data: memoryview) -> None:
-        sent = self._socket.sendmsg([message, data])
-        if sent < len(message):
-            self._socket.sendall(message[sent:])
-            sent = len(message)
-        if sent < len(message) + len(data):
-            self._socket.sendall(data[sent - len(message) :])
+        if sys.platform == "win32":
+            # Its sockets gather nothing. Without TLS there are no records: only the bytes and their order count.
+            self._socket.sendall(message)
+            self._socket.sendall(data)
+        else:
+            sent = self._socket.sendmsg([message, data])
+            if sent < len(message):
+                self._socket.sendall(message[sent:])
+                sent = len(message)
+            if sent < len(message) + len(data):
+                self._socket.sendall(data[sent - len(message) :])
 
     def _lost(self, error: OSError) -> TransientTransportError:
         if isinstance(error, TimeoutError):

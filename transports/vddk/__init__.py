@@ -13,7 +13,7 @@ from __future__ import annotations
 from transports.base import DiskReader, DiskRef, DiskWriter, TransportMode
 from transports.vddk.disks import VddkReader, VddkWriter
 from transports.vddk.nbdkit import NbdkitDisk, vddk_missing
-from transports.vddk.options import NetworkClient, VddkOptions
+from transports.vddk_options import NetworkClient, VddkOptions
 from transports.vsphere.api import Vsphere
 
 __all__ = ["NetworkClient", "VddkOptions", "open_reader", "open_writer", "vddk_missing"]

@@ -17,7 +17,7 @@ from transports.base import (
 )
 from transports.errors import TransientTransportError
 from transports.vddk.nbdkit import NbdkitDisk, address_of
-from transports.vddk.options import VddkOptions
+from transports.vddk_options import VddkOptions
 
 _EXTENTS_AT_ONCE_BYTES: Final = 1 << 30
 """VDDK takes its time for a question about allocation, and answers in whole chunks of 64 KiB."""

@@ -22,7 +22,7 @@ from transports.vddk.libnbd import (
     ExtentFunction,
     load_libnbd,
 )
-from transports.vddk.options import VddkOptions
+from transports.vddk_options import VddkOptions
 from transports.vsphere.model import ServerAddress
 
 _POLL_MS: Final = 1000

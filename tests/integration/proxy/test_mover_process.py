@@ -157,7 +157,7 @@ def test_the_mover_dies_with_its_worker(stage: Stage) -> None:
         "print(child.pid, flush=True)\n"
         "child.wait()\n"
     )
-    child = "from proxy_worker.lifeline import die_with_parent; import threading\n"
+    child = "from transports.system import die_with_parent; import threading\n"
     child += "die_with_parent(); print('ready', flush=True); threading.Event().wait(300)"
     parent = subprocess.Popen([sys.executable, "-c", code, child], stdout=subprocess.PIPE)
     assert parent.stdout is not None
