@@ -84,6 +84,12 @@ def _run(data_dir: Path, settings_file: Path | None, join_file: Path | None, nam
         )
         return 1
     set_up_logging(level=settings.log_level, form=form, always={"proxy": enrolment.name})
+    if sys.platform == "win32":
+        structlog.get_logger().warning(
+            "proxy.untried",
+            text="this worker runs on Windows, where no release of vmhaul was ever run: trust no backup of it that "
+            "was not checked by a proxy on Linux",
+        )
     from proxy_worker.app import run_worker
 
     if local_server_url(data_dir) is None:

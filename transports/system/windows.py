@@ -15,7 +15,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from ctypes import wintypes
 from pathlib import Path
 from typing import IO, Final, TypeVar
 
@@ -47,15 +46,20 @@ _PRIVATE: Final = "D:P(A;OICI;FA;;;OW)(A;OICI;FA;;;SY)(A;OICI;FA;;;BA)"
 """Everything for the owner, the system and the administrators, for nobody else; what is made inside inherits it."""
 
 T = TypeVar("T")
+# By their lengths on Windows, so that the structures have their true layout wherever they are looked at.
+_DWORD: Final = ctypes.c_uint32
+_BOOL: Final = ctypes.c_int32
+_TEXT: Final = ctypes.c_wchar_p
+_P: Final = ctypes.c_void_p
 
 
 class _Overlapped(ctypes.Structure):
     _fields_ = (
         ("Internal", ctypes.c_size_t),
         ("InternalHigh", ctypes.c_size_t),
-        ("Offset", wintypes.DWORD),
-        ("OffsetHigh", wintypes.DWORD),
-        ("hEvent", wintypes.HANDLE),
+        ("Offset", _DWORD),
+        ("OffsetHigh", _DWORD),
+        ("hEvent", _P),
     )
 
 
@@ -63,13 +67,13 @@ class _BasicLimits(ctypes.Structure):
     _fields_ = (
         ("PerProcessUserTimeLimit", ctypes.c_int64),
         ("PerJobUserTimeLimit", ctypes.c_int64),
-        ("LimitFlags", wintypes.DWORD),
+        ("LimitFlags", _DWORD),
         ("MinimumWorkingSetSize", ctypes.c_size_t),
         ("MaximumWorkingSetSize", ctypes.c_size_t),
-        ("ActiveProcessLimit", wintypes.DWORD),
+        ("ActiveProcessLimit", _DWORD),
         ("Affinity", ctypes.c_size_t),
-        ("PriorityClass", wintypes.DWORD),
-        ("SchedulingClass", wintypes.DWORD),
+        ("PriorityClass", _DWORD),
+        ("SchedulingClass", _DWORD),
     )
 
 
@@ -86,8 +90,8 @@ class _ExtendedLimits(ctypes.Structure):
 
 class _MemoryStatus(ctypes.Structure):
     _fields_ = (
-        ("dwLength", wintypes.DWORD),
-        ("dwMemoryLoad", wintypes.DWORD),
+        ("dwLength", _DWORD),
+        ("dwMemoryLoad", _DWORD),
         *(
             (name, ctypes.c_uint64)
             for name in (
@@ -100,43 +104,42 @@ class _MemoryStatus(ctypes.Structure):
 
 _kernel32: Final = ctypes.WinDLL("kernel32", use_last_error=True)
 _advapi32: Final = ctypes.WinDLL("advapi32", use_last_error=True)
-_P: Final = ctypes.c_void_p
 _ReadFile: Final = _kernel32.ReadFile
-_ReadFile.argtypes = (wintypes.HANDLE, _P, wintypes.DWORD, _P, _P)
-_ReadFile.restype = wintypes.BOOL
+_ReadFile.argtypes = (_P, _P, _DWORD, _P, _P)
+_ReadFile.restype = _BOOL
 _CreateJobObjectW: Final = _kernel32.CreateJobObjectW
-_CreateJobObjectW.argtypes = (_P, wintypes.LPCWSTR)
-_CreateJobObjectW.restype = wintypes.HANDLE
+_CreateJobObjectW.argtypes = (_P, _TEXT)
+_CreateJobObjectW.restype = _P
 _SetInformationJobObject: Final = _kernel32.SetInformationJobObject
-_SetInformationJobObject.argtypes = (wintypes.HANDLE, ctypes.c_int, _P, wintypes.DWORD)
-_SetInformationJobObject.restype = wintypes.BOOL
+_SetInformationJobObject.argtypes = (_P, ctypes.c_int, _P, _DWORD)
+_SetInformationJobObject.restype = _BOOL
 _AssignProcessToJobObject: Final = _kernel32.AssignProcessToJobObject
-_AssignProcessToJobObject.argtypes = (wintypes.HANDLE, wintypes.HANDLE)
-_AssignProcessToJobObject.restype = wintypes.BOOL
+_AssignProcessToJobObject.argtypes = (_P, _P)
+_AssignProcessToJobObject.restype = _BOOL
 _TerminateJobObject: Final = _kernel32.TerminateJobObject
-_TerminateJobObject.argtypes = (wintypes.HANDLE, wintypes.UINT)
-_TerminateJobObject.restype = wintypes.BOOL
+_TerminateJobObject.argtypes = (_P, ctypes.c_uint)
+_TerminateJobObject.restype = _BOOL
 _OpenProcess: Final = _kernel32.OpenProcess
-_OpenProcess.argtypes = (wintypes.DWORD, wintypes.BOOL, wintypes.DWORD)
-_OpenProcess.restype = wintypes.HANDLE
+_OpenProcess.argtypes = (_DWORD, _BOOL, _DWORD)
+_OpenProcess.restype = _P
 _CloseHandle: Final = _kernel32.CloseHandle
-_CloseHandle.argtypes = (wintypes.HANDLE,)
-_CloseHandle.restype = wintypes.BOOL
+_CloseHandle.argtypes = (_P,)
+_CloseHandle.restype = _BOOL
 _GetTickCount64: Final = _kernel32.GetTickCount64
 _GetTickCount64.argtypes = ()
 _GetTickCount64.restype = ctypes.c_uint64
 _GlobalMemoryStatusEx: Final = _kernel32.GlobalMemoryStatusEx
 _GlobalMemoryStatusEx.argtypes = (_P,)
-_GlobalMemoryStatusEx.restype = wintypes.BOOL
+_GlobalMemoryStatusEx.restype = _BOOL
 _LocalFree: Final = _kernel32.LocalFree
 _LocalFree.argtypes = (_P,)
 _LocalFree.restype = _P
 _ToDescriptor: Final = _advapi32.ConvertStringSecurityDescriptorToSecurityDescriptorW
-_ToDescriptor.argtypes = (wintypes.LPCWSTR, wintypes.DWORD, _P, _P)
-_ToDescriptor.restype = wintypes.BOOL
+_ToDescriptor.argtypes = (_TEXT, _DWORD, _P, _P)
+_ToDescriptor.restype = _BOOL
 _SetFileSecurityW: Final = _advapi32.SetFileSecurityW
-_SetFileSecurityW.argtypes = (wintypes.LPCWSTR, wintypes.DWORD, _P)
-_SetFileSecurityW.restype = wintypes.BOOL
+_SetFileSecurityW.argtypes = (_TEXT, _DWORD, _P)
+_SetFileSecurityW.restype = _BOOL
 
 
 def pread(fd: int, length: int, offset: int) -> bytes:
@@ -144,7 +147,7 @@ def pread(fd: int, length: int, offset: int) -> bytes:
     call, and nothing here uses the file's own position. OSError.
     """
     buffer = ctypes.create_string_buffer(length)
-    got = wintypes.DWORD(0)
+    got = _DWORD(0)
     place = _Overlapped(Offset=offset & 0xFFFFFFFF, OffsetHigh=offset >> 32)
     handle = msvcrt.get_osfhandle(fd)
     if not _ReadFile(handle, buffer, length, ctypes.byref(got), ctypes.byref(place)):

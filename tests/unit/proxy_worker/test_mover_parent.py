@@ -14,7 +14,7 @@ from proxy_worker import mover_process
 from proxy_worker.clocks import uptime_s
 from proxy_worker.contracts.ids import Attempt, ProxyId, SessionId, TaskId
 from proxy_worker.contracts.messages import RateLimit, RepositoryRef, TaskKind, TaskRequest, TaskSecrets
-from proxy_worker.mover_lines import line, order_line, rate_line
+from proxy_worker.mover_lines import STOP_LINE, line, order_line, rate_line
 from proxy_worker.mover_process import Parent
 from transports.base import TransportMode
 from transports.errors import TransientTransportError
@@ -120,3 +120,10 @@ def test_a_rate_that_comes_unasked_is_no_answer(worker: Worker) -> None:
     worker.tell(rate_line(None))
     assert worker.ask(2) == {"answer": 2}
     assert worker.parent.throttle.limit is None
+
+
+def test_a_worker_without_signals_stops_its_mover_by_a_line(worker: Worker) -> None:
+    assert not worker.cancel.is_set()
+    worker.tell(STOP_LINE)
+    assert worker.cancel.wait(60)
+    assert worker.ask(3) == {"answer": 3}
