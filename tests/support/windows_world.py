@@ -219,12 +219,12 @@ def _locking(fd: int, mode: int, length: int) -> None:
 
 def _is_open(path: Any) -> bool:
     try:
-        wanted = os.stat(path)
+        wanted = Path(path).stat()
     except OSError:
         return False
-    for name in os.listdir("/proc/self/fd"):
+    for entry in Path("/proc/self/fd").iterdir():
         try:
-            found = os.stat(f"/proc/self/fd/{name}")
+            found = entry.stat()
         except OSError:
             continue
         if (found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino):
@@ -240,7 +240,7 @@ def _refuse_open(path: Any) -> None:
 
 def _win_open(path: Any, flags: int, mode: int = 0o777, *, dir_fd: Any = None) -> int:
     assert dir_fd is None, "Windows opens nothing relative to a directory"
-    if os.path.isdir(path):
+    if Path(path).is_dir():
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
     return _open(path, flags, mode)
 
