@@ -32,6 +32,7 @@ from starlette.routing import Mount
 from backup_server.api.app import create_api
 from backup_server.api.deps import Doorstep
 from backup_server.config import Settings, load_settings
+from backup_server.db import starting
 from backup_server.db.fenced import FencedDatabase
 from backup_server.db.tables import Proxy
 from backup_server.errors import VmhaulError
@@ -181,14 +182,15 @@ class Server:
         return self._guard.step() if self._leading() else False
 
     def start(self) -> None:
-        broker_users.ensure_passwords(self._ctx)
-        try:
-            # Before any proxy is started, which would be refused until then.
-            self._users.apply()
-        except (redis.RedisError, OSError) as error:
-            self._ctx.log.warning(
-                "broker.users", text="the broker does not answer yet", error=str(error)
-            )
+        with starting.one_at_a_time(self._ctx.db):
+            broker_users.ensure_passwords(self._ctx)
+            try:
+                # Before any proxy is started, which would be refused until then.
+                self._users.apply()
+            except (redis.RedisError, OSError) as error:
+                self._ctx.log.warning(
+                    "broker.users", text="the broker does not answer yet", error=str(error)
+                )
         proxies.write_local_proxies(self._ctx)
         broker_users.write_flower_file(self._ctx)
         self._users_loop.start()

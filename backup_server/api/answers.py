@@ -335,6 +335,8 @@ class Job(Answer):
     storage_failover: bool
     next_run_at: str | None
     last_session: dict[str, Any] | None
+    missed_runs: list[dict[str, Any]] | None = None
+    """{due_at, why}, newest first; only where one job is asked for."""
 
 
 class Progress(Answer):

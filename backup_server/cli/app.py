@@ -12,6 +12,7 @@ from backup_server.cli import (
     doctor,
     exits,
     job,
+    keys,
     operations,
     output,
     proxy,
@@ -64,6 +65,7 @@ def build() -> typer.Typer:
     app.add_typer(proxy.app, name="proxy")
     app.add_typer(server.app, name="server")
     app.add_typer(operations.app, name="operation")
+    app.add_typer(keys.app, name="keys")
     app.add_typer(storage.app, name="storage")
     app.add_typer(datastore.app, name="datastore")
     app.add_typer(traffic.app, name="traffic")

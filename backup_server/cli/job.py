@@ -243,7 +243,7 @@ def _show(door: Door, job: dict[str, Any]) -> None:
                 ", ".join(f"{disk['vm']}:{disk['disk']}" for disk in picked["exclude_disks"]),
             ),
             ("schedule", job_copy.describe_when(job)),
-            ("missed runs", (job["schedule"] or {}).get("missed")),
+            ("missed runs", describe_missed(job)),
             ("window", options.describe_window(job.get("window"))),
             ("follows job", options.describe_after(job)),
             ("next run", formats.moment(job.get("next_run_at"))),
@@ -273,6 +273,16 @@ def _sample(blocks: int) -> str:
 def describe_gone(retention: dict[str, Any]) -> str:
     days = retention.get("gone_days")
     return f"points removed {days} days after the newest" if days else "points stay"
+
+
+def describe_missed(job: dict[str, Any]) -> str | None:
+    """What is done about them, and the last that there was. Why is said short: the session's log has all of it."""
+    policy = (job["schedule"] or {}).get("missed")
+    newest = next(iter(job.get("missed_runs") or []), None)
+    if newest is None:
+        return policy
+    last = f"the last was due {formats.moment(newest['due_at'])} ({newest['why']})"
+    return f"{policy}; {last}" if policy else last
 
 
 @app.command("show")

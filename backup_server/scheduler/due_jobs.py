@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session as DbSession
 from backup_server.db.tables import Job, JobRun
 from backup_server.errors import VmhaulError
 from backup_server.scheduler.needs import SchedulerContext
-from backup_server.services import events, job_windows
+from backup_server.services import counters, events, job_windows
 
 StartBackup = Callable[[DbSession, Job, datetime], str]
 """Makes a session of a job in the caller's transaction and answers its id; ConflictError when one of the
@@ -77,6 +77,7 @@ class DueJobs:
         for missed in due.missed:
             self._record(s, job, missed, "missed", None)
         if due.missed:
+            counters.add(s, "job_runs_missed", (job.name, "away"), len(due.missed))
             events.record(
                 s,
                 now,
@@ -92,6 +93,7 @@ class DueJobs:
             session_id = self._start_backup(s, job, now)
         except VmhaulError as error:
             outcome = str(error)
+            counters.add(s, "job_runs_missed", (job.name, "refused"))
             text = f"{job.name} was due and was not started: {error}"
             events.record(s, now, "job.not-started", text, level=events.WARNING)
         self._record(s, job, due.fire, outcome, session_id)

@@ -8,6 +8,7 @@ import structlog
 
 from backup_server.config import Settings
 from backup_server.credentials import CredentialStore, load_or_create_key
+from backup_server.db import starting
 from backup_server.db.engine import Database, open_database
 from backup_server.db.tables import Setting, new_id
 from backup_server.services import counters, deployments, instances, proxies
@@ -42,13 +43,15 @@ def open_context(
     credentials = CredentialStore(load_or_create_key(settings.server_key_file))
     load_or_create_key(settings.signing_key_file)
     db = database or open_database(settings.database_url)
-    instances.check_keys(db, settings)
+    with starting.one_at_a_time(db):
+        instances.check_keys(db, settings)
+        server_id = _server_id(db)
     log_file = settings.log_dir / "repository-agent.log"
     vcenters = VcenterPool(db, credentials, vsphere, clock=clock, keep_alive_s=settings.keep_alive_s)
     lookups = Lookups(clock, structlog.get_logger())
     context = Context(
         settings=settings,
-        server_id=_server_id(db),
+        server_id=server_id,
         db=db,
         clock=clock,
         started_at=clock(),
@@ -82,12 +85,13 @@ def _server_id(db: Database) -> str:
 
 
 def _first_start(ctx: Context) -> None:
-    with ctx.db.read() as s:
-        made = s.get(Setting, DEFAULT_PROXY_MADE) is not None
-    # A person may remove the default proxy: it is offered once, not at every start.
-    if not made and ctx.settings.default_proxy:
-        proxies.ensure_default(ctx)
-        with ctx.db() as s:
-            s.merge(Setting(name=DEFAULT_PROXY_MADE, value="yes"))
+    with starting.one_at_a_time(ctx.db):
+        with ctx.db.read() as s:
+            made = s.get(Setting, DEFAULT_PROXY_MADE) is not None
+        # A person may remove the default proxy: it is offered once, not at every start.
+        if not made and ctx.settings.default_proxy:
+            proxies.ensure_default(ctx)
+            with ctx.db() as s:
+                s.merge(Setting(name=DEFAULT_PROXY_MADE, value="yes"))
     proxies.put_local_files_right(ctx)
     deployments.recover(ctx)

@@ -42,7 +42,12 @@ def start_followers(s: DbSession, session: Session, result: Result, now: datetim
     followers = [job for job in named if result.value in _FOLLOWED[job.options.get(AFTER_RESULT, GOOD)]]
     own = s.get(Job, session.job_id)
     if own is not None and session.options.get(AGAIN) and own not in followers:
-        followers.append(own)
+        if result is Result.CANCELLED:
+            # Whoever ended it would not want it to begin again at once.
+            text = f"{own.name} was cancelled: what ended while it ran starts it no more"
+            events.record(s, now, "session.chain", text, session_id=session.id)
+        else:
+            followers.append(own)
     return [job.name for job in followers if _start(s, job, session, now)]
 
 

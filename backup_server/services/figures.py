@@ -89,6 +89,13 @@ FIGURES: Final = (
     _counter("read_bytes", "Bytes read from disks by tasks that ended.", "kind", "mode"),
     _counter("stored_bytes", "Bytes written to repositories, or to disks by restores.", "kind"),
     _counter("sessions_ended", "Sessions that ended.", "kind", "result"),
+    _counter(
+        "job_runs_missed",
+        "Due times of a job's schedule at which nothing ran: nobody was there (away), or it could not begin "
+        "(refused).",
+        "job",
+        "why",
+    ),
 )
 """Everything but what `instruments` measures."""
 

@@ -83,8 +83,9 @@ def check_keys(db: Database, settings: Settings) -> None:
                 row.value = found
             elif row.value != found:
                 raise SettingsError(
-                    f"{path} is not the key with which this database was begun: copy {path.name} from the data "
-                    "directory of the server that runs on it. When that is lost, start once with "
+                    f"{path} is not the key with which this database was begun: bring the keys over from the server "
+                    "that runs on it with `vmhaul keys export` and `vmhaul keys import`, or copy the data directory's "
+                    f"{path.name}. When that is lost, start once with "
                     "VMHAUL_ACCEPT_NEW_KEYS=true, enter all passwords again and let every proxy join anew"
                 )
 

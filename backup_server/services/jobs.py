@@ -11,7 +11,7 @@ from sqlalchemy.exc import IntegrityError as DuplicateError
 from sqlalchemy.orm import Session as DbSession
 
 from backup_server.db.states import JobKind, SessionState
-from backup_server.db.tables import Job, Proxy, Repository, Session, Vcenter, new_id
+from backup_server.db.tables import Job, JobRun, Proxy, Repository, Session, Vcenter, new_id
 from backup_server.errors import ConflictError, NotFoundError
 from backup_server.services import (
     chains,
@@ -34,6 +34,7 @@ from backup_server.services.vcenters import as_server_error
 from proxy_worker.contracts.messages import CompressionLevel
 from transports.errors import TransportError
 
+_MISSED_SHOWN: Final = 10
 QUIESCE: Final = ("off", "try", "require")
 COMPRESSION: Final = tuple(level.value for level in CompressionLevel)
 MAX_RETRIES: Final = 20
@@ -49,8 +50,17 @@ def list_all(ctx: Context) -> list[dict[str, Any]]:
 
 
 def get(ctx: Context, ref: str) -> dict[str, Any]:
+    """One job, with the newest of the due times at which nothing ran."""
     with ctx.db.read() as s:
-        return _shape(s, by_ref(s, Job, ref))
+        row = by_ref(s, Job, ref)
+        missed = s.scalars(
+            sa.select(JobRun)
+            .where(JobRun.job_id == row.id, JobRun.session_id.is_(None))
+            .order_by(JobRun.due_at.desc())
+            .limit(_MISSED_SHOWN)
+        )
+        shown = [{"due_at": when(one.due_at), "why": one.outcome} for one in missed]
+        return {**_shape(s, row), "missed_runs": shown}
 
 
 def create(ctx: Context, data: Mapping[str, Any]) -> dict[str, Any]:

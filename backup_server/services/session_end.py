@@ -225,6 +225,8 @@ def _copy_after(ctx: Context, s: DbSession, session: Session) -> None:
     """Queue the copy jobs that follow the backups of this repository."""
     s.flush()
     for job in copy_jobs.jobs_after(s, session):
+        # Locked: a copy that ends at this very moment either is over for us, or sees that this session has ended.
+        s.execute(sa.select(Job.id).where(Job.id == job.id).with_for_update())
         waiting = sessions.open_session(s, job.id)
         if waiting is None or sessions.gives_way(waiting):
             more = job_windows.until_open(job.window, ctx.clock())

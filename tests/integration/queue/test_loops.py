@@ -31,6 +31,7 @@ from backup_server.scheduler.due_jobs import DueJobs
 from backup_server.scheduler.leader import Leadership
 from backup_server.scheduler.loops import Loop
 from backup_server.scheduler.reaper import Reaper
+from backup_server.services import counters
 from tests.integration.queue.rig import LightContext, wait_for
 
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -231,22 +232,26 @@ def test_a_due_time_fires_once(jobs: Jobs, clock: Clock) -> None:
 def test_runs_missed_while_the_server_was_down(
     jobs: Jobs, clock: Clock, missed: str, runs: list[tuple[int, str]]
 ) -> None:
-    job_id = jobs.add(missed)
+    job_id = jobs.add(missed, name="nightly")
     clock.forward(3.5 * 3600)
     jobs.loop.step()
     assert jobs.runs() == runs
     assert len(jobs.started) == (1 if missed == "run-once" else 0)
     assert jobs.next_run(job_id) == START + timedelta(hours=4)
+    missed_runs = sum(outcome == "missed" for _, outcome in runs)
+    with jobs.db.read() as s:
+        assert counters.read(s) == {("job_runs_missed", ("nightly", "away")): missed_runs}
 
 
 def test_a_job_that_still_runs_is_not_started_and_it_is_said(jobs: Jobs, clock: Clock) -> None:
-    jobs.add("run-once")
+    jobs.add("run-once", name="nightly")
     jobs.refuse = True
     clock.forward(3600)
     jobs.loop.step()
     assert jobs.runs() == [(13, "a session of the job is running already")]
     with jobs.db.read() as s:
         assert [event.name for event in s.scalars(sa.select(Event))] == ["job.not-started"]
+        assert counters.read(s) == {("job_runs_missed", ("nightly", "refused")): 1}
 
 
 def test_disabled_jobs_and_those_without_schedule_rest(jobs: Jobs, clock: Clock) -> None:

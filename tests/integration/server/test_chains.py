@@ -9,7 +9,7 @@ import pytest
 from backup_server.db.states import Result, SessionState
 from backup_server.db.tables import Session, Task
 from backup_server.errors import InvalidError
-from backup_server.services import jobs, sessions
+from backup_server.services import chains, jobs, sessions
 from tests.fakes.server import Rig
 from transports.errors import TransientTransportError
 
@@ -121,6 +121,43 @@ def test_a_run_that_is_under_way_is_followed_by_another(rig: Rig) -> None:
     assert [row.options["after_session"] for row in again] == [second["id"]]
     rig.drive(again[0].id)
     assert len(of(rig, "second")) == 2
+
+
+def under_way(rig: Rig) -> tuple[Session, Session]:
+    """A session of the first that has ended, and one of the second that runs."""
+    chained(rig)
+    ended = rig.run("first")
+    [second] = of(rig, "second")
+    rig.engine.run_once()
+    rig.engine.run_once()
+    assert of(rig, "second")[0].state == SessionState.RUNNING.value
+    [first] = rig.rows(Session, id=ended["id"])
+    return first, second
+
+
+def ends_again(rig: Rig, first: Session) -> None:
+    with rig.ctx.db() as s:
+        assert chains.start_followers(s, first, Result.SUCCESS, rig.clock.now) == []
+
+
+def test_all_that_ended_meanwhile_is_one_more_run(rig: Rig) -> None:
+    first, second = under_way(rig)
+    for _ in range(3):
+        ends_again(rig, first)
+    assert rig.drive(second.id)["result"] == "success"
+    [again] = [row for row in of(rig, "second") if row.id != second.id]
+    assert rig.drive(again.id)["result"] == "success"
+    assert len(of(rig, "second")) == 2
+
+
+def test_what_a_person_cancels_does_not_begin_again_for_what_ended_meanwhile(rig: Rig) -> None:
+    first, second = under_way(rig)
+    ends_again(rig, first)
+    sessions.cancel(rig.ctx, second.id)
+    assert rig.drive(second.id)["result"] == "cancelled"
+    assert len(of(rig, "second")) == 1
+    said = [event["text"] for event in sessions.events(rig.ctx, second.id)]
+    assert any("starts it no more" in text for text in said), said
 
 
 def test_a_disabled_job_follows_nobody(rig: Rig) -> None:

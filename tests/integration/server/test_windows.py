@@ -245,7 +245,11 @@ def test_a_server_that_was_away_for_the_whole_window(rig: Rig, missed: str, runs
     loop.step()
     assert rig.rows(Session) == []
     expected = "2026-03-03T22:00:00Z" if runs else "2026-03-03T23:00:00Z"
-    assert jobs.get(rig.ctx, "job1")["next_run_at"] == expected
+    shown = jobs.get(rig.ctx, "job1")
+    assert shown["next_run_at"] == expected
+    # What is to run once waits for the window; what is skipped was missed.
+    skipped = [{"due_at": "2026-03-02T23:00:00Z", "why": "missed"}]
+    assert shown["missed_runs"] == ([] if runs else skipped)
     rig.clock.now = at("2026-03-03T22:00:01")
     loop.step()
     assert len(rig.rows(Session)) == runs

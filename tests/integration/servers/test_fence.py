@@ -159,7 +159,7 @@ def test_a_server_with_other_keys_is_refused_unless_they_are_to_be_accepted(
     first, second = settings_of(tmp_path / "a"), settings_of(tmp_path / "b")
     instances.check_keys(database, first)
     instances.check_keys(database, first)
-    with pytest.raises(SettingsError, match=r"copy server\.key from the data directory"):
+    with pytest.raises(SettingsError, match=r"copy the data directory's server\.key"):
         instances.check_keys(database, second)
     for name in ("server.key", "server-signing.key"):
         shutil.copy(first.data_dir / name, second.data_dir / name)
