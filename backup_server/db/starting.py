@@ -39,7 +39,7 @@ def one_at_a_time(database: Database, *, longest_s: float = LONGEST_S) -> Iterat
             yield
             # Asks the database: a turn that ran out is noticed before anything is built on it.
             connection.execute(sa.text("SELECT 1"))
-    except sa.exc.OperationalError as error:
+    except (sa.exc.OperationalError, sa.exc.InternalError) as error:
         raise UnavailableError(
             f"the job database did not let the start be finished ({error.orig}); check that it runs, then start again"
         ) from error
