@@ -16,7 +16,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Final
 
 import sqlalchemy as sa
@@ -34,6 +34,7 @@ from backup_server.services import (
     retention,
     storage_snapshots,
     storage_systems,
+    tracking,
     vm_snapshots,
 )
 from backup_server.services.context import Context
@@ -129,7 +130,7 @@ class Janitor:
         now = self._ctx.clock()
         with self._ctx.db.read() as s:
             rows = s.execute(
-                sa.select(Intent.id, Intent.kind, Intent.next_try_at)
+                sa.select(Intent.id, Intent.kind, Intent.next_try_at, Intent.tries)
                 .where(Intent.state == IntentState.OPEN.value)
                 # A disk that is attached somewhere keeps the snapshot from being removed.
                 .order_by(Intent.kind != IntentKind.HOT_ADDED_DISK.value, Intent.created_at)
@@ -137,9 +138,16 @@ class Janitor:
             return [
                 row.id
                 for row in rows
-                if (row.next_try_at is None or row.next_try_at <= now)
+                if not self._rests(row.next_try_at, row.tries, now)
                 and not _KINDS[row.kind].alive(s, row.id)
             ]
+
+    def _rests(self, until: datetime | None, tries: int, now: datetime) -> bool:
+        """Whether its next try is still to come. One that reaches further ahead than a pause can was written while the
+        clock was ahead, and counts no more.
+        """
+        longest = max(timedelta(seconds=self._wait_s(tries)), tracking.HELPER_REST)
+        return until is not None and now < until <= now + longest
 
     def _clean(self, intent_id: str) -> None:
         with self._ctx.db.read() as s:
@@ -203,15 +211,18 @@ class Janitor:
         )
 
     def _try_later(self, s: DbSession, intent: Intent, problem: str) -> None:
-        settings = self._ctx.settings
-        # Bounded: an intent on a vCenter that is away for months is tried a thousand times.
-        doublings = min(intent.tries, _MOST_DOUBLINGS)
-        wait_s = min(settings.janitor_wait_s * 2**doublings, settings.janitor_wait_max_s)
+        wait_s = self._wait_s(intent.tries)
         stored = s.get_one(Intent, intent.id)
         stored.tries = intent.tries + 1
         stored.problem = problem
         stored.next_try_at = self._ctx.clock() + timedelta(seconds=wait_s)
         self._ctx.log.warning("janitor.problem", intent_id=intent.id, vm=intent.vm_name, reason=problem)
+
+    def _wait_s(self, tries: int) -> float:
+        settings = self._ctx.settings
+        # Bounded: an intent on a vCenter that is away for months is tried a thousand times.
+        doublings = min(tries, _MOST_DOUBLINGS)
+        return min(settings.janitor_wait_s * 2**doublings, settings.janitor_wait_max_s)
 
     def _close(self, s: DbSession, intent: Intent) -> None:
         now = self._ctx.clock()

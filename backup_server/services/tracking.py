@@ -31,7 +31,7 @@ TRIAL_EVERY: Final = timedelta(days=28)
 sleeps."""
 _READ_AS_A_WHOLE: Final = (ReadMode.FULL.value, ReadMode.FULL_SCAN.value)
 _ROWS: Final = 200
-_HELPER_REST: Final = timedelta(minutes=30)
+HELPER_REST: Final = timedelta(minutes=30)
 """For so long the janitor leaves the helper snapshot of a reset to the run that makes it."""
 
 
@@ -222,5 +222,5 @@ def _helper_intent(ctx: Context, work: Work) -> Intent:
             intent_id=intent_id,
             # Not the VM's own snapshot: nobody is to look for it under the session's VM.
             of_vm=False,
-            next_try_at=ctx.clock() + _HELPER_REST,
+            next_try_at=ctx.clock() + HELPER_REST,
         )

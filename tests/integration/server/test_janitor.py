@@ -104,6 +104,20 @@ def test_waits_double_and_the_reason_is_kept(rig: Rig) -> None:
     assert max(waits) == rig.settings.janitor_wait_max_s
 
 
+def test_a_clock_that_was_ahead_keeps_no_intent_waiting(rig: Rig) -> None:
+    left_behind(rig)
+    rig.vcenter.fail("remove_snapshot", TransientTransportError("locked"))
+    right = rig.clock.now
+    rig.clock.advance(3 * 3600)
+    rig.janitor.run_once()
+    assert len(rig.open_intents()) == 1
+    rig.janitor.run_once()
+    assert len(rig.open_intents()) == 1, "its pause was not kept"
+    rig.clock.now = right
+    rig.janitor.run_once()
+    assert rig.open_intents() == []
+
+
 def test_waits_have_an_end_after_a_year_of_trying(rig: Rig) -> None:
     left_behind(rig)
     [intent] = rig.open_intents()
