@@ -222,7 +222,8 @@ class Janitor:
         settings = self._ctx.settings
         # Bounded: an intent on a vCenter that is away for months is tried a thousand times.
         doublings = min(tries, _MOST_DOUBLINGS)
-        return min(settings.janitor_wait_s * 2**doublings, settings.janitor_wait_max_s)
+        wait_s: float = min(settings.janitor_wait_s * 2**doublings, settings.janitor_wait_max_s)
+        return wait_s
 
     def _close(self, s: DbSession, intent: Intent) -> None:
         now = self._ctx.clock()
