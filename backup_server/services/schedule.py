@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -20,6 +20,7 @@ SKIP: Final = "skip"
 MISSED_POLICIES: Final = (RUN_ONCE, SKIP)
 _CRON_FIELDS: Final = 5
 _MAX_DUE: Final = 1000
+_DAY: Final = timedelta(days=1)
 _ANY_TIME: Final = datetime(2024, 1, 1)  # noqa: DTZ001 - wall clock; whether any day fits is not a matter of zones
 
 
@@ -62,18 +63,25 @@ def next_run(schedule: Mapping[str, Any] | None, after: datetime) -> datetime | 
         return None
     zone = ZoneInfo(schedule["time_zone"])
     # Begin early enough that a time which was shifted or repeated is not lost, then drop what is past.
-    local = after.astimezone(zone).replace(tzinfo=None)
-    start = local - _fold_shift(local, zone)
+    start = after.astimezone(zone).replace(tzinfo=None) - _change_near(after, zone)
     times = croniter(schedule["cron"], start)
+    found: datetime | None = None
+    last: datetime | None = None
     for _ in range(_MAX_DUE):
         try:
             wall = times.get_next(datetime)
         except (CroniterBadDateError, CroniterBadCronError):
-            return None
+            break
         due = _to_utc(wall, zone)
-        if due > after:
-            return due
-    return None
+        if due <= after:
+            continue
+        if found is None or last is None:
+            # A skipped time comes later than times of the clock behind it: those are looked at as well.
+            found, last = due, wall + _change_near(due, zone)
+        found = min(found, due)
+        if wall >= last:
+            break
+    return found
 
 
 def due_runs(
@@ -101,13 +109,11 @@ def due_runs(
     return Due(fire=None, missed=tuple(times))
 
 
-def _fold_shift(local: datetime, zone: ZoneInfo) -> Any:
-    """How far the wall clock went back or forward around `local`: where to look again."""
-    first = local.replace(tzinfo=zone, fold=0).utcoffset()
-    second = local.replace(tzinfo=zone, fold=1).utcoffset()
-    assert first is not None
-    assert second is not None
-    return abs(first - second)
+def _change_near(at: datetime, zone: ZoneInfo) -> timedelta:
+    """By how much the clock is put forward or back within a day of `at`; nearly always by nothing."""
+    offsets = [(at + days * _DAY).astimezone(zone).utcoffset() for days in (-1, 0, 1)]
+    known = [offset for offset in offsets if offset is not None]
+    return max(known) - min(known)
 
 
 def _to_utc(wall: datetime, zone: ZoneInfo) -> datetime:

@@ -68,6 +68,24 @@ def test_day_that_never_comes() -> None:
     )
 
 
+def test_each_time_that_the_spring_change_skips_runs_as_long_after_it() -> None:
+    after = datetime(2026, 3, 28, 12, tzinfo=UTC)
+    assert runs("*/15 2 * * *", after, 5) == [
+        "03-29 03:00+0200",
+        "03-29 03:15+0200",
+        "03-29 03:30+0200",
+        "03-29 03:45+0200",
+        "03-30 02:00+0200",
+    ]
+    # Half an hour is skipped: 02:20 comes after 02:40.
+    lord_howe = datetime(2026, 10, 3, 12, tzinfo=UTC)
+    assert runs("20,40 2 * * *", lord_howe, 3, "Australia/Lord_Howe") == [
+        "10-04 02:40+1100",
+        "10-04 02:50+1100",
+        "10-05 02:20+1100",
+    ]
+
+
 def test_no_schedule() -> None:
     assert next_run(None, datetime(2026, 1, 1, tzinfo=UTC)) is None
 
