@@ -7,6 +7,7 @@ whenever the names by which the server is reached have changed.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import ipaddress
 import os
@@ -112,10 +113,31 @@ def _reachable(address: str) -> bool:
     return not (parsed.is_loopback or parsed.is_link_local or parsed.is_multicast)
 
 
+def make_new_authority(tls_dir: Path, now: datetime) -> list[str]:
+    """A new one on purpose, beside which the old files stay under other names; answers these. Whoever knows the
+    server by the old one does not trust it any more.
+    """
+    kept = []
+    for name in ("ca.key", "ca.pem", "door.key", "door.pem"):
+        with contextlib.suppress(FileNotFoundError):
+            kept.append(str((tls_dir / name).rename(tls_dir / f"{name}.{now:%Y%m%dT%H%M%S}")))
+    _make_authority(tls_dir, now)
+    return kept
+
+
 def _authority(tls_dir: Path, now: datetime) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
     key_file, file = tls_dir / "ca.key", tls_dir / "ca.pem"
+    if not file.exists() and key_file.exists() and (found := _behind_the_door(tls_dir)) is not None:
+        # Lost alone, it is in the chain that the door shows. Whether it is the key's is looked at below.
+        _write(file, _pem(found))
+    if not key_file.exists() and (file.exists() or _behind_the_door(tls_dir) is not None):
+        raise SettingsError(
+            f"{key_file}, the key of the certificate authority by which remote proxies know this server, is gone; put "
+            "it back from a copy. Where there is none, make a new authority with `vmhaul proxy new-authority`: every "
+            "remote proxy must join again then"
+        )
     if not (key_file.exists() and file.exists()):
-        # Both or none: of one alone nothing can be made, and no proxy knows it yet.
+        # No certificate of it is anywhere: nobody knows it yet.
         _make_authority(tls_dir, now)
     try:
         key = serialization.load_pem_private_key(key_file.read_bytes(), None)
@@ -123,14 +145,23 @@ def _authority(tls_dir: Path, now: datetime) -> tuple[ec.EllipticCurvePrivateKey
     except ValueError as error:
         raise SettingsError(
             f"the certificate authority in {tls_dir} is damaged ({error}); put ca.key and ca.pem back from a "
-            "copy, or remove both and let every remote proxy join again"
+            "copy, or make a new one with `vmhaul proxy new-authority` and let every remote proxy join again"
         ) from error
     if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != ca.public_key():
         raise SettingsError(
             f"ca.key and ca.pem in {tls_dir} do not belong together; put the right pair back from a copy, or "
-            "remove both and let every remote proxy join again"
+            "make a new one with `vmhaul proxy new-authority` and let every remote proxy join again"
         )
     return key, ca
+
+
+def _behind_the_door(tls_dir: Path) -> x509.Certificate | None:
+    """The authority as it stands in the file that the door shows."""
+    try:
+        chain = x509.load_pem_x509_certificates((tls_dir / "door.pem").read_bytes())
+    except (OSError, ValueError):
+        return None
+    return chain[-1] if len(chain) > 1 else None
 
 
 def _make_authority(tls_dir: Path, now: datetime) -> None:

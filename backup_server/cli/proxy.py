@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from backup_server import formats
-from backup_server.cli import output, proxy_here, proxy_rate, secrets_in
+from backup_server.cli import authority, output, proxy_here, proxy_rate, secrets_in
 from backup_server.cli import proxy_machine as machines
 from backup_server.cli.client import part
 from backup_server.cli.door import Door, errors_on_stderr, noun, with_door
@@ -447,6 +447,7 @@ def disable(door: Door, name: NameArgument) -> None:
 
 machines.register(app)
 proxy_here.register(app)
+authority.register(app)
 
 
 @app.command("revoke")

@@ -84,14 +84,18 @@ def start_add(
             raise ConflictError(
                 f"a proxy named {order.name!r} exists already; give another name with --name"
             )
-    address = access.address
     return operations.start(
         ctx,
         "add",
         order.name,
         lambda journal: _add(ctx, journal, order, connect),
-        takes=[f"proxy-name/{order.name}", f"machine/{address.host}:{address.port}"],
+        takes=[f"proxy-name/{order.name}", _machine(access)],
     )
+
+
+def _machine(access: Access) -> str:
+    """What operations on that machine hold. It is known by its host key: it may have several names and addresses."""
+    return f"machine/{access.address.host_key}"
 
 
 def default_name(host: str) -> str:
@@ -315,12 +319,14 @@ def start_upgrade(
                     server = s.get_one(ManagedServer, row.server_id)
                     access = managed_servers.kept_access(ctx, s, server, login)
                     known = managed_servers.installed(server, proxy_id)
+                journal.take(_machine(access))
                 with connect(access.address, access.login) as machine:
                     done[name] = upgrade.run(machine, known, wheelhouse, force=force)
             except VmhaulError as error:
                 left = [other for _, other in todo if other not in done and other != name]
                 rest = f"; not begun: {', '.join(left)}" if left else ""
                 raise StepError(f"proxy {name!r} was not upgraded: {error.message}{rest}") from error
+            journal.give_back(_machine(access))
             journal.give_back(f"proxy/{proxy_id}")
         return {"upgraded": done}
 
@@ -489,7 +495,8 @@ def start_remove(
             managed_servers.set_installed(s, server_id, proxy_id, None)
         return {"left_on_machine": left}
 
-    return operations.start(ctx, "remove", name, work, takes=[f"proxy/{proxy_id}"])
+    takes = [f"proxy/{proxy_id}", *([] if access is None else [_machine(access)])]
+    return operations.start(ctx, "remove", name, work, takes=takes)
 
 
 # ---- after a crash of the server

@@ -19,7 +19,6 @@ from backup_server.db.tables import Proxy, Setting, new_id
 from backup_server.services import join_tokens
 from backup_server.services.context import Context
 from backup_server.up.options import write_private_text
-from transports.vsphere.model import Secret
 
 ROW: Final = "fleet_tokens"
 DESCRIPTION: Final = "joined with the fleet's token"
@@ -44,10 +43,13 @@ def renew(ctx: Context) -> bool:
     return False
 
 
-def admit(ctx: Context, s: DbSession, *, token: Secret, name: str, now: datetime) -> None:
-    """Where this is a fleet's token and the name is free: a new proxy that waits for this very token."""
-    digest = token_hash(token)
-    if not any(one["hash"] == digest and _until(one) > now for one in _held(s)):
+def admit(ctx: Context, s: DbSession, *, digest: str, name: str, now: datetime) -> None:
+    """Where `digest` is that of a fleet's token and the name is free: a new proxy that waits for this very token.
+
+    sqlalchemy's IntegrityError when another one takes the name at the same moment.
+    """
+    until = max((_until(one) for one in _held(s) if one["hash"] == digest), default=now)
+    if until <= now:
         return
     if s.query(Proxy.id).filter_by(name=name).first() is not None:
         return
@@ -61,7 +63,7 @@ def admit(ctx: Context, s: DbSession, *, token: Secret, name: str, now: datetime
             slots=ctx.settings.default_proxy_slots,
             modes=[],
             join_token_hash=digest,
-            join_token_expires_at=now + timedelta(minutes=1),
+            join_token_expires_at=until,
             facts={},
             created_at=now,
         )

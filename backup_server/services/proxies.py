@@ -23,18 +23,17 @@ from backup_server.errors import ConflictError, NotFoundError, UnauthorizedError
 from backup_server.services import (
     broker_users,
     events,
-    fleet_tokens,
     instances,
     join_tokens,
     operations,
     proxy_discovery,
     proxy_rates,
     proxy_settings,
-    proxy_troubles,
     proxy_vms,
     tasks,
 )
 from backup_server.services.context import Context
+from backup_server.services.joining import Joining, take_in
 from backup_server.services.proxy_facts import running_by_proxy
 from backup_server.services.shapes import Fields, by_ref, when
 from proxy_worker.contracts.messages import TaskKind
@@ -330,53 +329,45 @@ def _refuse_while_running(s: DbSession, row: Proxy, what: str) -> None:
 def enrol(
     ctx: Context, *, token: Secret, name: str, signing_key: str, sealing_key: str, version: str
 ) -> str:
-    """Id of the proxy whose keys were stored. The token works once.
+    """Id of the proxy whose keys were stored. The token works once, for one pair of keys: who did not hear the answer may
+    ask again with the same, until the token is too old or the server heard the proxy.
 
-    UnauthorizedError when no proxy of that name waits for this token or the token is too old.
+    UnauthorizedError when no proxy of that name waits for this token or the token is too old. ConflictError when
+    another machine takes the name at the same moment.
     """
     given = Fields({"signing_key": signing_key, "sealing_key": sealing_key})
     given.checked("signing_key", _check_key)
     given.checked("sealing_key", _check_key)
     given.finish("the enrolment")
     _check_release(version)
+    joining = Joining(
+        name=name,
+        name_is_good=_NAME.fullmatch(name) is not None,
+        token_hash=token_hash(join_tokens.secret_of(token)),
+        signing_key=signing_key.lower(),
+        sealing_key=sealing_key.lower(),
+        version=version,
+    )
     now = ctx.clock()
-    token = join_tokens.secret_of(token)
-    with ctx.db() as s:
-        if _NAME.fullmatch(name):
-            fleet_tokens.admit(ctx, s, token=token, name=name, now=now)
-        # One guarded UPDATE: of two that come with the same token, one is enrolled.
-        found = s.execute(
-            sa.update(Proxy)
-            .where(
-                Proxy.name == name,
-                Proxy.join_token_hash == token_hash(token),
-                sa.or_(Proxy.join_token_expires_at.is_(None), Proxy.join_token_expires_at > now),
-            )
-            .values(
-                join_token_hash=None,
-                join_token_expires_at=None,
-                signing_key=signing_key.lower(),
-                sealing_key=sealing_key.lower(),
-                version=version,
-            )
-            .returning(Proxy.id, Proxy.local)
-        ).first()
-        if found is not None:
-            row = s.get_one(Proxy, found.id)
-            proxy_troubles.forget(row)
-            row.settings = {k: v for k, v in row.settings.items() if k != proxy_settings.ENROLLED_AS}
-            broker_users.give_password(ctx, s, row)
-    if found is None:
+    try:
+        with ctx.db() as s:
+            proxy_id = take_in(ctx, s, joining, now)
+    except DuplicateError as error:
+        raise ConflictError(
+            f"another machine joins as {name!r} at this moment; try again, or give this one another name"
+        ) from error
+    if proxy_id is None:
         raise UnauthorizedError(
             f"the join token is not (or no longer) valid for a proxy named {name!r}; "
             "a token works once and for a short time: ask for a new one"
         )
-    if found.local:
-        with contextlib.suppress(FileNotFoundError):
-            _join_token_file(ctx, name).unlink()
+    with ctx.db.read() as s:
+        local = s.get_one(Proxy, proxy_id).local
+    if local:
+        # Its worker removes the file with the token, once it has kept the answer.
         write_local_proxies(ctx)
     broker_users.sync(ctx)
-    return str(found.id)
+    return proxy_id
 
 
 def ensure_default(ctx: Context) -> None:

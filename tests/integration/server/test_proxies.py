@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import stat
 from datetime import timedelta
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -60,10 +61,54 @@ def test_lost_join_token_of_a_local_proxy_is_made_anew(rig: Rig) -> None:
     token_file.unlink()
     rig.restart()
     token = Secret(token_file.read_text().strip())
-    proxies.enrol(rig.ctx, token=token, name="default", version="1", **KEYS)
-    assert not token_file.exists()
+    proxy_id = proxies.enrol(rig.ctx, token=token, name="default", version="1", **KEYS)
+    # Its worker removes the file when it has kept the answer; until then it asks again with it.
+    assert token_file.exists()
+    rig.restart()
+    assert proxies.enrol(rig.ctx, token=token, name="default", version="1", **KEYS) == proxy_id
+    token_file.unlink()
     rig.restart()
     assert not token_file.exists()
+
+
+def heard(rig: Rig, proxy_id: str) -> None:
+    with rig.ctx.db() as s:
+        s.get_one(Proxy, proxy_id).last_seen_at = rig.ctx.clock()
+
+
+def test_whoever_missed_the_answer_asks_again_and_nobody_else(rig: Rig) -> None:
+    token = Secret(proxies.add(rig.ctx, name="p2")["join_token"])
+    joining: dict[str, Any] = {"token": token, "name": "p2", "version": "1", **KEYS}
+    proxy_id = proxies.enrol(rig.ctx, **joining)
+    password = rig.rows(Proxy, id=proxy_id)[0].broker_credential_id
+    assert proxies.enrol(rig.ctx, **joining) == proxy_id
+    assert rig.rows(Proxy, id=proxy_id)[0].broker_credential_id == password
+    for other in (
+        {"signing_key": "ef" * 32},
+        {"sealing_key": "ef" * 32},
+        {"name": "default"},
+        {"token": Secret("vmhj_another")},
+    ):
+        with pytest.raises(UnauthorizedError):
+            proxies.enrol(rig.ctx, **{**joining, **other})
+    # It had the answer: the token is spent for good.
+    heard(rig, proxy_id)
+    with pytest.raises(UnauthorizedError):
+        proxies.enrol(rig.ctx, **joining)
+    # Joining anew begins all this again; being heard before does not count.
+    rig.clock.advance(60)
+    joining["token"] = Secret(proxies.new_token(rig.ctx, "p2")["join_token"])
+    for _ in range(2):
+        assert proxies.enrol(rig.ctx, **joining) == proxy_id
+    rig.clock.advance(rig.settings.join_token_ttl_s)
+    with pytest.raises(UnauthorizedError):
+        proxies.enrol(rig.ctx, **joining)
+    # Revoked, it has no way back with it.
+    joining["token"] = Secret(proxies.new_token(rig.ctx, "p2")["join_token"])
+    proxies.enrol(rig.ctx, **joining)
+    proxies.revoke(rig.ctx, "p2")
+    with pytest.raises(UnauthorizedError):
+        proxies.enrol(rig.ctx, **joining)
 
 
 def test_enrolment_works_once_and_in_time(rig: Rig) -> None:
@@ -76,7 +121,9 @@ def test_enrolment_works_once_and_in_time(rig: Rig) -> None:
     proxy_id = proxies.enrol(rig.ctx, token=token, name="p2", version="1", **KEYS)
     assert rig.rows(Proxy, id=proxy_id)[0].signing_key == KEYS["signing_key"]
     with pytest.raises(UnauthorizedError):
-        proxies.enrol(rig.ctx, token=token, name="p2", version="1", **KEYS)
+        proxies.enrol(
+            rig.ctx, token=token, name="p2", version="1", **{**KEYS, "signing_key": "ef" * 32}
+        )
     late = Secret(proxies.add(rig.ctx, name="p3")["join_token"])
     rig.clock.advance(rig.settings.join_token_ttl_s)
     with pytest.raises(UnauthorizedError):

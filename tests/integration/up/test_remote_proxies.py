@@ -33,7 +33,7 @@ from proxy_worker.contracts.names import down_stream, redis_client_url, task_que
 from proxy_worker.enrol import join
 from proxy_worker.errors import EnrolmentError, LeaseRefusedError, ServerUnavailableError
 from proxy_worker.identity import load_or_create_identity
-from proxy_worker.server_api import ServerClient
+from proxy_worker.server_api import ServerClient, post_enrolment
 from tests.integration.up.running import VMHAUL, Up, run, wait_for
 from tests.support.certificates import make_certificate
 
@@ -142,6 +142,29 @@ def _nobody_is_told_what_to_do(client: redis.Redis, worker: subprocess.Popen[byt
         app.close()
     assert worker.poll() is None
     assert client.ping()
+
+
+def test_an_answer_that_was_lost_is_given_again(
+    site: Up, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = site.json("proxy", "add", "unlucky")["join_token"]
+    answered: list[Any] = []
+
+    def lost(*given: Any) -> Any:
+        answered.append(post_enrolment(*given))
+        raise ServerUnavailableError("the connection broke")
+
+    with monkeypatch.context() as patched, pytest.raises(ServerUnavailableError):
+        patched.setattr("proxy_worker.enrol.post_enrolment", lost)
+        join(tmp_path / "unlucky", text)
+    [first] = answered
+    # Who else has the token has other keys.
+    with pytest.raises(EnrolmentError, match="works once"):
+        join(tmp_path / "thief", text)
+    again = join(tmp_path / "unlucky", text)
+    assert (again.proxy_id, again.broker_url) == (first["proxy_id"], first["broker_url"])
+    with client_of(tmp_path / "unlucky") as client:
+        assert client.ping()
 
 
 def test_the_door_has_nothing_else(site: Up, tmp_path: Path) -> None:

@@ -11,7 +11,15 @@ from cryptography import x509
 
 from backup_server import server_certificates
 from backup_server.errors import SettingsError
-from backup_server.server_certificates import LIFE, RENEW_BEFORE, ca_pem, ca_sha256, ensure, names_of
+from backup_server.server_certificates import (
+    LIFE,
+    RENEW_BEFORE,
+    ca_pem,
+    ca_sha256,
+    ensure,
+    make_new_authority,
+    names_of,
+)
 
 NOW = datetime(2026, 5, 1, tzinfo=UTC)
 
@@ -65,6 +73,39 @@ def test_a_damaged_authority_is_not_replaced_unseen(tmp_path: Path) -> None:
     (tmp_path / "a" / "ca.key").write_bytes(b"rubbish")
     with pytest.raises(SettingsError, match="damaged"):
         ensure(tmp_path / "a", ("x",), NOW)
+
+
+@pytest.mark.parametrize("lost", [("ca.key",), ("ca.key", "ca.pem")])
+def test_an_authority_whose_key_is_lost_is_not_replaced_unseen(
+    tmp_path: Path, lost: tuple[str, ...]
+) -> None:
+    ensure(tmp_path, ("x",), NOW)
+    known = (tmp_path / "ca.pem").read_bytes()
+    for name in lost:
+        (tmp_path / name).unlink()
+    for _ in range(2):
+        for ask in (lambda: ensure(tmp_path, ("x",), NOW), lambda: ca_sha256(tmp_path, NOW)):
+            with pytest.raises(SettingsError, match=r"ca\.key, the key .*`vmhaul proxy new-authority`"):
+                ask()
+    assert not (tmp_path / "ca.key").exists()
+    # On purpose; what is left of the old one stays.
+    kept = make_new_authority(tmp_path, NOW)
+    assert len(kept) == 4 - len(lost)
+    assert ensure(tmp_path, ("x",), NOW).renewed
+    assert (tmp_path / "ca.pem").read_bytes() != known
+    assert {stat.S_IMODE(file.stat().st_mode) for file in tmp_path.iterdir()} == {0o600}
+
+
+def test_a_lost_certificate_of_the_authority_is_found_behind_the_doors(tmp_path: Path) -> None:
+    ensure(tmp_path, ("x",), NOW)
+    known = (tmp_path / "ca.pem").read_bytes()
+    (tmp_path / "ca.pem").unlink()
+    assert not ensure(tmp_path, ("x",), NOW).renewed
+    assert (tmp_path / "ca.pem").read_bytes() == known
+    # A start that ended between the key and the certificate: nobody knew it.
+    for name in ("ca.pem", "door.pem", "door.key"):
+        (tmp_path / name).unlink()
+    assert ensure(tmp_path, ("x",), NOW).renewed
 
 
 def test_names(monkeypatch: pytest.MonkeyPatch) -> None:

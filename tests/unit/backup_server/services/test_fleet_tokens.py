@@ -5,11 +5,14 @@ from __future__ import annotations
 import stat
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
+import sqlalchemy as sa
+from sqlalchemy.orm import Session as DbSession
 
 from backup_server.db.tables import Proxy, Setting
-from backup_server.errors import UnauthorizedError
+from backup_server.errors import ConflictError, UnauthorizedError
 from backup_server.services import broker_users, fleet_tokens, proxies
 from backup_server.services.context import Context
 from proxy_worker.contracts.join_token import parse_join_token
@@ -54,6 +57,38 @@ def test_it_never_takes_the_place_of_a_proxy_that_is_there(ctx: Context, file: P
         assert s.get_one(Proxy, taken).signing_key == KEY
     with pytest.raises(UnauthorizedError):
         join(ctx, file, "no/name at all")
+
+
+def test_two_that_take_a_name_at_the_same_moment_are_told_so(
+    ctx: Context, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fleet_tokens.renew(ctx)
+    flush = DbSession.flush
+    other = "cd" * 32
+
+    def late(s: DbSession, objects: Any = None) -> None:
+        if any(isinstance(one, Proxy) and one.name == "box" for one in s.new):
+            # The other one comes between the look at the name and taking it.
+            monkeypatch.setattr(DbSession, "flush", flush)
+            s.add(Proxy(**{**columns(s), "id": "another", "signing_key": other}))
+        flush(s, objects)
+
+    def columns(s: DbSession) -> dict[str, Any]:
+        [one] = [one for one in s.new if isinstance(one, Proxy)]
+        return {c.key: getattr(one, c.key) for c in sa.inspect(Proxy).column_attrs if c.key != "id"}
+
+    monkeypatch.setattr(DbSession, "flush", late)
+    with pytest.raises(ConflictError, match="at this moment"):
+        join(ctx, file, "box")
+    assert join(ctx, file, "box")
+
+
+def test_a_lost_answer_is_given_again_to_the_same_keys(ctx: Context, file: Path) -> None:
+    fleet_tokens.renew(ctx)
+    first = join(ctx, file, "box")
+    assert join(ctx, file, "box") == first
+    with pytest.raises(UnauthorizedError):
+        join(ctx, file, "box", "cd" * 32)
 
 
 def test_it_is_renewed_and_the_one_before_works_for_a_while(
