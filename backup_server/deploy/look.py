@@ -13,6 +13,7 @@ from backup_server.deploy.places import Places
 PYTHONS: Final = ("python3.14", "python3.13", "python3.12", "python3.11", "python3")
 FREE_FLOOR_BYTES: Final = 1 << 30
 """An environment is some 350 MB; two stand beside each other in an upgrade."""
+_VALUE_CHARS: Final = 300
 CLOCK_LIMIT_S: Final = 60.0
 """Half of what orders bear: a clock that is off so far now is further off some day."""
 
@@ -106,14 +107,12 @@ def look(machine: Machine, places: Places, now_s: Callable[[], float], *, python
         found.setdefault(name, []).append(value.strip())
 
     def one(name: str) -> str:
-        return found.get(name, [""])[0]
+        return found.get(name, [""])[0][:_VALUE_CHARS]
 
-    clock = int(one("clock")) if one("clock").isdecimal() else before_s
+    clock = _number(one("clock"), before_s)
     # date(1) counts whole seconds: half of one is the best guess of what it cut off.
     offset_s = clock + 0.5 - (before_s + after_s) / 2
-    free = [
-        int(entry.split()[0]) * 1024 for entry in found.get("free", ()) if entry.split()[0].isdecimal()
-    ]
+    free = [_number(entry.partition(" ")[0], -1) * 1024 for entry in found.get("free", ())]
     facts = Facts(
         system=one("system"),
         architecture=one("architecture"),
@@ -121,7 +120,7 @@ def look(machine: Machine, places: Places, now_s: Callable[[], float], *, python
         packages=one("packages"),
         python=one("python") if one("venv") else "",
         python_version=one("python_version"),
-        free_bytes=min(free, default=0),
+        free_bytes=int(min((size for size in free if size >= 0), default=0)),
         clock_offset_s=offset_s if abs(offset_s) > 1 else 0.0,
         libnfs=bool(one("libnfs")),
         missing=(),
@@ -129,6 +128,11 @@ def look(machine: Machine, places: Places, now_s: Callable[[], float], *, python
         problems=(),
     )
     return _judged(facts, machine, one, set(found.get("tool", ())), places, asked_python=python)
+
+
+def _number(text: str, otherwise: float) -> float:
+    """What a machine that is not trusted yet says is a number: one that fits, or `otherwise`."""
+    return int(text) if re.fullmatch(r"[0-9]{1,15}", text) else otherwise
 
 
 def _judged(

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from backup_server.deploy.said import clean
 from backup_server.errors import ConflictError, UnavailableError
 
 COMMAND_S: Final = 60.0
@@ -106,6 +107,6 @@ class ThisMachine:
             raise UnavailableError(f"'{words[0]}' did not end within {timeout_s:.0f} s") from error
         return Ran(
             status=done.returncode,
-            output=done.stdout.decode(errors="replace"),
-            errors=done.stderr.decode(errors="replace"),
+            output=clean(done.stdout),
+            errors=clean(done.stderr),
         )

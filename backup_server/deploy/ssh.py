@@ -6,13 +6,15 @@ Passwords go over the encrypted connection or a command's standard input, never 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from backup_server.deploy.machine import COMMAND_S, Ran
+from backup_server.deploy.machine import COMMAND_S, Ran, StepError
+from backup_server.deploy.said import MOST_BYTES, Kept, clean
 from backup_server.errors import ConflictError, InvalidError, UnavailableError
 from transports.vsphere.model import Secret
 
@@ -21,6 +23,12 @@ CONNECT_S: Final = 20.0
 _SUDO_SILENT: Final = ("sudo", "-n", "--")
 # -k: a remembered login would leave the password line to the command.
 _SUDO_ASKING: Final = ("sudo", "-k", "-S", "-p", "", "--")
+
+
+_AS_RUN: Final = ("env", "LC_ALL=C")
+"""Before every command: messages in one language."""
+_WHO: Final = ("id", "-u")
+_PIECE_BYTES: Final = 64 << 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,60 +105,87 @@ class SshMachine:
 
     def run(self, words: Sequence[str], *, stdin: bytes = b"", timeout_s: float = COMMAND_S) -> Ran:
         return self._plain(
-            [*self._prefix, "env", "LC_ALL=C", *words],
-            stdin=self._first_line + stdin,
-            timeout_s=timeout_s,
+            [*self._prefix, *_AS_RUN, *words], stdin=self._first_line + stdin, timeout_s=timeout_s
         )
 
     def _become_root(self, login: Login) -> None:
-        asked = self._plain(["id", "-u"])
-        if asked.output.strip() == "0":
+        """Tried with just what `run` puts before every command: sudo may allow one program and not another."""
+        if _is_root(self._plain([*_AS_RUN, *_WHO])):
             return
-        if self._plain(["sudo", "-n", "true"]).ok:
+        silent = self._plain([*_SUDO_SILENT, *_AS_RUN, *_WHO])
+        if _is_root(silent):
             self._prefix = _SUDO_SILENT
             return
         password = login.sudo_password or login.password
         if password is None:
             raise InvalidError(
-                f"{self.name}: {login.user} is not root, and sudo asks for a password; give it with "
-                "--sudo-password-stdin, or log in as root",
+                f"{self.name}: {login.user} is not root, and sudo does not run env for it without a password "
+                f"({silent.why()}); give its password with --sudo-password-stdin, let sudo run all commands for it, or "
+                "log in as root",
                 details={"sudo_password": "sudo asks for one"},
             )
         line = password.reveal().encode() + b"\n"
-        tried = self._plain([*_SUDO_ASKING, "id", "-u"], stdin=line)
-        if tried.output.strip() != "0":
+        tried = self._plain([*_SUDO_ASKING, *_AS_RUN, *_WHO], stdin=line)
+        if not _is_root(tried):
             raise InvalidError(
-                f"{self.name}: {login.user} does not become root with sudo: {tried.why()}; "
-                "check the password and the sudoers file",
+                f"{self.name}: {login.user} does not become root with sudo: {tried.why()}; check the password, and that "
+                "the sudoers file lets it run all commands (vmhaul runs `sudo env ...`)",
                 details={"sudo_password": "sudo refused"},
             )
         self._prefix = _SUDO_ASKING
         self._first_line = line
 
     def _plain(self, words: Sequence[str], *, stdin: bytes = b"", timeout_s: float = COMMAND_S) -> Ran:
-        # An empty input would not be ended, and whoever reads it would wait for more.
-        given = {"input": stdin} if stdin else {"stdin": self._ssh.DEVNULL}
-
-        async def ran() -> Any:
-            return await self._connection.run(
-                shlex.join(words), encoding=None, check=False, timeout=timeout_s, **given
-            )
-
         try:
-            done = self._loop.run(ran())
+            return self._loop.run(asyncio.wait_for(self._ran(shlex.join(words), stdin), timeout_s))
         except TimeoutError as error:
             raise UnavailableError(
                 f"{self.name}: a command did not end within {timeout_s:.0f} s"
             ) from error
         except (self._ssh.Error, OSError) as error:
             raise UnavailableError(
-                f"{self.name}: the SSH connection was lost ({error}); try again"
+                f"{self.name}: the SSH connection was lost ({clean(str(error).encode())}); try again"
             ) from error
-        return Ran(
-            status=-1 if done.exit_status is None else done.exit_status,
-            output=bytes(done.stdout or b"").decode(errors="replace"),
-            errors=bytes(done.stderr or b"").decode(errors="replace"),
-        )
+
+    async def _ran(self, command: str, stdin: bytes) -> Ran:
+        # An empty input would not be ended, and whoever reads it would wait for more.
+        given = {} if stdin else {"stdin": self._ssh.DEVNULL}
+        output, errors = Kept(), Kept()
+        process = await self._connection.create_process(command, encoding=None, **given)
+        try:
+            await asyncio.gather(
+                self._feed(process, stdin),
+                self._listen(process.stdout, output),
+                self._listen(process.stderr, errors),
+            )
+            await process.wait_closed()
+        finally:
+            # Not waited for: whoever is there may never answer.
+            process.close()
+        status = -1 if process.exit_status is None else process.exit_status
+        return Ran(status=status, output=output.text(), errors=errors.text())
+
+    async def _feed(self, process: Any, stdin: bytes) -> None:
+        if not stdin:
+            return
+        # A command that ends without reading all of it says why by itself.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            process.stdin.write(stdin)
+            await process.stdin.drain()
+            process.stdin.write_eof()
+
+    async def _listen(self, stream: Any, kept: Kept) -> None:
+        while piece := await stream.read(_PIECE_BYTES):
+            kept.add(piece)
+            if kept.total_bytes > MOST_BYTES:
+                raise StepError(
+                    f"{self.name}: a command said more than {MOST_BYTES >> 20} MiB and was ended; look at what answers "
+                    "there"
+                )
+
+
+def _is_root(ran: Ran) -> bool:
+    return ran.output.strip() == "0"
 
 
 async def _connect(ssh: Any, address: SshAddress, login: Login) -> Any:

@@ -1,0 +1,53 @@
+"""What a machine says, before it is kept or shown: bounded, and without what would play with a terminal.
+
+A machine that is being made a proxy is not trusted: its output goes into messages, journals, a console and a terminal.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from typing import Final
+
+KEPT_BYTES: Final = 1 << 20
+"""Of one command's output its end is kept, and of its errors: what is read of them stands there."""
+MOST_BYTES: Final = 64 << 20
+"""A command that says more is not one of ours, and is ended. Package managers say some hundred kilobytes."""
+_LINE_CHARS: Final = 4096
+_ESCAPES: Final = re.compile(
+    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]?"  # colours, cursor
+    r"|(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c\n]*(?:\x07|\x1b\\|\x9c)?"  # titles, links, the clipboard
+    r"|\x1b[ -/]*[0-~]?"
+)
+_LEFT: Final = "\n\t"
+
+
+def clean(data: bytes) -> str:
+    """Text of lines: no escape sequences, control characters, marks that turn the direction of writing; long lines
+    are cut.
+    """
+    text = data.decode(errors="replace").replace("\r\n", "\n").replace("\r", "\n")
+    text = _ESCAPES.sub("", text)
+    if not text.isascii() or not text.replace("\n", "").isprintable():
+        text = "".join(
+            sign for sign in text if sign in _LEFT or not unicodedata.category(sign).startswith("C")
+        )
+    return "\n".join(line[:_LINE_CHARS] for line in text.split("\n"))
+
+
+class Kept:
+    """The end of what comes in pieces."""
+
+    def __init__(self, most_bytes: int = KEPT_BYTES) -> None:
+        self._most_bytes = most_bytes
+        self._data = bytearray()
+        self.total_bytes = 0
+
+    def add(self, piece: bytes) -> None:
+        self.total_bytes += len(piece)
+        self._data += piece
+        if len(self._data) > 2 * self._most_bytes:
+            del self._data[: -self._most_bytes]
+
+    def text(self) -> str:
+        return clean(bytes(self._data[-self._most_bytes :]))
