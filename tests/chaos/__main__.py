@@ -23,7 +23,7 @@ from vmhaul_lab.process import labvc_binary
 from tests.chaos.draw import draw
 from tests.chaos.template import make_template
 
-ROUND_LIMIT_S: Final = 900
+ROUND_LIMIT_S: Final = 1800
 _INSIDE: Final = "--inside"
 _NAMESPACES: Final = (
     "unshare", "--net", "--mount", "--ipc", "--pid", "--fork", "--mount-proc", "--kill-child",

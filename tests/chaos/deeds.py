@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from tests.chaos.api import Api, AwayError, RefusedError
+from tests.chaos.patience import PATIENCE
 from tests.chaos.plan import Fault, FaultKind
 from tests.chaos.stand import Stand
 
@@ -44,17 +45,17 @@ class Deeds:
 
     def _ask(self, call: Callable[[Api], Any], for_s: float) -> Any:
         """The answer of whichever server is there. AwayError; RefusedError for what none will ever do."""
-        until = time.monotonic() + for_s
+        until = PATIENCE.now_s() + for_s
         number = 0
         while True:
             try:
                 return call(self._stand.api(number))
             except AwayError:
-                if time.monotonic() > until:
+                if PATIENCE.now_s() > until:
                     raise
             except RefusedError as error:
                 # Something runs there: that ends.
-                if error.status != _CONFLICT or time.monotonic() > until:
+                if error.status != _CONFLICT or PATIENCE.now_s() > until:
                     raise
             number += 1
             time.sleep(_PAUSE_S)
@@ -95,14 +96,14 @@ class Deeds:
         part = self._stand.parts[name]
         part.take_out()
         try:
-            until = time.monotonic() + _BACK_S
+            until = PATIENCE.now_s() + _BACK_S
             while True:
                 token = self._ask(lambda api: _new_token(api, name), _BACK_S)
                 try:
                     self._stand.join(name, token, anew=anew)
                 except (subprocess.SubprocessError, OSError) as error:
                     # Its cables are pulled, or the server went away in the middle.
-                    if time.monotonic() > until:
+                    if PATIENCE.now_s() > until:
                         said = getattr(error, "stderr", "")
                         raise RuntimeError(f"{name} could not join again: {error} {said}") from error
                     time.sleep(_PAUSE_S)

@@ -19,6 +19,7 @@ from pathlib import Path
 import psutil
 import psycopg
 
+from tests.chaos.patience import PATIENCE
 from tests.support.postgres import find_programs
 
 END_S = 45.0
@@ -179,12 +180,13 @@ class Part:
             if self._process is None:
                 return True
             self._process.terminate()
-            try:
-                self._process.wait(END_S)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
-                return False
+            until = PATIENCE.now_s() + END_S
+            while self._process.poll() is None:
+                if PATIENCE.now_s() > until:
+                    self._process.kill()
+                    self._process.wait()
+                    return False
+                time.sleep(0.05)
             return True
 
 

@@ -12,6 +12,7 @@ from typing import Any, Final
 from tests.chaos.inject import Injector
 from tests.chaos.judge import USER_SNAPSHOT, Database, Judge, log_findings
 from tests.chaos.oracle import SnapshotWatcher
+from tests.chaos.patience import PATIENCE
 from tests.chaos.plan import VMS, RoundPlan
 from tests.chaos.stand import Stand, wait_for
 from tests.chaos.workload import Workload
@@ -131,10 +132,10 @@ class Round:
 
     def _settle(self, judge: Judge) -> None:
         """Findings for what is not as it must be in time."""
-        until = time.monotonic() + SETTLE_S
+        until = PATIENCE.now_s() + SETTLE_S
         for look in (judge.unfinished, judge.leftovers, judge.counters):
             try:
-                wait_for("rest", lambda look=look: not look(), max(5.0, until - time.monotonic()), 0.3)
+                wait_for("rest", lambda look=look: not look(), max(5.0, until - PATIENCE.now_s()), 0.3)
             except TimeoutError:
                 self.outcome.findings += [
                     f"{text}, {SETTLE_S:.0f} s after the faults" for text in look()

@@ -17,6 +17,7 @@ from tests.chaos.api import TIMEOUT_S, Api, AwayError
 from tests.chaos.network import ADDRESSES, Cables, server_address
 from tests.chaos.objects import Objects
 from tests.chaos.parts import FalseClock, Keeper, Part, Postgres, Redis, server_command, worker_command
+from tests.chaos.patience import PATIENCE
 from tests.chaos.plan import LEASE_S, LUN_STORAGE, SNAPSHOT_STORAGE, VMS, Link, RoundPlan
 from tests.chaos.storage import DATASTORE, DIRECT_MODE, StorageSystem, site_plan
 
@@ -58,8 +59,8 @@ PROXY_SETTINGS: Final = {
 
 def wait_for(what: str, probe: Callable[[], Any], timeout_s: float, pause_s: float = 0.1) -> Any:
     """The first true answer; TimeoutError that names `what`."""
-    until = time.monotonic() + timeout_s
-    while time.monotonic() < until:
+    until = PATIENCE.now_s() + timeout_s
+    while PATIENCE.now_s() < until:
         if answer := probe():
             return answer
         time.sleep(pause_s)

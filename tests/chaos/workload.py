@@ -12,6 +12,7 @@ from typing import Any, Final
 from vmhaul_lab.errors import LabError
 
 from tests.chaos.api import AwayError, RefusedError
+from tests.chaos.patience import PATIENCE
 from tests.chaos.plan import LUN_STORAGE, VMS
 from tests.chaos.stand import Stand
 
@@ -51,13 +52,13 @@ class Workload:
 
     def ask(self, call: Callable[[int], Any], for_s: float = _ASK_S) -> Any:
         """The answer of the first server that gives one; AwayError when none does for so long."""
-        until = time.monotonic() + for_s
+        until = PATIENCE.now_s() + for_s
         number = 0
         while True:
             try:
                 return call(number)
             except AwayError:
-                if time.monotonic() > until:
+                if PATIENCE.now_s() > until:
                     raise
             number += 1
             time.sleep(0.3)
@@ -79,8 +80,8 @@ class Workload:
 
     def wait_for(self, session: str, timeout_s: float) -> dict[str, Any]:
         """The session when it has ended; TimeoutError."""
-        until = time.monotonic() + timeout_s
-        while time.monotonic() < until:
+        until = PATIENCE.now_s() + timeout_s
+        while PATIENCE.now_s() < until:
             found: dict[str, Any] = self.get(f"/sessions/{session}", max(5.0, timeout_s))
             if found["state"] == "finished":
                 return found
