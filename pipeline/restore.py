@@ -200,6 +200,9 @@ class _Restore:
                     content = self._reader.decode(fetched, wanted, out)
                 for block in item.places[wanted.blob_id]:
                     self._write_block(block, content)
+            # Before the next is read: two reads alive at a time have the allocator give memory back to the
+            # kernel, and fault it in again, all the time.
+            del fetched
         with self._lock:
             self._working -= 1
             is_last = self._working == 0
