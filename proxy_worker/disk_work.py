@@ -103,7 +103,7 @@ class Tools:
         mode: Callable[[], TransportMode | None] = lambda: None,
     ) -> Callable[[MoverProgress], None]:
         """What passes the data mover's progress on."""
-        return ProgressMeter(request, phase, self.progress, mode, lambda: self.throttle.waited_s)
+        return ProgressMeter(request, phase, self.progress, mode, self.throttle)
 
     def pause(self, pause_s: float) -> None:
         if self.cancel.wait(pause_s):

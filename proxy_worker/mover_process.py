@@ -60,6 +60,7 @@ class Parent:
         self._answers: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self.fence = Fence(uptime_s, self._end_when_cancelled)
         self.throttle = Throttle(cancelled=cancel.is_set)
+        self._progress: ProgressReport | None = None
         self._late = 0
         """Answers that nobody waits for any more. The worker answers every question, in their order."""
 
@@ -79,6 +80,7 @@ class Parent:
                 self.fence.open_until(float(told["lease"]))
             elif "rate" in told:
                 self.throttle.set(parse_rate(told))
+                self._say_progress()  # so that the server learns that the rate holds
             else:
                 self._answers.put(told)
         # The worker is gone: nobody can use a result, and another attempt may begin at any moment.
@@ -90,11 +92,27 @@ class Parent:
 
     def say(self, **values: Any) -> None:
         with self._lock:
-            self._sink.write(line(**values))
-            self._sink.flush()
+            self._write(**values)
+
+    def _write(self, **values: Any) -> None:
+        self._sink.write(line(**values))
+        self._sink.flush()
 
     def progress(self, report: ProgressReport) -> None:
-        self.say(progress=to_json(report))
+        """With the rate that holds at this moment."""
+        self._say_progress(report)
+
+    def _say_progress(self, report: ProgressReport | None = None) -> None:
+        """Without a report the last one, when there was one."""
+        # The rate is read with the lock held: what is said last is what holds.
+        with self._lock:
+            report = report or self._progress
+            if report is None:
+                return
+            limit = self.throttle.limit
+            held = 0 if limit is None else limit.bytes_per_s
+            self._progress = replace(report, rate_bytes_per_s=held)
+            self._write(progress=to_json(self._progress))
 
     def result(self, report: ResultReport) -> None:
         self.say(result=to_json(report))

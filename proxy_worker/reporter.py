@@ -41,18 +41,19 @@ class Reporter:
         self._resend_s = resend_s
         self._log = log
         self._lock = threading.Lock()
-        self._sent_progress: dict[tuple[TaskId, Attempt], tuple[float, str]] = {}
+        self._sent_progress: dict[tuple[TaskId, Attempt], tuple[float, tuple[str, int]]] = {}
         self._sent_results: dict[tuple[TaskId, Attempt], float] = {}
 
     def progress(self, report: ProgressReport) -> None:
-        """Send it unless one of the same task and phase was sent a moment ago."""
+        """Send it unless one of the same task, phase and rate was sent a moment ago."""
         key = (report.task_id, report.attempt)
         now = self._clock()
         with self._lock:
-            at, phase = self._sent_progress.get(key, (float("-inf"), ""))
-            if now - at < self._pause_s(now) and phase == report.phase:
+            at, said = self._sent_progress.get(key, (float("-inf"), ("", 0)))
+            news = (report.phase, report.rate_bytes_per_s)
+            if now - at < self._pause_s(now) and said == news:
                 return
-            self._sent_progress[key] = (now, report.phase)
+            self._sent_progress[key] = (now, news)
         try:
             self._link.send(report)
         except _AWAY:

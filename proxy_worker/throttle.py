@@ -60,6 +60,8 @@ class Throttle:
         self._settled_at_s = 0.0
         self.waited_s = 0.0
         """How long something waited here, all threads together."""
+        self.passed_bytes = 0
+        """What was counted, while there was a limit."""
         self.set(limit)
 
     @property
@@ -116,6 +118,7 @@ class Throttle:
             with self._changed:
                 self._settle()
                 self._balance_bytes -= size_bytes
+                self.passed_bytes += size_bytes
 
     # -- with the lock held
 
@@ -124,6 +127,7 @@ class Throttle:
             return False
         if self.counts(side):
             self._balance_bytes -= size_bytes
+            self.passed_bytes += size_bytes
         return True
 
     def _owed_s(self, side: Side) -> float:

@@ -124,7 +124,8 @@ class Scheduler:
         if self._lookups is not None:
             ends = Ends(vcenter, self._lookups)
         assert ends is not None
-        rates = RateKeeper(ctx, down, ends, leading=self._leading)
+        rates_wake = threading.Event()
+        rates = RateKeeper(ctx, down, ends, leading=self._leading, wake=rates_wake)
         self._dispatcher = Dispatcher(
             ctx,
             index,
@@ -148,7 +149,6 @@ class Scheduler:
         due_jobs = DueJobs(ctx, start_backup, self._leading)
         due_checks = DueChecks(ctx, self._leading)
         settings = ctx.settings
-        rates_wake = threading.Event()
         self._latency = None
         if vcenter is not None:
             self._latency = LatencyMeter(ctx, vcenter, leading=self._leading, wake_rates=rates_wake)

@@ -231,6 +231,13 @@ class ProgressReport:
     bottleneck: str
     mode: TransportMode | None = field(default=None, metadata=LATER)
     """The mode in use now; None: no disk of vSphere is open, or the proxy does not tell."""
+    rate_bytes_per_s: int = field(default=-1, metadata=LATER)
+    """The rate that the mover holds now; 0: none. -1: the proxy does not tell."""
+    passed_bytes_per_s: float = field(default=-1.0, metadata=LATER)
+    """What passed under a rate over the last few seconds; -1: nothing was held to one, or the proxy does not tell."""
+    held_share: float = field(default=0.0, metadata=LATER)
+    """For which part of the last few seconds something waited because of the rate: threads that wait at once count
+    each."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

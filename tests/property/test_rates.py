@@ -89,3 +89,50 @@ def test_one_rule_is_divided_equally_and_the_lowest_wins() -> None:
         "e": set[str](),
     }
     assert share(held, limits) == {"a": 45, "b": 45, "c": 6, "d": 4, "e": None}
+
+
+WANTS = st.dictionaries(st.sampled_from([f"task-{n}" for n in range(40)]), st.floats(0, 20_000_000_000))
+
+
+@given(cases(), WANTS)
+def test_what_one_does_not_want_goes_to_others_and_nobody_loses(
+    case: tuple[dict[str, frozenset[str]], dict[str, int]], wants: dict[str, float]
+) -> None:
+    held, limits = case
+    rates = share(held, limits, wants)
+    assert rates.keys() == held.keys()
+    for name, most in limits.items():
+        assert total(rates, held, name) <= most + len(held)  # a byte for each that wants nothing
+    for task, names in held.items():
+        own = rates[task]
+        assert (own is None) == (not names)
+        if own is None:
+            continue
+        # It could have no more: one of its limits is used up,
+        full = [name for name in names if total(rates, held, name) >= limits[name] - 2 * len(held)]
+        assert full
+        if own < wants.get(task, float("inf")) - 1:
+            # and there nobody has more than he who would make use of it, but for what was left when all had enough.
+            assert any(
+                (rates[other] or 0) <= max(own, 0) + 2 or enough(case, wants, rates)
+                for name in full
+                for other, among in held.items()
+                if name in among
+            )
+
+
+def enough(
+    case: tuple[dict[str, frozenset[str]], dict[str, int]],
+    wants: dict[str, float],
+    rates: dict[str, int | None],
+) -> bool:
+    return all((rates[task] or 0) >= wants.get(task, 0) - 1 for task in case[0])
+
+
+def test_what_a_slow_one_leaves_is_divided() -> None:
+    held = {name: {"all"} for name in "abc"}
+    assert share(held, {"all": 90}, {"a": 10}) == {"a": 10, "b": 40, "c": 40}
+    assert share(held, {"all": 90}, {"a": 10, "b": 20, "c": 30}) == {"a": 20, "b": 30, "c": 40}
+    assert share(held, {"all": 90}, {"a": 50}) == {"a": 30, "b": 30, "c": 30}
+    two = {"a": {"all", "branch"}, "b": {"all"}}
+    assert share(two, {"all": 90, "branch": 60}, {"a": 5}) == {"a": 5, "b": 85}

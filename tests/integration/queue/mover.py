@@ -55,6 +55,8 @@ def move(request: dict[str, Any], report: dict[str, Any]) -> None:
             moved.write(f"{said_s} {total}\n")
             moved.flush()
             figures = {"total_bytes": 1 << 40, "done_bytes": total, "bytes_per_s": 3e6}
+            limit = throttle.limit
+            figures["rate_bytes_per_s"] = 0 if limit is None else limit.bytes_per_s
             more = {"phase": "reading", "read_bytes": total, "stored_bytes": total, "bottleneck": ""}
             say(progress={**report, **figures, **more})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from proxy_worker.contracts.ids import Attempt, ProxyId, SessionId, TaskId
 from proxy_worker.contracts.messages import RateLimit, RepositoryRef, TaskKind, TaskRequest, TaskSecrets
 from proxy_worker.mover_lines import STOP_LINE, line, order_line, rate_line
 from proxy_worker.mover_process import Parent
+from proxy_worker.progress import phase_report
 from transports.base import TransportMode
 from transports.errors import TransientTransportError
 
@@ -53,6 +55,11 @@ class Worker:
 
     def answer(self, **values: Any) -> None:
         self._to_mover.write(line(**values))
+
+    def heard(self) -> dict[str, Any]:
+        """What the mover said next."""
+        said: dict[str, Any] = json.loads(self._said.readline())
+        return said
 
     def ask(self, number: int) -> dict[str, Any]:
         """A question that is answered at once."""
@@ -127,3 +134,13 @@ def test_a_worker_without_signals_stops_its_mover_by_a_line(worker: Worker) -> N
     worker.tell(STOP_LINE)
     assert worker.cancel.wait(60)
     assert worker.ask(3) == {"answer": 3}
+
+
+def test_a_new_rate_is_confirmed_with_the_last_progress(worker: Worker) -> None:
+    worker.parent.progress(phase_report(REQUEST, "reading"))
+    assert worker.heard()["progress"]["rate_bytes_per_s"] == 0
+    worker.tell(rate_line(RateLimit(bytes_per_s=5, source=True, target=False)))
+    told = worker.heard()["progress"]
+    assert (told["rate_bytes_per_s"], told["phase"]) == (5, "reading")
+    worker.tell(rate_line(None))
+    assert worker.heard()["progress"]["rate_bytes_per_s"] == 0

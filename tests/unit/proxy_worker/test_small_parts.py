@@ -44,6 +44,7 @@ from proxy_worker.progress import ProgressMeter
 from proxy_worker.reporter import Reporter
 from proxy_worker.slots import NoSlotError, SeenBeforeError, Slots, StopReason
 from proxy_worker.tasks import ProgressEvents
+from proxy_worker.throttle import Side, Throttle
 from transports.base import TransportMode
 from transports.errors import (
     ObjectGoneError,
@@ -322,6 +323,21 @@ def test_the_rate_is_of_the_last_seconds_and_of_this_attempt() -> None:
     assert len(reports) == 6
     assert [report.phase for report in reports[-2:]] == ["reading", "finishing"]
     assert reports[1].bottleneck == "proxy"
+
+
+def test_what_passed_under_a_rate_and_how_long_it_was_waited_for_are_told() -> None:
+    reports: list[ProgressReport] = []
+    throttle = Throttle()
+    meter = ProgressMeter(order(), "reading", reports.append, throttle=throttle)
+    meter(figures(0, 0.0))
+    meter(figures(10, 1.0))
+    assert (reports[-1].passed_bytes_per_s, reports[-1].held_share) == (-1.0, 0.0)
+    throttle.set(RateLimit(bytes_per_s=100, source=True, target=False))
+    throttle.charge(Side.SOURCE, 60)
+    throttle.waited_s += 1.0
+    meter(figures(20, 2.0))
+    assert (reports[-1].passed_bytes_per_s, reports[-1].held_share) == (30.0, 0.5)
+    assert reports[-1].bottleneck == "rate limit"
 
 
 def test_flower_hears_of_every_fifth_percent_or_half_minute() -> None:

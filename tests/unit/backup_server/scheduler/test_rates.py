@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import sqlalchemy as sa
 
 from backup_server.db.tables import Proxy, Repository, Task, TrafficRule
+from backup_server.scheduler import rates
 from backup_server.scheduler.rates import RateKeeper
 from backup_server.services import datastore_loads, proxies, traffic_rules
 from backup_server.services.context import Context
@@ -47,9 +49,11 @@ class Rig:
     def __init__(self, ctx: Context, clock: Clock) -> None:
         self.ctx, self.clock = ctx, clock
         self.down = Down()
+        self.leads = True
         self.lookups = Lookups(clock, ctx.log)
         ends = Ends(lambda _: OneHost(), self.lookups)  # type: ignore[arg-type, return-value]
-        self.keeper = RateKeeper(ctx, self.down, ends, leading=lambda: True)  # type: ignore[arg-type]
+        self.wake = threading.Event()
+        self.keeper = RateKeeper(ctx, self.down, ends, leading=lambda: self.leads, wake=self.wake)  # type: ignore[arg-type]
 
     def round(self) -> dict[str, RateLimit | None]:
         """What was told in one round."""
@@ -77,6 +81,13 @@ class Rig:
     def end(self, *names: str) -> None:
         with self.ctx.db() as s:
             s.execute(sa.update(Task).where(Task.id.in_(names)).values(state="done"))
+
+    def know_the_host(self) -> None:
+        """Its addresses were looked up for a task that is over."""
+        self.task("looked-up")
+        self.round()
+        self.end("looked-up")
+        self.round()
 
     def stored(self, name: str) -> int | None:
         with self.ctx.db.read() as s:
@@ -192,17 +203,121 @@ def test_a_worker_of_the_release_before_is_not_told(rig: Rig) -> None:
     assert rig.stored("a") == 10_000_000
 
 
-def test_a_task_begins_with_its_part(rig: Rig) -> None:
+def start(rig: Rig, name: str, mode: TransportMode = TransportMode.NBDSSL) -> RateLimit | None:
+    """Hand a task out, as the dispatcher does; with which rate."""
+    with rig.ctx.db() as s:
+        row = s.get_one(Task, rig.task(name, state="pending"))
+        proxy_id = s.query(Proxy).filter_by(name="default").one().id
+        told = rig.keeper.at_start(s, [(row, proxy_id, mode)]).get(name)
+        row.state, row.attempt, row.mode = "running", row.attempt + 1, mode.value
+        row.rate_bytes_per_s = None if told is None else told.bytes_per_s
+    return told
+
+
+def tell(rig: Rig, name: str, rate: int, **more: float) -> None:
+    """Its proxy tells which rate holds."""
+    with rig.ctx.db() as s:
+        s.get_one(Task, name).progress = {"rate_bytes_per_s": rate, **more}
+
+
+def test_a_task_begins_with_what_is_free_and_the_others_make_room(rig: Rig) -> None:
     rig.rule("hosts", "80Mbit")
-    first = rig.task("a")
+    rig.know_the_host()
+    assert start(rig, "a") == source(10_000_000)
+    assert start(rig, "san", TransportMode.DIRECT_SAN) is None
+    tell(rig, "a", 10_000_000)
+    assert rig.later(2) == {"a": source(10_000_000)}
+    assert start(rig, "b") == source(1), "the first has all of it"
+    assert rig.wake.is_set(), "a round that tells the first is asked for"
+    assert rig.later(1) == {"a": source(5_000_000), "b": source(1)}
+    assert rig.later(1) == {}, "nothing was heard of it yet"
+    tell(rig, "a", 5_000_000)
+    assert rig.later(1) == {"b": source(5_000_000)}
+    tell(rig, "b", 5_000_000)
+    rig.end("a")
+    assert rig.later(2) == {"b": source(10_000_000)}
+
+
+def test_a_task_that_begins_before_the_first_round_waits_for_it(rig: Rig) -> None:
+    rig.rule("hosts", "80Mbit")
+    rig.know_the_host()
+    rig.leads = False
     rig.round()
-    with rig.ctx.db.read() as s:
-        row = s.get_one(Task, rig.task("b", state="pending"))
-        proxy_id = s.get_one(Task, first).proxy_id
-        assert proxy_id
-        start = (row, proxy_id, TransportMode.NBDSSL)
-        assert rig.keeper.at_start(s, [start]) == {"b": source(5_000_000)}
-        assert rig.keeper.at_start(s, [(row, proxy_id, TransportMode.DIRECT_SAN)]) == {}
+    rig.leads = True
+    tell(rig, rig.task("a"), 10_000_000)
+    assert start(rig, "b") == source(1), "nobody knows yet what runs"
+    assert rig.round() == {"a": source(5_000_000), "b": source(1)}
+
+
+def test_a_task_whose_host_is_being_looked_up_stands_still_for_a_while(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rates, "LOOKUP_WAIT_S", 0.01)
+    answer = threading.Event()
+    known = OneHost.host_addresses
+
+    def late(self: OneHost, moref: str) -> tuple[HostAddress, ...]:
+        answer.wait(60)
+        return known(self, moref)
+
+    monkeypatch.setattr(OneHost, "host_addresses", late)
+    still = RateLimit(bytes_per_s=1, source=True, target=True)
+    rig.rule("hosts", "80Mbit")
+    assert rig.round() == {}
+    assert start(rig, "a") == still
+    assert rig.round() == {"a": still}
+    assert rig.later(9) == {}
+    assert rig.later(1) == {"a": None}, "what is not found out is covered by no rule"
+    answer.set()
+    monkeypatch.setattr(rates, "LOOKUP_WAIT_S", 60)
+    assert rig.later(2) == {"a": source(10_000_000)}
+
+
+def test_an_order_is_said_again_until_the_proxy_tells_that_it_holds(rig: Rig) -> None:
+    rig.rule("hosts", "80Mbit")
+    tell(rig, rig.task("a"), 0)
+    assert rig.round() == {"a": source(10_000_000)}
+    assert [rig.later(2) for _ in range(3)] == [{"a": source(10_000_000)}] * 3
+    tell(rig, "a", 10_000_000)
+    assert [rig.later(20) for _ in range(3)] == [{}] * 3
+    with rig.ctx.db() as s:
+        s.query(TrafficRule).delete()
+    assert [rig.later(2) for _ in range(5)] == [{"a": None}] * 5
+    tell(rig, "a", 0)
+    assert [rig.later(20) for _ in range(3)] == [{}] * 3
+
+
+@pytest.mark.parametrize(("stored", "wanted"), [(None, None), (10_000_000, 10_000_000)])
+def test_what_a_server_stored_and_did_not_say_is_said_by_the_next(
+    rig: Rig, stored: int | None, wanted: int | None
+) -> None:
+    tell(rig, rig.task("a", rate_bytes_per_s=stored), 5_000_000)
+    if wanted is not None:
+        rig.rule("hosts", "80Mbit")
+    said = {"a": None if wanted is None else source(wanted)}
+    assert rig.round() == said
+    assert rig.later(2) == said
+    tell(rig, "a", wanted or 0)
+    assert [rig.later(20) for _ in range(3)] == [{}] * 3
+
+
+def test_what_a_slow_task_does_not_use_goes_to_the_others_and_back(rig: Rig) -> None:
+    rig.rule("hosts", "80Mbit")
+    for name in ("a", "b"):
+        tell(rig, rig.task(name), 5_000_000, passed_bytes_per_s=5e6, held_share=0.5)
+    rig.round()
+    for _ in range(6):
+        tell(rig, "a", 5_000_000, passed_bytes_per_s=1e6)
+        rig.later(2)
+    assert rig.stored("a") == 1_250_000, "what it uses, and a quarter more"
+    assert rig.stored("b") == 5_000_000, "as long as nothing was heard"
+    tell(rig, "a", 1_250_000, passed_bytes_per_s=1.05e6)
+    assert rig.later(2) == {"b": source(8_750_000)}
+    tell(rig, "b", 8_750_000, passed_bytes_per_s=8.7e6, held_share=0.1)
+    tell(rig, "a", 1_250_000, passed_bytes_per_s=1.2e6)
+    assert rig.later(2) == {"b": source(5_000_000)}
+    tell(rig, "b", 5_000_000, passed_bytes_per_s=5e6, held_share=0.5)
+    assert rig.later(2)["a"] == source(5_000_000)
 
 
 def test_a_proxy_has_a_rate_of_its_own_beside_the_rules(rig: Rig) -> None:
