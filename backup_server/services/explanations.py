@@ -103,7 +103,7 @@ def _now(
     used = Counter(one.proxy_id for one in running)
     machines = Machines()
     proxies = _proxies(ctx, s, used, machines)
-    guard = traffic_guard.read(s, ctx.ends, machines.addresses)
+    guard = traffic_guard.read(s, ctx.ends, machines.addresses, wait_s=traffic_guard.LOOKUP_WAIT_S)
     wish = task_wish(row, fleet_of(proxies, guard))
     held = limits.limits_of(s, ctx.settings, row, running, now)
     decision = placement.decide(wish, proxies, held, refused=task_refusals(row))
@@ -145,8 +145,10 @@ class Foresight:
     _decided: dict[str, tuple[Survey, Decision]] = field(default_factory=dict)
     _taken: Counter[str] = field(default_factory=Counter)
 
-    def of(self, disk: DiskFacts) -> dict[str, Any]:
-        """proxy, mode, reason, fallbacks, better (modes that were not taken, and why), remarks."""
+    def of(self, disk: DiskFacts, nfs_hosts: Iterable[str] = ()) -> dict[str, Any]:
+        """proxy, mode, reason, fallbacks, better (modes that were not taken, and why), remarks. `nfs_hosts`: of the
+        server of its datastore, where that is NFS.
+        """
         kind = TaskKind.BACKUP_DISK.value
         modes = self.allowed_modes
         held = disk.storage_snapshot
@@ -163,7 +165,7 @@ class Foresight:
             proxy_vms=fleet.proxy_vms,
             networks=fleet.networks,
             near=fleet.near.get(self.repository_id, ()),
-            forbidden=self.guard.forbidden(_as_task(disk, self.repository_id)),
+            forbidden=self.guard.forbidden(_as_task(disk, self.repository_id, nfs_hosts)),
         )
         if wish.key not in self._decided:
             seen = placement.survey(wish, self.proxies)
@@ -193,15 +195,15 @@ class Foresight:
         }
 
 
-def _as_task(disk: DiskFacts, repository_id: str) -> SimpleNamespace:
-    """What a guard looks at of a task; the NFS server of the disk is found out when the task is made."""
+def _as_task(disk: DiskFacts, repository_id: str, nfs_hosts: Iterable[str]) -> SimpleNamespace:
+    """What a guard looks at of a task."""
     return SimpleNamespace(
         kind=TaskKind.BACKUP_DISK.value,
         vcenter_id=disk.vcenter_id,
         host_moref=disk.host_moref,
         datastore=f"{disk.vcenter_id}/{disk.datastore}",
         repository_id=repository_id,
-        order={},
+        order={"disk": {"storage": {"nfs_hosts": list(nfs_hosts)}}},
     )
 
 
@@ -219,7 +221,7 @@ def foresight(
     proxies = _proxies(ctx, s, {}, machines)
     return Foresight(
         proxies=proxies,
-        guard=traffic_guard.read(s, ctx.ends, machines.addresses),
+        guard=traffic_guard.read(s, ctx.ends, machines.addresses, wait_s=traffic_guard.LOOKUP_WAIT_S),
         repository_id=repository_id,
         allowed_proxies=tuple(allowed_proxies),
         allowed_modes=tuple(allowed_modes),

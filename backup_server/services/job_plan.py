@@ -71,10 +71,15 @@ def _placements(
                 stores,
                 quiesced=quiesced,
                 storage_snapshot=held.get(disk.key),
-            )
+            ),
+            _nfs_hosts(stores.get(disk.datastore)),
         )
         for disk in one.disks
     }
+
+
+def _nfs_hosts(store: DatastoreInfo | None) -> tuple[str, ...]:
+    return store.storage.nfs_hosts if store is not None and store.storage is not None else ()
 
 
 def _storage_snapshots(

@@ -37,6 +37,7 @@ class Lookups:
         self._lock = threading.Lock()
         self._found: dict[str, _Found] = {}
         self._asked: dict[str, Future[Addresses]] = {}
+        self._answered = 0
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="vmhaul-lookup")
 
     def get(self, key: str, ask: Callable[[], Addresses], *, wait_s: float) -> Addresses | None:
@@ -59,6 +60,11 @@ class Lookups:
         # What was known before is better than nothing while it is asked again.
         return None if found is None else found.addresses
 
+    @property
+    def answered(self) -> int:
+        """Raised by each answer: who was told that something is not known yet asks again when this changed."""
+        return self._answered
+
     def _ask(self, key: str, ask: Callable[[], Addresses]) -> Addresses:
         addresses, kept = NONE, FAILED_KEPT
         try:
@@ -69,6 +75,7 @@ class Lookups:
         with self._lock:
             self._found[key] = _Found(addresses, self._clock() + kept)
             self._asked.pop(key, None)
+            self._answered += 1
         return addresses
 
     def close(self) -> None:

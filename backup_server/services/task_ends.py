@@ -147,6 +147,11 @@ class Ends:
         self._vcenter = vcenter
         self._lookups = lookups
 
+    @property
+    def answered(self) -> int:
+        """As Lookups.answered."""
+        return self._lookups.answered
+
     def disk(self, facts: TaskFacts, mode: TransportMode | None, *, wait_s: float) -> Point:
         """Where the disk of vSphere is in that mode; of a copy the repository that it reads."""
         if facts.copied_from:
@@ -186,7 +191,11 @@ class Ends:
         found: set[Any] = set()
         is_known = True
         for name in names:
-            ask = partial(addresses_of_name, name)
+            try:
+                found.add(parse_address(name))
+                continue
+            except ValueError:
+                ask = partial(addresses_of_name, name)
             addresses = self._lookups.get(f"name {name}", ask, wait_s=wait_s)
             is_known = is_known and addresses is not None
             found.update(addresses or ())

@@ -23,6 +23,7 @@ from backup_server.services.wishes import FILE_MODE, WITHOUT_VSPHERE
 from transports.base import TransportMode
 
 LOOKUP_WAIT_S = 1.0
+"""For people, who ask once. The scheduler waits for nothing: it asks again when something was found out."""
 Forbidden = tuple[tuple[str, str, str], ...]
 """Proxy id, mode and reason; sorted."""
 
@@ -34,6 +35,8 @@ class _Kept:
     answers: dict[TaskFacts, Forbidden] = field(default_factory=dict)
     is_whole: bool = True
     """False: something is being looked up, so ask again with another guard."""
+    answered: int = 0
+    """Ends.answered before the first question."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +48,8 @@ class Guard:
     """Addresses by proxy id."""
     storages: Storages = field(default_factory=lambda: Storages(locations={}, systems={}))
     ends: Ends | None = field(default=None, compare=False)
+    wait_s: float = field(default=0.0, compare=False)
+    """How long it waits for one answer, as long as all come in time."""
     kept: _Kept = field(default_factory=_Kept, compare=False)
 
     def forbidden(self, row: Any) -> Forbidden:
@@ -58,13 +63,15 @@ class Guard:
 
     def _forbidden(self, facts: TaskFacts) -> Iterator[tuple[str, str, str]]:
         assert self.ends is not None
-        repository = self.ends.repository(facts, wait_s=LOOKUP_WAIT_S)
+        # Where one answer does not come, no other is waited for.
+        wait_s = self.wait_s if self.kept.is_whole else 0.0
+        repository = self.ends.repository(facts, wait_s=wait_s)
         whole = [repository]
         if facts.copied_from:
-            whole.append(self.ends.disk(facts, None, wait_s=LOOKUP_WAIT_S))
+            whole.append(self.ends.disk(facts, None, wait_s=wait_s))
         modes = [FILE_MODE] if facts.kind in WITHOUT_VSPHERE else list(TransportMode)
         disks = {
-            mode: self.ends.disk(facts, mode, wait_s=LOOKUP_WAIT_S)
+            mode: self.ends.disk(facts, mode, wait_s=wait_s)
             for mode in modes
             if mode in IN_CLEAR and facts.kind not in WITHOUT_VSPHERE
         }
@@ -98,9 +105,11 @@ def read(
     ends: Ends | None,
     here: Callable[[], Mapping[str, Addresses]],
     before: Guard | None = None,
+    *,
+    wait_s: float = 0.0,
 ) -> Guard:
     """The guard as of now; `before` itself when that still holds, with what it found. `here` tells the addresses by
-    proxy id.
+    proxy id. `wait_s`: how long it may wait for an answer of vCenter or of a name server.
     """
     if ends is None or not s.scalar(
         sa.select(sa.func.count())
@@ -109,5 +118,15 @@ def read(
     ):
         return NO_GUARD
     rules = tuple(rule for rule in enabled_rules(s) if rule.encrypt)
-    guard = Guard(rules=rules, here=dict(here()), storages=Storages.read(s), ends=ends)
-    return before if before is not None and guard == before and before.kept.is_whole else guard
+    guard = Guard(
+        rules=rules,
+        here=dict(here()),
+        storages=Storages.read(s),
+        ends=ends,
+        wait_s=wait_s,
+        kept=_Kept(answered=ends.answered),
+    )
+    if before is None or guard != before:
+        return guard
+    nothing_new = before.kept.is_whole or before.kept.answered == ends.answered
+    return before if nothing_new else guard

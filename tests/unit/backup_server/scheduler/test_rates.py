@@ -227,6 +227,7 @@ def test_a_task_begins_with_what_is_free_and_the_others_make_room(rig: Rig) -> N
     assert start(rig, "san", TransportMode.DIRECT_SAN) is None
     tell(rig, "a", 10_000_000)
     assert rig.later(2) == {"a": source(10_000_000)}
+    rig.clock.now += timedelta(seconds=1)
     assert start(rig, "b") == source(1), "the first has all of it"
     assert rig.wake.is_set(), "a round that tells the first is asked for"
     assert rig.later(1) == {"a": source(5_000_000), "b": source(1)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from backup_server.db.tables import Repository
-from backup_server.services import placement, traffic_guard, traffic_rules
+from backup_server.services import explanations, placement, traffic_guard, traffic_rules
 from backup_server.services.context import Context
 from backup_server.services.lookups import Lookups
 from backup_server.services.networks import parse_address
@@ -19,8 +20,21 @@ from backup_server.services.traffic_guard import Forbidden
 from backup_server.services.wishes import wish_of
 from tests.support.history import Clock, Seeded
 from transports.base import TransportMode
+from transports.rules import DiskFacts
 from transports.vsphere.model import HostAddress
 
+DISK = DiskFacts(
+    vcenter_id="vc-1",
+    vm_moref="vm-1",
+    vm_name="db01",
+    datacenter="dc",
+    datastore="nas",
+    datastore_kind="NFS",
+    path="[nas] db01/db01.vmdk",
+    capacity_bytes=1 << 30,
+    controller="SCSI",
+    host_moref="host-1",
+)
 HERE = {"near": frozenset({parse_address("10.0.0.5")}), "far": frozenset({parse_address("172.16.0.5")})}
 
 
@@ -56,7 +70,7 @@ def rule(ctx: Context, **more: Any) -> None:
 
 def forbidden(ctx: Context, ends: Ends, row: Any) -> Forbidden:
     with ctx.db.read() as s:
-        return traffic_guard.read(s, ends, lambda: HERE).forbidden(row)
+        return traffic_guard.read(s, ends, lambda: HERE, wait_s=60).forbidden(row)
 
 
 def test_modes_in_the_clear_are_forbidden_where_the_rule_covers(
@@ -132,3 +146,46 @@ def test_the_guard_stays_the_same_until_something_changes(
         second = traffic_guard.read(s, ends, lambda: HERE, first)
     assert second is not first
     assert second.forbidden(task()) == ()
+
+
+def test_a_plan_knows_the_nfs_server(ctx: Context, seeded: Seeded, ends: Ends) -> None:
+    del seeded
+    rule(ctx)
+    with ctx.db.read() as s:
+        guard = traffic_guard.read(s, ends, lambda: HERE, wait_s=60)
+    told = explanations._as_task(DISK, "repo-1", ["10.0.1.20"])
+    assert ("near", "direct-nfs") in {(proxy, mode) for proxy, mode, _ in guard.forbidden(told)}
+    elsewhere = explanations._as_task(DISK, "repo-1", ["10.0.2.20"])
+    assert ("near", "direct-nfs") not in {(p, mode) for p, mode, _ in guard.forbidden(elsewhere)}
+
+
+def test_a_vcenter_that_hangs_holds_nobody_up(
+    ctx: Context, seeded: Seeded, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del seeded
+    answer = threading.Event()
+    known = OneHost.host_addresses
+
+    def late(self: OneHost, moref: str) -> tuple[HostAddress, ...]:
+        assert answer.wait(60)
+        return known(self, moref)
+
+    monkeypatch.setattr(OneHost, "host_addresses", late)
+    lookups = Lookups(clock, ctx.log)
+    ends = Ends(lambda _: OneHost(), lookups)  # type: ignore[arg-type, return-value]
+    rule(ctx)
+    row = task(order={})
+    with ctx.db.read() as s:
+        first = traffic_guard.read(s, ends, lambda: HERE)
+        assert {why for _, _, why in first.forbidden(row)} == {
+            "nbd sends the disk in the clear, and where that goes is being looked up for a traffic rule"
+        }
+        # As long as nothing was found out, what waits has the same wishes.
+        assert traffic_guard.read(s, ends, lambda: HERE, first) is first
+        answer.set()
+        assert lookups.get("host vc-1/host-1", frozenset, wait_s=60)
+        second = traffic_guard.read(s, ends, lambda: HERE, first)
+        assert second is not first
+        found = second.forbidden(row)
+    assert [(proxy, mode) for proxy, mode, _ in found] == [("near", "nbd")]
+    lookups.close()
