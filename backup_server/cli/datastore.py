@@ -110,6 +110,14 @@ def _value(field: str, value: float) -> str:
     return "any" if field == "max_tasks" and not value else f"{value:g}"
 
 
+def _whose(item: dict[str, Any], field: str) -> str:
+    """Where a value comes from that is not set for the datastore."""
+    stop = item["settings"]["latency_stop_ms"]
+    if field == "latency_throttle_ms" and stop is not None and item["allowed"][field] == stop:
+        return "never below the other threshold"
+    return "the server's setting"
+
+
 def _show(door: Door, item: dict[str, Any]) -> None:
     if door.json:
         output.print_json(item)
@@ -125,7 +133,7 @@ def _show(door: Door, item: dict[str, Any]) -> None:
         own = item["settings"][field]
         value = item["allowed"][field]
         shown = _value(field, value)
-        rows.append((title, shown if own is not None else f"{shown} (the server's setting)"))
+        rows.append((title, shown if own is not None else f"{shown} ({_whose(item, field)})"))
     rows += [
         ("read latency", _latency(item)),
         ("measured", formats.moment(item["measured_at"])),

@@ -1,7 +1,8 @@
 """Read latency of datastores, from the server's performance counters.
 
 Each ESXi host measures, every 20 s, how long its reads from a datastore took and how many there were. The real-time
-series of a host has the last hour of that. A datastore's figure is the mean over its hosts, weighted by their reads.
+series of a host has the last hour of that. A datastore's figure is that of the slowest host that reads from it: a mean would hide one that suffers behind others
+that do not. A host counts that does a twentieth at least of what the busiest does: figures of a few reads say little.
 
 Source: vSphere Web Services API, PerformanceManager; group "datastore" of its counters. Counters are found by
 name: their numbers differ between releases. Instances are the last part of a datastore's URL
@@ -30,6 +31,7 @@ ROLLUP: Final = "average"
 INTERVAL_S: Final = 20
 _SAMPLES: Final = 3
 _OLDEST: Final = timedelta(seconds=90)
+COUNTED_SHARE: Final = 0.05
 _PLACES_KEPT_S: Final = 600.0
 _METRICS_PER_QUERY: Final = 64
 """What a vCenter answers at once with its defaults."""
@@ -83,7 +85,7 @@ class LatencyReader:
         missing = set(names) - {store.name for store in stores}
         found = _all(missing, "the server has no such datastore")
         for store in stores:
-            latency = _mean(store, samples, hosts)
+            latency = _slowest(store, samples, hosts)
             before = found.get(store.name)
             if before is None or (latency.read_ms or -1) > (before.read_ms or -1):
                 found[store.name] = latency
@@ -242,7 +244,7 @@ def _aware(moment: datetime) -> datetime:
     return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
 
 
-def _mean(
+def _slowest(
     store: _Store, samples: Mapping[tuple[str, str], _Sample], hosts: Collection[str]
 ) -> DatastoreLatency:
     told = [samples[host, store.instance] for host in store.hosts if (host, store.instance) in samples]
@@ -251,11 +253,9 @@ def _mean(
         if not set(store.hosts).intersection(hosts):
             why = "no host that measures has it mounted"
         return DatastoreLatency(read_ms=None, problem=why)
-    reads = sum(one.reads_per_s for one in told)
-    if not reads:
-        # Hosts that read less than once a second: what they say is all there is.
-        return DatastoreLatency(read_ms=max(one.latency_ms for one in told))
-    return DatastoreLatency(read_ms=sum(one.latency_ms * one.reads_per_s for one in told) / reads)
+    # Where all read less than once a second, what they say is all there is.
+    least = COUNTED_SHARE * max(one.reads_per_s for one in told)
+    return DatastoreLatency(read_ms=max(one.latency_ms for one in told if one.reads_per_s >= least))
 
 
 def _all(names: Collection[str], problem: str) -> dict[str, DatastoreLatency]:

@@ -143,7 +143,7 @@ def test_the_guard_stays_the_same_until_something_changes(
         assert traffic_guard.read(s, ends, lambda: HERE, first) is first
     traffic_rules.edit(ctx, "lan", {"target": ["10.0.2.0/24"]})
     with ctx.db.read() as s:
-        second = traffic_guard.read(s, ends, lambda: HERE, first)
+        second = traffic_guard.read(s, ends, lambda: HERE, first, wait_s=60)
     assert second is not first
     assert second.forbidden(task()) == ()
 
