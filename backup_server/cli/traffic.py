@@ -106,7 +106,9 @@ def add(
         raise CliError("name both ends: --source and --target (any, for all addresses)", Exit.USAGE)
     body: dict[str, Any] = {"name": name, "source": source, "target": target, "rate": rate}
     body |= _changes(hours, time_zone, restores, encrypt)
-    _show(door, door.api.post("/traffic-rules", body))
+    rule = door.api.post("/traffic-rules", body)
+    _show(door, rule)
+    _warn_of_running(door, rule)
 
 
 def _changes(
@@ -122,6 +124,14 @@ def _changes(
     if encrypt is not None:
         found["encrypt"] = encrypt
     return found
+
+
+def _warn_of_running(door: Door, rule: dict[str, Any]) -> None:
+    if not door.json and rule["encrypt"] and rule["enabled"]:
+        output.note(
+            "Tasks that run already go on as they are, in the clear as well; those that begin from now on keep to the "
+            "rule. To end the others at once: `vmhaul session cancel`, then start the job again."
+        )
 
 
 @app.command("list")
@@ -208,7 +218,9 @@ def edit(
     changes |= {field: value for field, value in named.items() if value is not None and value != []}
     if not changes:
         raise CliError("nothing to change: name at least one option", Exit.USAGE)
-    _show(door, door.api.patch(f"/traffic-rules/{part(name)}", changes))
+    rule = door.api.patch(f"/traffic-rules/{part(name)}", changes)
+    _show(door, rule)
+    _warn_of_running(door, rule)
 
 
 @app.command("remove")
