@@ -6,6 +6,7 @@ end. It holds secrets of one task, in memory only.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -80,7 +81,10 @@ class Parent:
                 self.fence.open_until(float(told["lease"]))
             elif "rate" in told:
                 self.throttle.set(parse_rate(told))
-                self._say_progress()  # so that the server learns that the rate holds
+                with contextlib.suppress(
+                    OSError
+                ):  # of a worker that is gone the end of the lines tells
+                    self._say_progress()  # so that the server learns that the rate holds
             else:
                 self._answers.put(told)
         # The worker is gone: nobody can use a result, and another attempt may begin at any moment.
