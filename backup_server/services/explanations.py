@@ -6,15 +6,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from types import SimpleNamespace
 from typing import Any
 
+import sqlalchemy as sa
 from sqlalchemy.orm import Session as DbSession
 
 from backup_server.db.states import TaskState
-from backup_server.db.tables import Task
+from backup_server.db.tables import Proxy, Task
 from backup_server.services import job_windows, limits, placement, session_shapes, traffic_guard
 from backup_server.services.context import Context
 from backup_server.services.placement import Decision, ProxyFacts, Survey
@@ -29,7 +31,8 @@ from backup_server.services.proxy_facts import (
 from backup_server.services.shapes import when
 from backup_server.services.traffic_guard import NO_GUARD, Guard
 from backup_server.services.wishes import refused_modes, wish_of
-from proxy_worker.contracts.messages import TaskKind
+from proxy_worker.contracts.codec import MessageError, from_json
+from proxy_worker.contracts.messages import ConnectionsReport, TaskKind
 from transports.base import TransportMode
 from transports.rules import DiskFacts, judge_disk
 
@@ -101,7 +104,7 @@ def _now(
     now = ctx.clock()
     running = limits.running_now(s, now)
     used = Counter(one.proxy_id for one in running)
-    machines = Machines()
+    machines = _MachinesAtOnce(s)
     proxies = _proxies(ctx, s, used, machines)
     guard = traffic_guard.read(s, ctx.ends, machines.addresses, wait_s=traffic_guard.LOOKUP_WAIT_S)
     wish = task_wish(row, fleet_of(proxies, guard))
@@ -117,6 +120,21 @@ def _now(
         not_before=row.not_before,
     )
     return decision, expected
+
+
+class _MachinesAtOnce(Machines):
+    """Read in one statement: nothing was kept from an earlier question."""
+
+    def __init__(self, s: DbSession) -> None:
+        super().__init__()
+        looked = Proxy.connections_at.is_not(None)
+        for row in s.execute(
+            sa.select(Proxy.id, Proxy.connections_at, Proxy.connections).where(looked)
+        ):
+            with suppress(
+                MessageError
+            ):  # by another release; the proxy reports anew when its worker starts
+                self._kept[row.id] = (row.connections_at, from_json(ConnectionsReport, row.connections))
 
 
 def _proxies(ctx: Context, s: DbSession, used: dict[str, int], machines: Machines) -> list[ProxyFacts]:
@@ -217,7 +235,7 @@ def foresight(
     failover: bool,
 ) -> Foresight:
     """For the plan of a job: all slots free."""
-    machines = Machines()
+    machines = _MachinesAtOnce(s)
     proxies = _proxies(ctx, s, {}, machines)
     return Foresight(
         proxies=proxies,

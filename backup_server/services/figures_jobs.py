@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Final
 
@@ -42,68 +43,89 @@ _WELL: Final = (Result.SUCCESS.value, Result.WARNING.value)
 
 
 def samples(ctx: Context, s: DbSession, now: datetime) -> Samples:
+    """A few statements for all jobs."""
     del ctx
-    for job in s.scalars(sa.select(Job).order_by(Job.name)):
-        yield from _job(s, job, now)
+    jobs = s.scalars(sa.select(Job).order_by(Job.name)).all()
+    last = _last(s)
+    well = _last(s, Session.result.in_(_WELL))
+    whole = _last(s, Session.retry_of.is_(None), Session.started_at.is_not(None))
+    points = _points(s, [one.id for one in whole.values()])
+    for job in jobs:
+        yield from _runs(job, last.get(job.id), well.get(job.id))
+        if job.kind == JobKind.BACKUP.value and job.id in whole:
+            oldest, without = points.get(job.id, (None, 0))
+            if oldest is not None:
+                age_s = max(0.0, (now - oldest).total_seconds())
+                yield _sample(job, "oldest_point_seconds", age_s)
+            yield _sample(job, "vms_without_point", without)
 
 
-def _job(s: DbSession, job: Job, now: datetime) -> Samples:
-    def sample(name: str, value: Any, *more: str) -> Sample:
-        return Sample(f"vmhaul_job_{name}", (job.name, *more), float(value))
+def _sample(job: Job, name: str, value: Any, *more: str) -> Sample:
+    return Sample(f"vmhaul_job_{name}", (job.name, *more), float(value))
 
-    yield sample("enabled", job.enabled)
+
+def _runs(job: Job, last: Any, well: Any) -> Samples:
+    """`last` and `well`: its last session that ended, and the last that ended well; None: there is none."""
+    yield _sample(job, "enabled", job.enabled)
     if job.enabled and job.next_run_at is not None:
-        yield sample("next_run_timestamp_seconds", job.next_run_at.timestamp())
-    last = _last(s, job.id)
+        yield _sample(job, "next_run_timestamp_seconds", job.next_run_at.timestamp())
     for result in Result:
-        yield sample("last_result", last is not None and last.result == result.value, result.value)
+        is_it = last is not None and last.result == result.value
+        yield _sample(job, "last_result", is_it, result.value)
     if last is not None and last.finished_at is not None:
-        yield sample("last_end_timestamp_seconds", last.finished_at.timestamp())
+        yield _sample(job, "last_end_timestamp_seconds", last.finished_at.timestamp())
         if last.started_at is not None:
-            yield sample("last_duration_seconds", (last.finished_at - last.started_at).total_seconds())
-    well = _last(s, job.id, Session.result.in_(_WELL))
+            took = last.finished_at - last.started_at
+            yield _sample(job, "last_duration_seconds", took.total_seconds())
     if well is not None and well.finished_at is not None:
-        yield sample("last_success_timestamp_seconds", well.finished_at.timestamp())
-    if job.kind != JobKind.BACKUP.value:
-        return
-    whole = _last(s, job.id, Session.retry_of.is_(None), Session.started_at.is_not(None))
-    if whole is None:
-        return
-    oldest, without = _points(s, job, whole.id)
-    if oldest is not None:
-        yield sample("oldest_point_seconds", max(0.0, (now - oldest).total_seconds()))
-    yield sample("vms_without_point", without)
+        yield _sample(job, "last_success_timestamp_seconds", well.finished_at.timestamp())
 
 
-def _last(s: DbSession, job_id: str, *where: sa.ColumnElement[bool]) -> Any:
-    """The job's youngest finished session; its index on the job makes that a look at the job's own."""
-    return s.execute(
-        sa.select(Session.id, Session.result, Session.started_at, Session.finished_at)
-        .where(Session.job_id == job_id, Session.state == SessionState.FINISHED.value, *where)
+def _last(s: DbSession, *where: sa.ColumnElement[bool]) -> dict[str, Any]:
+    """The youngest finished session of each job, by the job's id: a look into the index on jobs for each."""
+    newest = (
+        sa.select(Session.id)
+        .where(Session.job_id == Job.id, Session.state == SessionState.FINISHED.value, *where)
         .order_by(Session.created_at.desc())
         .limit(1)
-    ).first()
-
-
-def _points(s: DbSession, job: Job, session_id: str) -> tuple[datetime | None, int]:
-    """The youngest point of the VM where it is oldest, and how many VMs have none: one aggregate, a look into
-    the chain's index for each VM.
-    """
-    youngest = (
-        sa.select(sa.func.max(RestorePointRow.created_at))
-        .where(
-            RestorePointRow.repository_id == job.repository_id,
-            RestorePointRow.instance_uuid == SessionVm.instance_uuid,
-            RestorePointRow.job_id == job.id,
-            RestorePointRow.doubt == "",
-        )
-        .correlate(SessionVm)
+        .correlate(Job)
         .scalar_subquery()
     )
-    of_vm = sa.select(youngest.label("at")).where(SessionVm.session_id == session_id).subquery()
-    oldest, all_of_them, with_point = s.execute(
-        sa.select(sa.func.min(of_vm.c.at), sa.func.count(), sa.func.count(of_vm.c.at)).select_from(
-            of_vm
+    ids = sa.select(newest).select_from(Job)
+    columns = (Session.id, Session.job_id, Session.result, Session.started_at, Session.finished_at)
+    return {row.job_id: row for row in s.execute(sa.select(*columns).where(Session.id.in_(ids)))}
+
+
+def _points(s: DbSession, session_ids: Sequence[str]) -> dict[str, tuple[datetime | None, int]]:
+    """Of each job with such a session: the youngest point of the VM where it is oldest, and how many VMs have none.
+    One statement; it looks at the end of the chain's index for each VM.
+    """
+    youngest = (
+        sa.select(RestorePointRow.created_at)
+        .where(
+            RestorePointRow.repository_id == Job.repository_id,
+            RestorePointRow.instance_uuid == SessionVm.instance_uuid,
+            RestorePointRow.job_id == Job.id,
+            RestorePointRow.doubt == "",
         )
-    ).one()
-    return oldest, int(all_of_them) - int(with_point)
+        .order_by(RestorePointRow.created_at.desc())
+        .limit(1)
+        .correlate(SessionVm, Job)
+        .scalar_subquery()
+    )
+    of_vm = (
+        sa.select(Job.id.label("job_id"), youngest.label("at"))
+        .select_from(SessionVm)
+        .join(Session, Session.id == SessionVm.session_id)
+        .join(Job, Job.id == Session.job_id)
+        .where(SessionVm.session_id.in_(session_ids))
+        .subquery()
+    )
+    found = s.execute(
+        sa.select(
+            of_vm.c.job_id,
+            sa.func.min(of_vm.c.at).label("oldest"),
+            (sa.func.count() - sa.func.count(of_vm.c.at)).label("without"),
+        ).group_by(of_vm.c.job_id)
+    )
+    return {row.job_id: (row.oldest, int(row.without)) for row in found}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
@@ -46,7 +47,9 @@ _READ_ONLY: Final = ("id", "next_run_at", "last_session", "created_at", "updated
 
 def list_all(ctx: Context) -> list[dict[str, Any]]:
     with ctx.db.read() as s:
-        return [_shape(s, row) for row in s.scalars(sa.select(Job).order_by(Job.name))]
+        rows = s.scalars(sa.select(Job).order_by(Job.name)).all()
+        known = _known(s, rows)
+        return [_shape(s, row, known) for row in rows]
 
 
 def get(ctx: Context, ref: str) -> dict[str, Any]:
@@ -314,16 +317,43 @@ def _check_sample(value: Any) -> int:
     return value
 
 
-def _shape(s: DbSession, row: Job) -> dict[str, Any]:
-    proxy_ids = row.options.get("proxies", [])
-    rows = s.execute(sa.select(Proxy.id, Proxy.name).where(Proxy.id.in_(proxy_ids)))
-    names = {proxy.id: proxy.name for proxy in rows}
-    last = s.scalar(
-        sa.select(Session)
-        .where(Session.job_id == row.id)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Known:
+    """What jobs refer to, read once for all of them."""
+
+    places: Sequence[Repository | Vcenter]
+    """Held so that the session does not forget them: `get_one` asks nothing then."""
+    proxies: Mapping[str, str]
+    """Names by ids, as those below."""
+    jobs: Mapping[str, str]
+    last: Mapping[str, Session]
+    """By the job's id."""
+
+
+def _known(s: DbSession, rows: Sequence[Job]) -> _Known:
+    newest = (
+        sa.select(Session.id)
+        .where(Session.job_id == Job.id)
         .order_by(Session.created_at.desc(), Session.id.desc())
         .limit(1)
+        .correlate(Job)
+        .scalar_subquery()
     )
+    ids = sa.select(newest).select_from(Job).where(Job.id.in_([row.id for row in rows]))
+    last = s.scalars(sa.select(Session).where(Session.id.in_(ids)))
+    repositories, vcenters = s.scalars(sa.select(Repository)).all(), s.scalars(sa.select(Vcenter)).all()
+    return _Known(
+        places=[*repositories, *vcenters],
+        proxies={row.id: row.name for row in s.execute(sa.select(Proxy.id, Proxy.name))},
+        jobs={row.id: row.name for row in s.execute(sa.select(Job.id, Job.name))},
+        last={str(row.job_id): row for row in last},
+    )
+
+
+def _shape(s: DbSession, row: Job, known: _Known | None = None) -> dict[str, Any]:
+    known = known or _known(s, [row])
+    proxy_ids = row.options.get("proxies", [])
+    last = known.last.get(row.id)
     return {
         "id": row.id,
         "name": row.name,
@@ -335,7 +365,7 @@ def _shape(s: DbSession, row: Job) -> dict[str, Any]:
         "selection": row.selection,
         "schedule": row.schedule,
         "window": None if row.window is None else {**row.window, "text": windows.describe(row.window)},
-        "after_job": _after(s, row),
+        "after_job": known.jobs.get(row.after_job_id or ""),
         chains.AFTER_RESULT: chains.GOOD,  # jobs of earlier releases do not say
         "retention": row.retention,
         "sample_blocks": 0 if row.kind == JobKind.COPY.value else tracking.DEFAULT_SAMPLE_BLOCKS,
@@ -343,18 +373,12 @@ def _shape(s: DbSession, row: Job) -> dict[str, Any]:
         # Jobs of earlier releases do not have it in their options.
         "failover_to_network": row.kind == JobKind.BACKUP.value,
         **{name: value for name, value in row.options.items() if name not in {"after_backup", "first"}},
-        "proxies": [names[proxy_id] for proxy_id in proxy_ids if proxy_id in names],
+        "proxies": [known.proxies[one] for one in proxy_ids if one in known.proxies],
         "next_run_at": when(row.next_run_at),
         "last_session": None if last is None else _last_session(last),
         "created_at": when(row.created_at),
         "updated_at": when(row.updated_at),
     }
-
-
-def _after(s: DbSession, row: Job) -> str | None:
-    if row.after_job_id is None:
-        return None
-    return s.scalar(sa.select(Job.name).where(Job.id == row.after_job_id))
 
 
 def _last_session(row: Session) -> dict[str, Any]:

@@ -36,6 +36,11 @@ KEEP_FOR: Final = timedelta(days=14)
 """So long the repository keeps what a stopped session stored. Space that it needs cannot be freed meanwhile."""
 _LOOK_BACK: Final = 5
 _CONTINUED: Final = (Result.CANCELLED.value, Result.SUCCESS.value, Result.WARNING.value)
+_CAN_BE_GONE_ON_FROM: Final = (
+    Task.state == TaskState.DONE.value,
+    Task.result.in_(_CONTINUED),
+    Task.attempt > 0,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,15 +110,12 @@ def _of(s: DbSession, work: Work, vm: SessionVm, session: Session, now: datetime
 
 def tasks_left(s: DbSession, vm_id: str) -> list[Task]:
     """Tasks of a VM whose work may be gone on from: each attempt's end was heard."""
-    found = s.scalars(sa.select(Task).where(Task.session_vm_id == vm_id).order_by(Task.position))
-    return [
-        task
-        for task in found
-        if task.state == TaskState.DONE.value
-        and task.result in _CONTINUED
-        and task.attempt > 0
-        and not (task.facts or {}).get(UNHEARD)
-    ]
+    found = s.scalars(
+        sa.select(Task)
+        .where(Task.session_vm_id == vm_id, *_CAN_BE_GONE_ON_FROM)
+        .order_by(Task.position)
+    )
+    return [task for task in found if not (task.facts or {}).get(UNHEARD)]
 
 
 def choose(
@@ -169,49 +171,88 @@ def go_on_from(task: Task, earlier: EarlierDisk, options: Mapping[str, Any]) -> 
 
 def needed_work(s: DbSession, repository_id: str, now: datetime) -> list[str]:
     """Tasks of stopped sessions whose work a later session may go on from, and those that a task which is not
-    done goes on from: prune keeps what they stored.
+    done goes on from: prune keeps what they stored. A few statements, however many VMs were stopped.
     """
-    under_way = s.scalars(
-        sa.select(Task.continues_task_id)
-        .join(Session, Session.id == Task.session_id)
-        .where(
-            Task.repository_id == repository_id,
-            Task.continues_task_id.is_not(None),
-            sa.or_(Task.state != TaskState.DONE.value, Session.state != SessionState.FINISHED.value),
-        )
+    return sorted({*_under_way(s, repository_id), *_left_for_later(s, repository_id, now)})
+
+
+def _under_way(s: DbSession, repository_id: str) -> set[str]:
+    """What tasks that are open, or whose session is, go on from. Found by what is open, not by what is there."""
+    wanted = sa.select(Task.continues_task_id).where(
+        Task.repository_id == repository_id, Task.continues_task_id.is_not(None)
     )
-    stopped = s.execute(
-        sa.select(SessionVm.id, SessionVm.instance_uuid, SessionVm.details, Session.job_id)
+    open_tasks = (TaskState.PENDING.value, TaskState.RUNNING.value)
+    open_sessions = (SessionState.QUEUED.value, SessionState.RUNNING.value)
+    found = {*s.scalars(wanted.where(Task.state.in_(open_tasks)))}
+    of_sessions = wanted.join(Session, Session.id == Task.session_id)
+    found |= {*s.scalars(of_sessions.where(Session.state.in_(open_sessions)))}
+    return {task_id for task_id in found if task_id is not None}
+
+
+def _left_for_later(s: DbSession, repository_id: str, now: datetime) -> set[str]:
+    was_stopped = (
+        Session.repository_id == repository_id,
+        Session.kind == SessionKind.BACKUP.value,
+        Session.job_id.is_not(None),
+        Session.state == SessionState.FINISHED.value,
+        Session.stop_reason != "",
+        Session.finished_at > now - KEEP_FOR,
+        SessionVm.result == Result.CANCELLED.value,
+        SessionVm.details[CARRIES].as_boolean(),
+    )
+    first = s.scalar(
+        sa.select(sa.func.min(Session.created_at))
+        .select_from(SessionVm)
         .join(Session, Session.id == SessionVm.session_id)
-        .where(
-            Session.repository_id == repository_id,
-            Session.kind == SessionKind.BACKUP.value,
-            Session.job_id.is_not(None),
-            Session.state == SessionState.FINISHED.value,
-            Session.stop_reason != "",
-            Session.finished_at > now - KEEP_FOR,
-            SessionVm.result == Result.CANCELLED.value,
-        )
-    ).all()
-    wanted = {task_id for task_id in under_way if task_id is not None}
-    for row in stopped:
-        if row.details.get(CARRIES) and _is_newest(s, row.job_id, row.instance_uuid, row.id):
-            wanted.update(task.id for task in tasks_left(s, row.id))
-    return sorted(wanted)
+        .where(*was_stopped)
+    )
+    if first is None:
+        return set()
+    newest = _newest_vms(s, first, was_stopped)
+    tasks = s.execute(
+        sa.select(Task.id, Task.session_vm_id, Task.facts)
+        .join(SessionVm, SessionVm.id == Task.session_vm_id)
+        .join(Session, Session.id == SessionVm.session_id)
+        .where(*was_stopped, *_CAN_BE_GONE_ON_FROM)
+    )
+    return {
+        row.id for row in tasks if row.session_vm_id in newest and not (row.facts or {}).get(UNHEARD)
+    }
 
 
-def _is_newest(s: DbSession, job_id: str, instance_uuid: str, vm_id: str) -> bool:
-    """Whether no later session of the job came to the VM's disks and ended."""
+def _newest_vms(
+    s: DbSession, since: datetime, was_stopped: Sequence[sa.ColumnElement[bool]]
+) -> set[str]:
+    """Of each job's VM that was stopped, the last time that a session which ended came to its disks. `since`: when
+    the first of the sessions was made that are asked about; older ones are not the last.
+    """
+    asked = (
+        sa.select(SessionVm.instance_uuid, Session.job_id)
+        .join(Session, Session.id == SessionVm.session_id)
+        .where(*was_stopped)
+        .distinct()
+        .subquery()
+    )
+    has_disks = sa.func.coalesce(SessionVm.details["disks"].as_string(), "[]") != "[]"
     rows = s.execute(
-        sa.select(SessionVm.id, SessionVm.details)
+        sa.select(SessionVm.id, SessionVm.instance_uuid, Session.job_id, has_disks.label("has_disks"))
         .join(Session, Session.id == SessionVm.session_id)
+        .join(
+            asked,
+            sa.and_(asked.c.instance_uuid == SessionVm.instance_uuid, asked.c.job_id == Session.job_id),
+        )
         .where(
-            Session.job_id == job_id,
             Session.kind == SessionKind.BACKUP.value,
             Session.state == SessionState.FINISHED.value,
-            SessionVm.instance_uuid == instance_uuid,
+            Session.created_at >= since,
         )
         .order_by(Session.created_at.desc(), Session.id)
-        .limit(_LOOK_BACK)
     )
-    return next((row.id for row in rows if row.details.get("disks")), None) == vm_id
+    looks: Counter[tuple[str, str]] = Counter()
+    found: dict[tuple[str, str], str] = {}
+    for row in rows:
+        key = (row.job_id, row.instance_uuid)
+        looks[key] += 1
+        if row.has_disks and looks[key] <= _LOOK_BACK:
+            found.setdefault(key, row.id)
+    return set(found.values())
