@@ -51,6 +51,7 @@ from proxy_worker.contracts.messages import (
     SecretsRequest,
     TaskKind,
     TaskSecrets,
+    VsphereAccess,
 )
 from proxy_worker.identity import Identity, load_or_create_identity
 from transports.base import DiskRef
@@ -166,7 +167,16 @@ def _redeem(ctx: Any, proxy_id: str, task_id: str, attempt: int) -> TaskSecrets:
         if not leases.holds_attempt(s, proxy_id, task_id, attempt):
             raise ForbiddenError("not held")
     return TaskSecrets(
-        task_id=TaskId(task_id), attempt=Attempt(attempt), repository_key=f"key-{attempt}"
+        task_id=TaskId(task_id),
+        attempt=Attempt(attempt),
+        repository_key=f"key-{attempt}",
+        storage_secrets=f'{{"password": "storage-secret-{attempt}"}}',
+        vsphere=VsphereAccess(
+            host="vcenter.example",
+            port=443,
+            thumbprint_sha256="AB" * 32,
+            clone_ticket=f"clone-ticket-{attempt}",
+        ),
     )
 
 

@@ -215,14 +215,15 @@ def decoded(text: str) -> str:
 def test_secrets_pass_through_no_broker_no_log_and_no_command_line(rig: Rig) -> None:
     with Recorder(rig) as recorder:
         _, worker = rig.start_proxy("px1")
-        [task_id] = rig.add_tasks(["key need-secrets sleep=1"])
+        [task_id] = rig.add_tasks(["key need-secrets all-secrets sleep=1"])
         rig.wait_begun(task_id)
         process = psutil.Process(worker.process.pid)
         lines = [" ".join(one.cmdline()) for one in (process, *process.children(recursive=True))]
         environments = [str(one.environ()) for one in (process, *process.children(recursive=True))]
         [row] = rig.wait_state([task_id], TaskState.DONE)
-    # The mover had it: it stands in its result, where the test's mover puts it.
-    assert row.sha256 == "key-1key-1"
+    # The mover had them all: they stand in its result, where the test's mover puts them.
+    secrets = ("key-1", "storage-secret-1", "clone-ticket-1")
+    assert row.sha256 == 'key-1key-1|{"password": "storage-secret-1"}|clone-ticket-1'
     through = "\n".join(recorder.seen)
     order = decoded(through)
     assert task_id in order
@@ -231,4 +232,4 @@ def test_secrets_pass_through_no_broker_no_log_and_no_command_line(rig: Rig) -> 
     assert results
     orders = decoded("\n".join(text for text in recorder.seen if "LPUSH" in text))
     for place in (orders, rig.logs(), *lines, *environments):
-        assert "key-1" not in place
+        assert [one for one in secrets if one in place] == []
