@@ -41,7 +41,7 @@ from backup_server.scheduler.claims import ClaimIndex, RunningClaim
 from backup_server.scheduler.view import View
 from backup_server.services import proxy_facts
 from backup_server.services.limits import task_keys
-from backup_server.services.placement import HOTADD_RANKS, NETWORK_RANK
+from backup_server.services.surveys import HOTADD_RANKS, NETWORK_RANK
 from bench import fleet_check, fleet_site
 from bench.database import USER, programs
 from bench.fleet_check import Fleet, Run
@@ -338,7 +338,7 @@ def _runs(db: Database, view: View, lines: list[dict[str, Any]]) -> tuple[list[R
                 keys=keys,
             )
             wish = proxy_facts.task_wish(row, view.fleet)
-            view.wishes[wish.key] = wish
+            view.add_wish(wish)
             runs.append(
                 Run(
                     task=row.id,
@@ -368,6 +368,7 @@ def counting() -> ClaimIndex:
 
 def _fleet(view: View) -> Fleet:
     entries = {entry.proxy_id: entry for entry in view.entries()}
+    ranks = {key: seen.ranks() for key, seen in view.surveys.items()}
     limits = view.limits()
     for entry in entries.values():
         limits[f"p:{entry.proxy_id}"] = entry.slots
@@ -378,7 +379,7 @@ def _fleet(view: View) -> Fleet:
     def keys_for(wish: str, proxy: str, keys: tuple[str, ...]) -> tuple[str, ...] | None:
         where = (wish, proxy, keys)
         if where not in kept:
-            rank = entries[proxy].ranks.get(wish)
+            rank = ranks[wish].get(proxy)
             kept[where] = (
                 None
                 if rank is None

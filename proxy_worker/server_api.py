@@ -5,6 +5,7 @@ which datastores there are.
 from __future__ import annotations
 
 import ssl
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar
 
@@ -37,6 +38,8 @@ T = TypeVar("T")
 _TIMEOUT_S: Final = 60.0
 _PRESENT_TIMEOUT_S: Final = 170.0
 """vCenter may take its time to reconfigure a VM."""
+_KEPT_S: Final = 2.0
+"""An idle connection: shorter than the server keeps it, so that none is used which it is closing."""
 _REFUSED: Final = range(400, 500)
 _CONFLICT: Final = 409
 
@@ -49,6 +52,7 @@ def _client(timeout_s: float, trust: ssl.SSLContext | None) -> httpx.Client:
         trust_env=False,
         follow_redirects=False,
         verify=True if trust is None else trust,
+        limits=httpx.Limits(keepalive_expiry=_KEPT_S),
     )
 
 
@@ -107,6 +111,24 @@ class ServerClient:
         self._sealer = sealer
         self._opener = opener
         self._key = key
+        self._lock = threading.Lock()
+        self._client: httpx.Client | None = None
+
+    def close(self) -> None:
+        """Give the connections back; another question opens them anew."""
+        with self._lock:
+            client, self._client = self._client, None
+        if client is not None:
+            client.close()
+
+    def _kept(self) -> httpx.Client:
+        """One for all questions: to make one means to read every certificate authority of the machine, some 30 ms.
+        Made with the first question, after any fork.
+        """
+        with self._lock:
+            if self._client is None:
+                self._client = _client(_TIMEOUT_S, self._trust)
+            return self._client
 
     def secrets(self, request: TaskRequest) -> TaskSecrets:
         question = SecretsRequest(task_id=request.task_id, attempt=request.attempt)
@@ -160,12 +182,12 @@ class ServerClient:
         for server in (self._server_url(), *self._more_urls):
             url = f"{server.rstrip('/')}/api/v1/proxy/{path}"
             try:
-                with _client(timeout_s, self._trust) as client:
-                    return client.post(
-                        url,
-                        content=self._sealer.seal(question, to=SERVER),
-                        headers={"Content-Type": "text/plain"},
-                    )
+                return self._kept().post(
+                    url,
+                    content=self._sealer.seal(question, to=SERVER),
+                    headers={"Content-Type": "text/plain"},
+                    timeout=timeout_s,
+                )
             except (httpx.HTTPError, httpx.InvalidURL) as error:
                 problem = problem or f"the server at {url} does not answer: {error}"
         raise ServerUnavailableError(problem)

@@ -158,6 +158,7 @@ class ProxyService:
         self._listener.stop(_STOP_S)
         self._metrics.close()
         self._outbox.close()
+        self._server.close()
         for client in self._clients:
             client.close()
 

@@ -13,6 +13,8 @@ from proxy_worker.service import ProxyService
 
 EVENT_STEP_PERCENT: Final = 5
 EVENT_EVERY_S: Final = 30.0
+EVENT_PAUSE_S: Final = 5.0
+"""At least, however fast a disk is read."""
 
 
 class ProgressEvents:
@@ -30,7 +32,10 @@ class ProgressEvents:
         total = report.total_bytes
         percent = min(100, 100 * report.done_bytes // total) if total else 0
         now = self._clock()
-        if percent - self._sent_percent < EVENT_STEP_PERCENT and now - self._sent_at_s < EVENT_EVERY_S:
+        since_s = now - self._sent_at_s
+        if since_s < EVENT_PAUSE_S:
+            return
+        if percent - self._sent_percent < EVENT_STEP_PERCENT and since_s < EVENT_EVERY_S:
             return
         self._sent_at_s = now
         self._sent_percent = percent

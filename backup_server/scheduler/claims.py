@@ -63,6 +63,8 @@ _FAMILIES: Final = (
     "epoch",
 )
 _BATCH: Final = 1000
+_PLACES: Final = 100
+"""Written at once: Redis answers nobody else meanwhile."""
 _SEPARATOR: Final = "\t"
 """Between limit keys; no name of vSphere has one."""
 
@@ -116,8 +118,8 @@ class ProxyEntry:
     slots: int
     attachable: int = 0
     """Most disks that are attached to it at once; 0: no limit."""
-    ranks: Mapping[str, int]
-    """Place -> rank of its best mode there."""
+    ranks: Mapping[str, int] | None = None
+    """Place -> rank of its best mode there, all of them; None: as they are known."""
 
 
 class ClaimIndex:
@@ -316,19 +318,46 @@ class ClaimIndex:
 
     def set_proxies(self, proxies: Sequence[ProxyEntry]) -> None:
         """State, slots and eligibility; what they have in use stays."""
-        for entry in proxies:
-            if entry.proxy_id not in self._ranks:
-                before: Any = self._redis.hgetall(f"vmhaul:elig:{entry.proxy_id}")
-                self._ranks[entry.proxy_id] = {
-                    _text(place): int(rank) for place, rank in before.items()
-                }
-        # Forgotten until it is known that all was written.
-        known = {entry.proxy_id: self._ranks.pop(entry.proxy_id) for entry in proxies}
+        known = self._take_known({entry.proxy_id for entry in proxies if entry.ranks is not None})
         with self._redis.pipeline(transaction=True) as pipe:
             for entry in proxies:
-                _write_proxy(pipe, entry, known[entry.proxy_id])
+                _write_limits(pipe, entry)
+                if entry.ranks is not None:
+                    _write_ranks(pipe, entry.proxy_id, entry.ranks, known[entry.proxy_id])
             pipe.execute()
-        self._ranks.update({entry.proxy_id: dict(entry.ranks) for entry in proxies})
+        self._ranks.update(
+            {entry.proxy_id: dict(entry.ranks) for entry in proxies if entry.ranks is not None}
+        )
+
+    def set_places(self, places: Mapping[str, Mapping[str, int]], proxy_ids: Iterable[str]) -> None:
+        """Place -> proxy -> rank of its best mode there: all of a place; other places stay. `proxy_ids`: the fleet."""
+        wanted = dict.fromkeys(proxy_ids)
+        for chunk in _chunks(list(places), _PLACES):
+            known = self._take_known(wanted)
+            with self._redis.pipeline(transaction=True) as pipe:
+                for proxy_id, before in known.items():
+                    _write_part(pipe, proxy_id, {place: places[place] for place in chunk}, before)
+                for place in chunk:
+                    _join(pipe, place, places[place], known)
+                pipe.execute()
+            for proxy_id, before in known.items():
+                for place in chunk:
+                    rank = places[place].get(proxy_id)
+                    if rank is None:
+                        before.pop(place, None)
+                    else:
+                        before[place] = rank
+            self._ranks.update(known)
+
+    def _take_known(self, proxy_ids: Iterable[str]) -> dict[str, dict[str, int]]:
+        """What Redis knows of their ranks. Forgotten here, until it is known that a change was written."""
+        known: dict[str, dict[str, int]] = {}
+        for proxy_id in proxy_ids:
+            if proxy_id not in self._ranks:
+                before: Any = self._redis.hgetall(f"vmhaul:elig:{proxy_id}")
+                self._ranks[proxy_id] = {_text(place): int(rank) for place, rank in before.items()}
+            known[proxy_id] = self._ranks.pop(proxy_id)
+        return known
 
     def set_limits(self, limits: Mapping[str, int]) -> None:
         """Limit key -> most tasks at once; 0: no limit; CLOSED: nothing new. Others stay."""
@@ -341,18 +370,55 @@ class ClaimIndex:
         return {_text(key): int(value) for key, value in found.items()}
 
 
-def _write_proxy(pipe: Any, entry: ProxyEntry, known: Mapping[str, int]) -> None:
-    proxy_id = entry.proxy_id
+def _write_limits(pipe: Any, entry: ProxyEntry) -> None:
     limits = {
-        PROXY + proxy_id: entry.slots if entry.on and entry.slots > 0 else CLOSED,
-        ATTACHED + proxy_id: entry.attachable,
+        PROXY + entry.proxy_id: entry.slots if entry.on and entry.slots > 0 else CLOSED,
+        ATTACHED + entry.proxy_id: entry.attachable,
     }
     pipe.hset("vmhaul:lim", mapping=limits)
+
+
+def _write_part(
+    pipe: Any, proxy_id: str, places: Mapping[str, Mapping[str, int]], known: Mapping[str, int]
+) -> None:
+    """What a proxy may take of some places."""
+    gone = [place for place, ranks in places.items() if place in known and proxy_id not in ranks]
+    new = {
+        place: ranks[proxy_id]
+        for place, ranks in places.items()
+        if proxy_id in ranks and known.get(place) != ranks[proxy_id]
+    }
+    if gone:
+        pipe.hdel(f"vmhaul:elig:{proxy_id}", *gone)
+    if new:
+        pipe.hset(f"vmhaul:elig:{proxy_id}", mapping=new)
+
+
+def _join(
+    pipe: Any, place: str, ranks: Mapping[str, int], known: Mapping[str, Mapping[str, int]]
+) -> None:
+    """Which proxies reach a place with which rank."""
+    left: dict[int, list[str]] = {}
+    come: dict[int, list[str]] = {}
+    for proxy_id, before in known.items():
+        was, now = before.get(place), ranks.get(proxy_id)
+        if was != now:
+            if was is not None:
+                left.setdefault(was, []).append(proxy_id)
+            if now is not None:
+                come.setdefault(now, []).append(proxy_id)
+    for rank, proxy_ids in left.items():
+        pipe.srem(f"vmhaul:reach:{place}:{rank}", *proxy_ids)
+    for rank, proxy_ids in come.items():
+        pipe.sadd(f"vmhaul:reach:{place}:{rank}", *proxy_ids)
+
+
+def _write_ranks(pipe: Any, proxy_id: str, ranks: Mapping[str, int], known: Mapping[str, int]) -> None:
     for place, rank in known.items():
-        if entry.ranks.get(place) != rank:
+        if ranks.get(place) != rank:
             pipe.srem(f"vmhaul:reach:{place}:{rank}", proxy_id)
-    gone = [place for place in known if place not in entry.ranks]
-    new = {place: rank for place, rank in entry.ranks.items() if known.get(place) != rank}
+    gone = [place for place in known if place not in ranks]
+    new = {place: rank for place, rank in ranks.items() if known.get(place) != rank}
     if gone:
         pipe.hdel(f"vmhaul:elig:{proxy_id}", *gone)
     if new:
@@ -373,5 +439,5 @@ def _mapping(numbers: Mapping[str, int]) -> Mapping[Any, Any]:
     return dict(numbers)
 
 
-def _chunks(items: Sequence[T]) -> Iterable[Sequence[T]]:
-    return (items[i : i + _BATCH] for i in range(0, len(items), _BATCH))
+def _chunks(items: Sequence[T], size: int = _BATCH) -> Iterable[Sequence[T]]:
+    return (items[i : i + size] for i in range(0, len(items), size))

@@ -139,12 +139,10 @@ class _Round:
     def _decide(self, claim: Claim, row: Task) -> Decision | None:
         wish = proxy_facts.task_wish(row, self._view.fleet)
         by = self._view.by_id.get(claim.proxy_id)
-        if by is None or wish.impossible:
+        if by is None or wish.impossible or wish.key not in self._view.wishes:
             return None
         if wish.key not in self._lineups:
-            self._lineups[wish.key] = lineup.lineup(
-                wish, self._present, self._view.surveys.get(wish.key)
-            )
+            self._lineups[wish.key] = lineup.lineup(wish, self._present, self._view.survey_of(wish.key))
         decision = lineup.confirm(
             self._lineups[wish.key],
             by,

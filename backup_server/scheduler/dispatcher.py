@@ -11,8 +11,9 @@ compared with the index in audits, and at once when a claim turns out to be of a
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
+from itertools import islice
 from typing import Final
 from uuid import uuid4
 
@@ -31,10 +32,17 @@ from proxy_worker.contracts.events import EventName
 
 _CLAIMS: Final = 128
 """In one round: Redis answers nobody else while the script runs, some 0.2 ms for each."""
+_QUEUED: Final = 500
+_SURVEYED: Final = 300
+"""In one round: some 0.2 s."""
 _COMMIT_S: Final = 3.0
 """A task is as old as its making, and seen when that was committed: so long at most does a commit take. What takes
 longer is found by the next audit.
 """
+
+
+def _just_now() -> datetime | None:
+    return None
 
 
 class Dispatcher:
@@ -50,10 +58,13 @@ class Dispatcher:
         timing: Timing,
         at_start: AtStart = no_rates,
         ends: Ends | None = None,
+        heard_until: Callable[[], datetime | None] = _just_now,
     ) -> None:
+        """`heard_until`: what proxies said before that moment was applied; None: all of it."""
         self._ctx = ctx
         self._at_start = at_start
         self._ends = ends
+        self._heard_until = heard_until
         self._index = index
         self._leading = leading
         self._outbox_wake = outbox_wake
@@ -68,7 +79,9 @@ class Dispatcher:
         self._indexed: dict[str, str] = {}  # pending task -> key of its wish
         self._limits: dict[str, int] = {}  # as the index has them
         self._written: dict[str, ProxyEntry] = {}  # proxy -> what the index knows of it
-        self._written_for: tuple[int, int, int] | None = None
+        self._again: set[str] = set()  # tasks whose claim came to nothing
+        self._placed: dict[str, dict[str, int]] = {}  # wish -> what the index knows: rank by proxy
+        self._new: dict[str, None] = {}  # tasks that are to be queued, in their order
         self._looked_at: datetime | None = None  # when SQL was asked for new tasks
         self._compare = True
         self._wished_for = 0  # View.fleets for which that holds
@@ -81,7 +94,7 @@ class Dispatcher:
         self._forget.set()
 
     def step(self) -> bool:
-        """One round: index brought up to date, free slots filled. True while slots were filled."""
+        """One round: index brought up to date, free slots filled. True while there is more to do at once."""
         if not self._leading():
             return False
         self._follow_generation()
@@ -90,17 +103,18 @@ class Dispatcher:
         # While one round follows the other only what is new among the tasks is looked for.
         if not self._busy or view.read_at is None or now - view.read_at >= self._facts_age:
             near = view.fleet.near
-            view.read(self._ctx, now)
+            view.read(self._ctx, now, self._heard_until())
             if self._generation and view.fleet.near != near:
                 # Another wish of what waits already: it is queued anew, for the proxies that now come first.
                 self._forget.set()
                 self._follow_generation()
                 view = self._view
-                view.read(self._ctx, now)
+                view.read(self._ctx, now, self._heard_until())
         self._follow_pending(now)
         self._follow_limits()
         self._follow_proxies()
-        self._busy = self._fill() if self._indexed else False
+        filled = self._fill() if self._indexed else False
+        self._busy = filled or bool(self._new or self._view.unsurveyed)
         since_audit = (
             self._span(self._timing.audit_s) if self._audited_at is None else now - self._audited_at
         )
@@ -146,21 +160,27 @@ class Dispatcher:
         with self._ctx.db.read() as s:
             if self._compare or self._looked_at is None:
                 pending = facts.pending_ids(s, now)
-                gone = self._indexed.keys() - pending
+                gone = self._indexed.keys() - set(pending)
+                self._new.clear()
             else:
-                pending = facts.fresh_ids(s, self._looked_at - self._span(_COMMIT_S), now)
+                pending = facts.fresh_ids(s, self._looked_at - self._span(_COMMIT_S), now, self._again)
                 gone = set()
         if gone:
             self._index.remove_all(gone)
             for task_id in gone:
                 del self._indexed[task_id]
-        self._enqueue(pending - self._indexed.keys(), now)
+        self._new.update((task_id, None) for task_id in pending if task_id not in self._indexed)
         self._looked_at = now
         self._compare = False
+        self._again.clear()
+        # What is left comes with the next rounds: a night's thirty thousand at once would hold up what is urgent.
+        self._enqueue(list(islice(self._new, _QUEUED)), now)
 
-    def _enqueue(self, new: set[str], now: datetime) -> None:
+    def _enqueue(self, new: list[str], now: datetime) -> None:
         if not new:
             return
+        for task_id in new:
+            del self._new[task_id]
         view = self._view
         with self._ctx.db.read() as s:
             rows = facts.tasks_by_id(s, new)
@@ -172,7 +192,7 @@ class Dispatcher:
             if wish.impossible:
                 hopeless.append((row, wish))
                 continue
-            view.wishes[wish.key] = wish
+            view.add_wish(wish)
             self._indexed[row.id] = wish.key
             entries.append(
                 PendingTask(
@@ -216,20 +236,40 @@ class Dispatcher:
 
     def _follow_proxies(self) -> None:
         view = self._view
-        view.survey()
-        known = (view.surveyed, len(view.wishes), id(view.proxies))
-        if known == self._written_for:
-            return
-        changed = [entry for entry in view.entries() if self._written.get(entry.proxy_id) != entry]
+        entries = view.entries()
+        changed = [entry for entry in entries if self._written.get(entry.proxy_id) != entry]
         gone = [
             ProxyEntry(proxy_id=proxy_id, on=False, slots=0, ranks={})
             for proxy_id in self._written.keys() - view.by_id.keys()
         ]
-        self._index.set_proxies([*changed, *gone])
+        if changed or gone:
+            self._index.set_proxies([*changed, *gone])
         self._written.update({entry.proxy_id: entry for entry in changed})
         for entry in gone:
             del self._written[entry.proxy_id]
-        self._written_for = known
+        self._follow_places(entry.proxy_id for entry in entries)
+
+    def _follow_places(self, proxy_ids: Iterable[str]) -> None:
+        view = self._view
+        places = {key: view.surveys[key] for key in view.survey(_SURVEYED)}
+        ranks = {key: seen.ranks() for key, seen in places.items()}
+        ranks = {
+            key: mine
+            for key, mine in ranks.items()
+            if key not in self._placed or self._placed[key] != mine
+        }
+        gone = [key for key in view.forgotten if key in self._placed and key not in view.wishes]
+        view.forgotten.clear()
+        if ranks or gone:
+            try:
+                self._index.set_places({**ranks, **{key: {} for key in gone}}, proxy_ids)
+            except Exception:
+                view.unsurveyed.update(dict.fromkeys(places))
+                view.forgotten.extend(gone)
+                raise
+        self._placed.update(ranks)
+        for key in gone:
+            del self._placed[key]
 
     # -- free slots
 
@@ -259,7 +299,7 @@ class Dispatcher:
             return
         for claim in claims:
             self._indexed.pop(claim.task_id, None)
-        self._compare = True
+            self._again.add(claim.task_id)
         self._index.release_all((claim.task_id, claim.attempt) for claim in claims)
 
     # -- every few seconds

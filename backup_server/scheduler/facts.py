@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session as DbSession
@@ -18,7 +18,7 @@ from backup_server.db.states import TaskState
 from backup_server.db.tables import Proxy, Repository, Task
 from backup_server.scheduler.claims import RunningClaim
 from backup_server.services.limits import repository_rows, task_keys
-from backup_server.services.placement import claim_rank
+from backup_server.services.surveys import claim_rank
 from backup_server.services.wishes import FILE_MODE
 from proxy_worker.contracts.messages import TaskKind
 from transports.base import TransportMode
@@ -43,19 +43,30 @@ def _may_go_out(now: datetime) -> tuple[sa.ColumnElement[bool], ...]:
     )
 
 
-def pending_ids(db: DbSession, now: datetime) -> set[str]:
-    """All tasks that may be handed out now."""
-    return set(db.scalars(sa.select(Task.id).where(*_may_go_out(now))))
+_ORDER: Final = (Task.priority, Task.created_at, Task.session_id, Task.position, Task.id)
+"""In which tasks are queued: the urgent first, as several rounds pass until all of a night are."""
 
 
-def fresh_ids(db: DbSession, since: datetime, now: datetime) -> set[str]:
-    """Tasks that may be handed out now, and that were made or whose pause ended after `since`."""
-    made = sa.select(Task.id).where(*_may_go_out(now), Task.created_at > since)
-    paused = sa.select(Task.id).where(*_may_go_out(now), Task.not_before > since)
-    return set(db.scalars(made)) | set(db.scalars(paused))
+def pending_ids(db: DbSession, now: datetime) -> list[str]:
+    """All tasks that may be handed out now, in the order in which they are to be queued."""
+    return [row[-1] for row in sorted(_rows(db, sa.select(*_ORDER).where(*_may_go_out(now))))]
 
 
-def tasks_by_id(db: DbSession, ids: set[str], *, batch: int = _BATCH) -> list[Task]:
+def fresh_ids(db: DbSession, since: datetime, now: datetime, again: Collection[str] = ()) -> list[str]:
+    """As `pending_ids`, of tasks that were made or whose pause ended after `since`, and of those in `again`."""
+    made = sa.select(*_ORDER).where(*_may_go_out(now), Task.created_at > since)
+    paused = sa.select(*_ORDER).where(*_may_go_out(now), Task.not_before > since)
+    rows = {*_rows(db, made), *_rows(db, paused)}
+    if again:
+        rows.update(_rows(db, sa.select(*_ORDER).where(*_may_go_out(now), Task.id.in_(again))))
+    return [row[-1] for row in sorted(rows)]
+
+
+def _rows(db: DbSession, query: sa.Select[*tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    return [tuple(row) for row in db.execute(query)]
+
+
+def tasks_by_id(db: DbSession, ids: Collection[str], *, batch: int = _BATCH) -> list[Task]:
     """Rows in the order in which they are to be queued."""
     rows: list[Task] = []
     wanted = sorted(ids)
@@ -63,7 +74,9 @@ def tasks_by_id(db: DbSession, ids: set[str], *, batch: int = _BATCH) -> list[Ta
         rows += db.scalars(
             sa.select(Task).options(*_WITHOUT_REPORTS).where(Task.id.in_(wanted[i : i + batch]))
         )
-    return sorted(rows, key=lambda row: (row.created_at, row.session_id, row.position, row.id))
+    return sorted(
+        rows, key=lambda row: (row.priority, row.created_at, row.session_id, row.position, row.id)
+    )
 
 
 def sessions_of(db: DbSession, task_ids: Sequence[str]) -> set[str]:

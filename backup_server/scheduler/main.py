@@ -46,7 +46,7 @@ from backup_server.scheduler.rates import RateKeeper
 from backup_server.scheduler.reaper import Reaper
 from backup_server.scheduler.reports import ReportReader
 from backup_server.services.lookups import Lookups
-from backup_server.services.placement import HOTADD_RANKS, NETWORK_RANK
+from backup_server.services.surveys import HOTADD_RANKS, NETWORK_RANK
 from backup_server.services.task_ends import Ends
 from proxy_worker.contracts.envelope import SERVER, Sealer
 from proxy_worker.contracts.names import redis_client_url
@@ -126,6 +126,9 @@ class Scheduler:
         assert ends is not None
         rates_wake = threading.Event()
         rates = RateKeeper(ctx, down, ends, leading=self._leading, wake=rates_wake)
+        self._reports = ReportReader(
+            ctx, self._client, index, down, leading=self._leading, timing=timing
+        )
         self._dispatcher = Dispatcher(
             ctx,
             index,
@@ -134,15 +137,14 @@ class Scheduler:
             timing=timing,
             at_start=rates.at_start,
             ends=ends,
-        )
-        self._reports = ReportReader(
-            ctx, self._client, index, down, leading=self._leading, timing=timing
+            heard_until=self._reports.heard_until,
         )
         reaper = Reaper(
             ctx,
             index,
             leading=self._leading,
             listening_since=self._reports.listening_since,
+            heard_until=self._reports.heard_until,
             outbox_wake=self._outbox_wake,
         )
         outbox = OutboxSender(ctx, self._app, sealer, down, self._leading)

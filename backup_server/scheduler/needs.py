@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from backup_server.config import Settings
 from backup_server.db.engine import Database
 from backup_server.services.context import Clock
-from backup_server.services.tasks import RetryPolicy, policy_of
+from backup_server.services.results import RetryPolicy, policy_of
 
 
 class SchedulerContext(Protocol):

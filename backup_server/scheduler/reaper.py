@@ -22,13 +22,17 @@ class Reaper:
         *,
         leading: Callable[[], bool],
         listening_since: Callable[[], datetime | None],
+        heard_until: Callable[[], datetime | None],
         outbox_wake: threading.Event,
     ) -> None:
-        """`listening_since`: since when reports have been read without a break; None: not now."""
+        """`listening_since`: since when reports have been read without a break; None: not now. `heard_until`: what
+        came before that moment was applied; None: nothing was read yet.
+        """
         self._ctx = ctx
         self._index = index
         self._leading = leading
         self._listening_since = listening_since
+        self._heard_until = heard_until
         self._outbox_wake = outbox_wake
 
     def step(self) -> bool:
@@ -62,13 +66,19 @@ class Reaper:
     def _expire(self) -> bool:
         now = self._ctx.clock()
         self._mind_the_clock(now)
-        since = self._listening_since()
+        since, heard_until = self._listening_since(), self._heard_until()
         # Silence counts only while we listened: after an outage of the server or the broker every proxy
         # gets a whole lease to be heard again.
-        if since is None or now - since < timedelta(seconds=self._ctx.settings.lease_s):
+        if (
+            since is None
+            or heard_until is None
+            or now - since < timedelta(seconds=self._ctx.settings.lease_s)
+        ):
             return False
         with self._ctx.db() as s:
-            ended = tasks.expire_leases(s, now=now, policy=retry_policy(self._ctx.settings))
+            ended = tasks.expire_leases(
+                s, now=now, policy=retry_policy(self._ctx.settings), heard_until=heard_until
+            )
         if not ended:
             return False
         if any(task.terminal for task in ended):

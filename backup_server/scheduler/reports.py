@@ -23,9 +23,10 @@ from backup_server.db.fenced import NotLeadingError
 from backup_server.db.tables import Proxy, Task
 from backup_server.scheduler.claims import ClaimIndex
 from backup_server.scheduler.down import DownLink
+from backup_server.scheduler.leader import uptime_s
 from backup_server.scheduler.needs import SchedulerContext, Timing, retry_policy
-from backup_server.services import leases, proxy_troubles, proxy_vms, tasks
-from backup_server.services.tasks import Applied, Ended
+from backup_server.services import leases, proxy_troubles, proxy_vms, results, tasks
+from backup_server.services.results import Applied, Ended
 from proxy_worker.contracts.codec import MessageError, to_json
 from proxy_worker.contracts.envelope import SERVER, Opener, StaleMessageError
 from proxy_worker.contracts.events import EventName
@@ -54,6 +55,8 @@ _REFUSALS_SAID: Final = 3
 _WORD_CHARS: Final = 64
 """Of a release or a boot id. Ours have half of that at most."""
 _FRESH_ENTRY_S: Final = 60.0
+_CLOCK_SET_S: Final = 5.0
+"""More than a clock that is kept by a time server moves in one step of ours."""
 _OUTAGES: Final = (
     sa.exc.OperationalError,
     sa.exc.InterfaceError,
@@ -122,7 +125,9 @@ class ReportReader:
         *,
         leading: Callable[[], bool],
         timing: Timing,
+        steady_s: Callable[[], float] = uptime_s,
     ) -> None:
+        """`steady_s`: a clock that nobody sets."""
         self._ctx = ctx
         self._client = client
         self._index = index
@@ -130,17 +135,35 @@ class ReportReader:
         self._leading = leading
         self._timing = timing
         self._keys: dict[str, VerifyKey] = {}
+        self._steady_s = steady_s
+        self._ahead_s: float | None = None  # how far the clock was ahead of the steady one
         self._listening_since: datetime | None = None
+        self._heard_until: datetime | None = None
+        self._read_all = True
         self._pause = threading.Event()
         self._opener = Opener(SERVER, self._keys.get, lambda: ctx.clock().timestamp())
 
     def listening_since(self) -> datetime | None:
         """Since when reports have been read without a break; None: they are not being read."""
-        return self._listening_since
+        return None if self._clock_was_set() else self._listening_since
+
+    def heard_until(self) -> datetime | None:
+        """All that came before this moment was applied; None: nothing was read yet. Behind the clock for as long as
+        one reading and its writing take: what is said in that time is not silence.
+        """
+        return None if self._clock_was_set() else self._heard_until
+
+    def _ahead_now_s(self) -> float:
+        return self._ctx.clock().timestamp() - self._steady_s()
+
+    def _clock_was_set(self) -> bool:
+        """Since the last step: then leases are over by the clock of which nobody had the time to tell."""
+        return self._ahead_s is not None and abs(self._ahead_now_s() - self._ahead_s) > _CLOCK_SET_S
 
     def listen_anew(self) -> None:
         """Nobody's silence of before counts: this server did nothing for a while, or its clock was moved on."""
         self._listening_since = None
+        self._heard_until = None
 
     def stop(self) -> None:
         self._pause.set()
@@ -148,13 +171,20 @@ class ReportReader:
     def step(self) -> bool:
         """Read what came, apply it, answer it. True: call again at once."""
         if not self._leading():
-            self._listening_since = None
+            self.listen_anew()
             return False
+        if self._clock_was_set():
+            self.listen_anew()
+        self._ahead_s = self._ahead_now_s()
         try:
-            return self._read_and_apply()
+            asked_at = self._ctx.clock()
+            again = self._read_and_apply()
         except Exception:
-            self._listening_since = None
+            self.listen_anew()
             raise
+        if self._read_all:
+            self._heard_until = asked_at
+        return again
 
     def _read_and_apply(self) -> bool:
         self._load_keys()
@@ -170,8 +200,11 @@ class ReportReader:
             # Later than now: the clock went back, and a lease's time counts from here.
             self._listening_since = heard_at
         if not found:
+            self._read_all = True
             return True
-        batch = self._open([(stream, self._more(stream, entries)) for stream, entries in found])
+        whole = [(stream, self._more(stream, entries)) for stream, entries in found]
+        self._read_all = all(len(entries) < _FIRST_ENTRIES + _ENTRIES for _, entries in whole)
+        batch = self._open(whole)
         for proxy_id, count in batch.refused.items():
             if count > _REFUSALS_SAID:
                 text = f"{count - _REFUSALS_SAID} further messages were refused"
@@ -333,12 +366,12 @@ class ReportReader:
         effect = _Effect()
         # Results first: a worker that was started anew sends what its earlier self had finished and
         # only then its first heartbeat, which ends that self's leases.
-        for proxy_id, result in batch.results:
-            applied = tasks.apply_result(s, proxy_id, result, policy=policy, now=now)
+        answers = results.apply_results(s, batch.results, policy=policy, now=now)
+        self._log_stale(s, batch.results, answers)
+        for (proxy_id, result), applied in zip(batch.results, answers, strict=True):
             ack = ResultAck(task_id=result.task_id, attempt=result.attempt)
             effect.answers.setdefault(proxy_id, []).append(ack)
             if applied is Applied.STALE:
-                self._log_stale(s, proxy_id, result)
                 continue
             effect.ended.append(
                 Ended(
@@ -377,18 +410,27 @@ class ReportReader:
         if is_new:
             proxy_vms.follow_uuid(s, proxy_id, found.vm_uuid)
 
-    def _log_stale(self, s: DbSession, proxy_id: str, result: ResultReport) -> None:
-        row, proxy = s.get(Task, result.task_id), s.get(Proxy, proxy_id)
-        self._ctx.log.warning(
-            EventName.RESULT_STALE,
-            text="a result of an attempt that is over changes nothing",
-            proxy_id=proxy_id,
-            proxy="" if proxy is None else proxy.name,
-            session_id=None if row is None else row.session_id,
-            task_id=result.task_id,
-            attempt=result.attempt,
-            outcome=result.outcome.value,
-        )
+    def _log_stale(
+        self, s: DbSession, told: list[tuple[str, ResultReport]], answers: list[Applied]
+    ) -> None:
+        """Often the same once more, as our acknowledgement was on its way."""
+        stale = [one for one, applied in zip(told, answers, strict=True) if applied is Applied.STALE]
+        if not stale:
+            return
+        ids = [result.task_id for _, result in stale]
+        sessions = {row.id: row.session_id for row in _of(s, Task.id, Task.session_id, ids)}
+        names = {row.id: row.name for row in _of(s, Proxy.id, Proxy.name, [one for one, _ in stale])}
+        for proxy_id, result in stale:
+            self._ctx.log.info(
+                EventName.RESULT_STALE,
+                text="a result of an attempt that is over changes nothing",
+                proxy_id=proxy_id,
+                proxy=names.get(proxy_id, ""),
+                session_id=sessions.get(result.task_id),
+                task_id=result.task_id,
+                attempt=result.attempt,
+                outcome=result.outcome.value,
+            )
 
     def _apply_heartbeats(
         self, s: DbSession, beats: dict[str, list[_Heard]], now: datetime, effect: _Effect
@@ -487,6 +529,10 @@ class ReportReader:
             for stream, ids in batch.entries.items():
                 pipe.xdel(stream, *ids)
             pipe.execute()
+
+
+def _of(s: DbSession, key: Any, value: Any, ids: list[Any]) -> Any:
+    return s.execute(sa.select(key, value).where(key.in_(ids)))
 
 
 def _short(error: Exception) -> str:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
+from typing import Final
 
 from backup_server.db.tables import Task
 from backup_server.scheduler import facts
 from backup_server.scheduler.claims import CLOSED, ProxyEntry
 from backup_server.scheduler.needs import SchedulerContext
-from backup_server.services import datastore_loads, limits, placement, proxy_facts, traffic_guard
+from backup_server.services import datastore_loads, limits, proxy_facts, traffic_guard
 from backup_server.services.limits import DATASTORE, HOST, REPOSITORY
-from backup_server.services.placement import Limit, ProxyFacts, Survey
+from backup_server.services.placement import Limit
+from backup_server.services.surveys import ProxyFacts, Survey, Surveyor
 from backup_server.services.task_ends import Ends
 from backup_server.services.wishes import Wish
 from transports.base import TransportMode
 from transports.rules import NETWORK_MODES
+
+_LONGEST_LAG_S: Final = 120.0
 
 
 @dataclass(slots=True)
@@ -42,44 +46,72 @@ class View:
     named: set[str] = field(default_factory=set)
     """Limit keys of datastores and hosts that tasks have."""
     wishes: dict[str, Wish] = field(default_factory=dict)
+    surveyor: Surveyor = field(default_factory=Surveyor)
     surveys: dict[str, Survey] = field(default_factory=dict)
-    """Wish -> what every proxy reaches of it."""
-    surveyed: int = 0
-    """Raised whenever a survey changed."""
+    """Wish -> what every proxy reaches of it; until it is surveyed anew, of the fleet as it was a moment ago."""
+    unsurveyed: dict[str, None] = field(default_factory=dict)
+    """Wishes that are new, or that were surveyed before the fleet changed; in their order."""
+    forgotten: list[str] = field(default_factory=list)
+    """Wishes that nothing has any more, until the index was told so."""
     read_at: datetime | None = None
 
-    def read(self, ctx: SchedulerContext, now: datetime) -> None:
+    def read(self, ctx: SchedulerContext, now: datetime, heard_until: datetime | None = None) -> None:
+        """`heard_until`: what proxies said since is not applied yet, so that silence is measured by then."""
         settings = ctx.settings
+        # Not for ever: who reads nothing at all does not know who is there.
+        longest = timedelta(seconds=_LONGEST_LAG_S)
+        heard_at = now if heard_until is None else max(min(now, heard_until), now - longest)
         # A proxy whose lease just ran out must not be the one that gets the task again.
         silent_s = min(settings.proxy_offline_after_s, settings.lease_s)
         with ctx.db.read() as s:
             self.repositories = facts.repository_limits(s)
             self.repository_rows = limits.repository_rows(s)
             self.loads = datastore_loads.read(s, settings, now)
-            proxies = proxy_facts.proxy_facts(s, now, silent_s, {}, self.machines)
+            proxies = proxy_facts.proxy_facts(s, heard_at, silent_s, {}, self.machines)
             guard = traffic_guard.read(s, self.ends, self.machines.addresses, self.fleet.guard)
         self.host_tasks = settings.host_nfc_tasks
         if proxies != self.proxies or guard is not self.fleet.guard:
-            self.proxies = proxies
+            before, self.proxies = self.proxies, proxies
             self.by_id = {proxy.id: proxy for proxy in proxies}
             fleet = proxy_facts.fleet_of(proxies, guard)
             # Another guard that says the same found something out meanwhile.
             self.fleets += fleet != self.fleet or guard is not self.fleet.guard
             self.fleet = fleet
-            self.surveys.clear()
+            self.surveyor.follow(proxies)
+            if [one.id for one in proxies] != [one.id for one in before]:
+                self.surveys.clear()  # they say nothing of those that came
+            self.unsurveyed = dict.fromkeys(self.wishes)
         self.read_at = now
 
-    def survey(self) -> None:
-        """Bring the surveys up to date."""
-        for key, wish in self.wishes.items():
-            if key not in self.surveys:
-                self.surveys[key] = placement.survey(wish, self.proxies)
-                self.surveyed += 1
+    def add_wish(self, wish: Wish) -> None:
+        key = wish.key
+        if key not in self.wishes:
+            self.wishes[key] = wish
+            self.unsurveyed[key] = None
 
-    def forget_wish(self, key: str) -> None:
-        self.wishes.pop(key, None)
-        if self.surveys.pop(key, None) is not None:
-            self.surveyed += 1
+    def survey(self, most: int | None = None) -> list[str]:
+        """Bring surveys up to date, no more than `most` of them; answers which."""
+        done: list[str] = []
+        while self.unsurveyed and (most is None or len(done) < most):
+            key = next(iter(self.unsurveyed))
+            self.survey_of(key)
+            done.append(key)
+        return done
+
+    def survey_of(self, key: str) -> Survey:
+        """Of a wish that is known, by the fleet as it is."""
+        if key in self.unsurveyed or key not in self.surveys:
+            self.surveys[key] = self.surveyor.survey(self.wishes[key])
+            self.unsurveyed.pop(key, None)
+        return self.surveys[key]
+
+    def forget_wishes(self, keys: Iterable[str]) -> None:
+        for key in list(keys):
+            self.wishes.pop(key, None)
+            self.unsurveyed.pop(key, None)
+            if self.surveys.pop(key, None) is not None:
+                self.forgotten.append(key)
+        self.surveyor.forget_but(self.wishes.values())
 
     # -- for the index
 
@@ -108,11 +140,6 @@ class View:
                 on=is_on(proxy),
                 slots=proxy.slots,
                 attachable=_attachable(proxy),
-                ranks={
-                    key: seen.rank(proxy.id)
-                    for key, seen in self.surveys.items()
-                    if proxy.id in seen.best
-                },
             )
             for proxy in self.proxies
         ]

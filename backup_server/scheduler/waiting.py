@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
+from itertools import islice
 from typing import Final
 
 from sqlalchemy.orm import Session as DbSession
@@ -16,10 +17,12 @@ from backup_server.scheduler.claims import ClaimIndex
 from backup_server.scheduler.needs import SchedulerContext, Timing
 from backup_server.scheduler.view import View
 from backup_server.services import events, placement, tasks
-from backup_server.services.placement import Decision, ProxyFacts
+from backup_server.services.placement import Decision
+from backup_server.services.surveys import ProxyFacts, survey
 from backup_server.services.wishes import Wish
 from proxy_worker.contracts.events import EventName
 
+_EXPLAINED_PLACES: Final = 40
 _EXPLAINED_TASKS: Final = 20
 """How many tasks that wait for the same proxies get the explanation stored: those that come next. The others wait
 alike, and whoever asks why is told what holds at that moment.
@@ -35,6 +38,8 @@ class Waiting:
         self._unreached_since: dict[str, datetime] = {}
         self._explained: dict[str, str] = {}
         """Place -> the reason that was stored: figures in a decision change all the time, reasons do not."""
+        self._turn: dict[str, None] = {}
+        """Places in the order in which they are explained next."""
         self._warned: dict[str, tuple[str, set[str]]] = {}
         """Place -> why nobody takes its tasks, and those whose sessions were told so."""
 
@@ -45,18 +50,18 @@ class Waiting:
         places: dict[str, list[str]] = {}
         for task_id, place in indexed.items():
             places.setdefault(place, []).append(task_id)
-        for place in self._view.wishes.keys() - places.keys():
-            self._view.forget_wish(place)
+        self._view.forget_wishes(self._view.wishes.keys() - places.keys())
         for kept in (self._unreached_since, self._explained, self._warned):
             for place in kept.keys() - places.keys():
                 kept.pop(place, None)
         if not places:
             return
+        chosen = self._in_turn(places, proxies)
         with self._ctx.db.read() as s:
-            found = facts.tasks_by_id(s, {waiting[0] for waiting in places.values()})
+            found = facts.tasks_by_id(s, {waiting[0] for waiting in chosen.values()})
         heads = {row.id: row for row in found}
         changed: list[tuple[list[str], Decision]] = []
-        for place, waiting in places.items():
+        for place, waiting in chosen.items():
             head = heads.get(waiting[0])
             if head is not None:
                 self._explain(place, waiting, head, proxies, usage, now, changed)
@@ -64,6 +69,24 @@ class Waiting:
             with self._ctx.db() as s:
                 for waiting, decision in changed:
                     tasks.explain_waiting(s, waiting[:_EXPLAINED_TASKS], decision.to_json())
+
+    def _in_turn(
+        self, places: Mapping[str, list[str]], proxies: Sequence[ProxyFacts]
+    ) -> dict[str, list[str]]:
+        """The places that are explained in this look: all that no proxy which is there can take, as these need somebody,
+        and of the others the next few. A large site has a thousand, and each explanation looks at every proxy.
+        """
+        there = {proxy.id for proxy in proxies if proxy.online and proxy.slots > 0}
+        lost = [place for place in places if there.isdisjoint(self._view.survey_of(place).best)]
+        for place in places.keys() - set(lost):
+            self._unreached_since.pop(place, None)
+        self._turn = {place: None for place in self._turn if place in places}
+        self._turn.update(dict.fromkeys(places))
+        few = [*islice(self._turn, _EXPLAINED_PLACES)]
+        for place in few:  # to the end of the line
+            del self._turn[place]
+            self._turn[place] = None
+        return {place: places[place] for place in dict.fromkeys([*lost, *few])}
 
     def _explain(
         self,
@@ -77,7 +100,7 @@ class Waiting:
     ) -> None:
         view = self._view
         wish = view.wishes[place]
-        seen = view.surveys.get(place) or placement.survey(wish, view.proxies)
+        seen = view.survey_of(place)
         decision = placement.decide(wish, proxies, view.limits_of(head, usage), known=seen)
         if decision.chosen is None and self._explained.get(place) != decision.reason:
             self._explained[place] = decision.reason
@@ -102,7 +125,7 @@ class Waiting:
         proxies = self._view.proxies
         if all(proxy.enabled for proxy in proxies):
             return False
-        return bool(placement.survey(wish, [replace(one, enabled=True) for one in proxies]).best)
+        return bool(survey(wish, [replace(one, enabled=True) for one in proxies]).best)
 
     def _warn(self, place: str, waiting: list[str], reason: str, now: datetime) -> None:
         """Tell the sessions of these tasks, once for each reason, that nobody can take them, and why."""

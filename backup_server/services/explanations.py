@@ -19,7 +19,7 @@ from backup_server.db.states import TaskState
 from backup_server.db.tables import Proxy, Task
 from backup_server.services import job_windows, limits, placement, session_shapes, traffic_guard
 from backup_server.services.context import Context
-from backup_server.services.placement import Decision, ProxyFacts, Survey
+from backup_server.services.placement import Decision
 from backup_server.services.prospects import Prospect, prospects
 from backup_server.services.proxy_facts import (
     Machines,
@@ -29,6 +29,7 @@ from backup_server.services.proxy_facts import (
     task_wish,
 )
 from backup_server.services.shapes import when
+from backup_server.services.surveys import ProxyFacts, Survey, Surveyor
 from backup_server.services.traffic_guard import NO_GUARD, Guard
 from backup_server.services.wishes import refused_modes, wish_of
 from proxy_worker.contracts.codec import MessageError, from_json
@@ -161,6 +162,7 @@ class Foresight:
     failover: bool
     guard: Guard = NO_GUARD
     _decided: dict[str, tuple[Survey, Decision]] = field(default_factory=dict)
+    _surveyor: Surveyor = field(default_factory=Surveyor)
     _taken: Counter[str] = field(default_factory=Counter)
 
     def of(self, disk: DiskFacts, nfs_hosts: Iterable[str] = ()) -> dict[str, Any]:
@@ -181,12 +183,14 @@ class Foresight:
             modes,
             failover=self.failover,
             proxy_vms=fleet.proxy_vms,
+            proxy_hosts=fleet.proxy_hosts,
             networks=fleet.networks,
             near=fleet.near.get(self.repository_id, ()),
             forbidden=self.guard.forbidden(_as_task(disk, self.repository_id, nfs_hosts)),
         )
         if wish.key not in self._decided:
-            seen = placement.survey(wish, self.proxies)
+            self._surveyor.follow(self.proxies)
+            seen = self._surveyor.survey(wish)
             self._decided[wish.key] = seen, placement.decide(wish, self.proxies, [], known=seen)
         seen, decided = self._decided[wish.key]
         refused = refused_modes(kind, disk, modes)

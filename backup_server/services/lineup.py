@@ -9,23 +9,22 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import itemgetter
 
 from backup_server.services.placement import (
+    ACCEPTED,
     NAMED_CANDIDATES,
     Candidate,
     Decision,
-    ProxyFacts,
-    Survey,
-    judge_pair,
     modes_in_question,
     not_offered,
-    preference,
     remarks_of,
     said_of,
-    survey,
     why_chosen,
 )
+from backup_server.services.surveys import ProxyFacts, Survey, claim_rank, not_now, survey
 from backup_server.services.wishes import ModeRefused, Wish
+from transports.base import TransportMode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +39,7 @@ class Lineup:
     """The best of them."""
     counted: Mapping[str, int]
     """All of them by reason."""
-    best: Mapping[str, Candidate]
+    best: Mapping[str, _Pair]
     """Proxy id -> its best pair; only of proxies that may take a task now."""
     refused: tuple[ModeRefused, ...]
 
@@ -48,19 +47,45 @@ class Lineup:
 def lineup(wish: Wish, proxies: Sequence[ProxyFacts], known: Survey | None = None) -> Lineup:
     seen = known or survey(wish, proxies)
     modes = modes_in_question(wish, proxies)
-    judged = [judge_pair(proxy, mode, seen, "") for proxy in proxies for mode in modes]
-    judged.sort(key=lambda c: (not c.accepted, preference(c)))
-    best: dict[str, Candidate] = {}
-    for candidate in judged:
-        if candidate.accepted:
-            best.setdefault(candidate.proxy_id, candidate)
+    pairs: list[_Pair] = []
+    for proxy in proxies:
+        busy = not_now(proxy)
+        load = proxy.used / max(1, proxy.slots)
+        for mode in modes:
+            reason = seen.reasons[proxy.id, mode] or busy
+            rank = claim_rank(mode, near=(proxy.id, mode) not in seen.far)
+            pairs.append((bool(reason), rank, load, proxy.name, reason, mode, proxy))
+    pairs.sort(key=itemgetter(0, 1, 2, 3))
+    best: dict[str, _Pair] = {}
+    for pair in pairs:
+        if not pair[0]:
+            best.setdefault(pair[-1].id, pair)
     return Lineup(
         wish=wish,
         seen=seen,
-        named=tuple(judged[:NAMED_CANDIDATES]),
-        counted=Counter(said_of(candidate) for candidate in judged),
+        named=tuple(_candidate(pair, seen) for pair in pairs[:NAMED_CANDIDATES]),
+        counted=Counter(pair[4] or ACCEPTED for pair in pairs),
         best=best,
         refused=tuple(not_offered(wish, modes)),
+    )
+
+
+_Pair = tuple[bool, int, float, str, str, TransportMode, ProxyFacts]
+"""Refused, rank, load, name, reason, mode, proxy: in the order of preference."""
+
+
+def _candidate(pair: _Pair, seen: Survey) -> Candidate:
+    refused, _, _, name, reason, mode, proxy = pair
+    return Candidate(
+        proxy_id=proxy.id,
+        proxy_name=name,
+        mode=mode,
+        accepted=not refused,
+        reason=reason,
+        used=proxy.used,
+        slots=proxy.slots,
+        reaches=not seen.reasons[proxy.id, mode],
+        near=(proxy.id, mode) not in seen.far,
     )
 
 
@@ -77,7 +102,7 @@ def confirm(
     found = lined_up.best.get(claimed_by.id)
     if found is None:
         return None
-    chosen = replace(found, used=taken)
+    chosen = replace(_candidate(found, lined_up.seen), used=taken)
     others = [c for c in lined_up.named if (c.proxy_id, c.mode) != (chosen.proxy_id, chosen.mode)]
     listed = (chosen, *others[: NAMED_CANDIDATES - 1])
     return Decision(

@@ -4,9 +4,8 @@ A candidate is a pair of proxy and mode. Each is accepted or refused with a reas
 the best mode wins, then the least busy proxy. The decision with all candidates is stored with the task,
 so that "why there" and "why not yet" can be answered later.
 
-First the **survey**: what every proxy reaches, whatever is busy now. It asks the rules of `transports.rules`
-and what the job and the administrator allow, and holds for all tasks with the same wish. Then the
-**decision**: what of it is free at this moment.
+What every proxy reaches, whatever is busy, is the survey (`surveys`); the **decision** is what of it is free at this
+moment.
 """
 
 from __future__ import annotations
@@ -16,57 +15,24 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from backup_server.services.surveys import (
+    RANKS,
+    ProxyFacts,
+    Survey,
+    claim_rank,
+    grouped_by_reason,
+    not_now,
+    survey,
+)
 from backup_server.services.wishes import FILE_MODE, ModeRefused, Wish
 from transports.base import TransportMode
-from transports.rules import NETWORK_MODES, ProxyMachine, judge_proxy
+from transports.rules import NETWORK_MODES, judge_proxy
 
-RANKS: Final = {mode: rank for rank, mode in enumerate(TransportMode, start=1)}
-"""1 is the best."""
-
-
-def claim_rank(mode: TransportMode, *, near: bool) -> int:
-    """What the claim index orders by: the mode first, then whether the proxy is near what it is to read."""
-    return 2 * RANKS[mode] - near
-
-
-NETWORK_RANK: Final = min(claim_rank(mode, near=True) for mode in NETWORK_MODES)
-"""From this rank of a claim on a mode uses the NFC service of the VM's host."""
-HOTADD_RANKS: Final = (
-    claim_rank(TransportMode.HOTADD, near=True),
-    claim_rank(TransportMode.HOTADD, near=False),
-)
-"""First and last rank of claims that attach a disk to the proxy's VM."""
-
-NAMED_PROXIES: Final = 5
 NAMED_CANDIDATES: Final = 12
 """How many candidates a stored decision names: 30,000 of them are written in a night."""
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProxyFacts:
-    """What placement knows of one proxy."""
-
-    id: str
-    name: str
-    enabled: bool
-    enrolled: bool
-    online: bool
-    stopping: bool
-    slots: int
-    used: int
-    offered_modes: tuple[TransportMode, ...]
-    allowed_modes: tuple[TransportMode, ...]
-    """By the administrator; empty: all it offers."""
-    failover_to_network: bool = True
-    """Its network modes may take over for its others."""
-    repositories: frozenset[str] = frozenset()
-    """Row ids of the repositories that it is set to be near to."""
-    machine: ProxyMachine | None = None
-    """None: it has not looked around yet."""
-    missing: Mapping[TransportMode, str] = field(default_factory=dict)
-    """What its machine lacks for modes that it does not offer."""
-    trouble: str = ""
-    """What is wrong with it as a whole, so that it gets nothing new; empty: nothing."""
+ACCEPTED: Final = "accepted"
+"""Where candidates are counted by reason."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,215 +130,11 @@ class Decision:
 
 
 def said_of(candidate: Candidate) -> str:
-    return candidate.reason or "accepted"
+    return candidate.reason or ACCEPTED
 
 
 def refused_json(refused: Sequence[ModeRefused]) -> list[dict[str, str]]:
     return [{"mode": one.mode.value, "reason": one.reason} for one in refused]
-
-
-# ---- what every proxy reaches ---------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Survey:
-    """What speaks against each pair of proxy and mode, whatever is busy."""
-
-    reasons: Mapping[tuple[str, TransportMode], str]
-    """By proxy id and mode; empty: nothing does."""
-    best: Mapping[str, TransportMode]
-    """Proxy id -> best mode in which it takes tasks of this wish. Proxies that take none are left out."""
-    fallbacks: Mapping[str, tuple[TransportMode, ...]]
-    """Proxy id -> modes in which it can open the disk at all, best first."""
-    far: frozenset[tuple[str, TransportMode]] = frozenset()
-    """Pairs in which another proxy would be nearer to what is read."""
-    warning: str = ""
-    """Why the proxies near the repository are not what decides, where there are such; else empty."""
-
-    def rank(self, proxy_id: str) -> int:
-        """As `claim_rank`, of the best mode of a proxy that takes tasks of this wish."""
-        mode = self.best[proxy_id]
-        return claim_rank(mode, near=(proxy_id, mode) not in self.far)
-
-    def after(self, proxy_id: str, mode: TransportMode) -> tuple[TransportMode, ...]:
-        """Where that proxy may go on when `mode` fails."""
-        modes = self.fallbacks.get(proxy_id, ())
-        return tuple(other for other in modes if RANKS[other] > RANKS[mode])
-
-
-def survey(wish: Wish, proxies: Sequence[ProxyFacts]) -> Survey:
-    """All proxies and modes of the wish."""
-    if wish.impossible:
-        return Survey(reasons={}, best={}, fallbacks={})
-    modes = wish.modes or (FILE_MODE,)
-    reasons = {(proxy.id, mode): _obstacle(proxy, wish, mode) for proxy in proxies for mode in modes}
-    for proxy_id, mode, why in wish.forbidden:
-        if not reasons.get((proxy_id, TransportMode(mode)), "unknown"):
-            reasons[proxy_id, TransportMode(mode)] = why
-    if wish.modes:
-        _network_as_asked(wish, proxies, reasons)
-    for proxy_id, mode, why in wish.left:
-        known = TransportMode(mode)
-        if not reasons.get((proxy_id, known), "unknown"):
-            reasons[proxy_id, known] = f"{mode} failed there: {why}" if why else f"{mode} failed there"
-    warning = _near_repository(wish, proxies, modes, reasons)
-    fallbacks = {
-        proxy.id: tuple(mode for mode in wish.modes if not reasons[proxy.id, mode]) for proxy in proxies
-    }
-    if TransportMode.DIRECT_NFS in wish.modes:
-        _nearest_nfs(wish, proxies, reasons)
-    best = {
-        proxy.id: next(mode for mode in modes if not reasons[proxy.id, mode])
-        for proxy in proxies
-        if not all(reasons[proxy.id, mode] for mode in modes)
-    }
-    far = frozenset(
-        (proxy.id, mode) for proxy in proxies for mode in wish.modes if _is_far(proxy, wish, mode)
-    )
-    return Survey(reasons=reasons, best=best, fallbacks=fallbacks, far=far, warning=warning)
-
-
-_Reasons = dict[tuple[str, TransportMode], str]
-
-
-def _obstacle(proxy: ProxyFacts, wish: Wish, mode: TransportMode) -> str:
-    if wish.proxies and proxy.id not in wish.proxies:
-        return "other proxies are named for it"
-    if not proxy.enabled:
-        return "the proxy is disabled"
-    if not proxy.enrolled:
-        return "the proxy has not enrolled yet"
-    if not wish.modes:
-        return ""
-    if mode not in proxy.offered_modes:
-        lacks = proxy.missing.get(mode)
-        return f"the proxy does not offer {mode.value}" + (f": {lacks}" if lacks else "")
-    if proxy.allowed_modes and mode not in proxy.allowed_modes:
-        return f"{mode.value} is switched off for this proxy"
-    if wish.reach is None:
-        return ""
-    return judge_proxy(mode, wish.reach, proxy.machine or ProxyMachine(id=proxy.id)).text
-
-
-def _network_as_asked(wish: Wish, proxies: Sequence[ProxyFacts], reasons: _Reasons) -> None:
-    """Where network modes may not take over, they are for disks that no other mode can open at all."""
-    direct = [mode for mode in wish.modes if mode not in NETWORK_MODES]
-    able = {
-        proxy.id: next((mode for mode in direct if not reasons[proxy.id, mode]), None)
-        for proxy in proxies
-    }
-    first = next((proxy for proxy in proxies if able[proxy.id] is not None), None)
-    for proxy in proxies:
-        why = ""
-        own = able[proxy.id]
-        if first is not None and not wish.failover:
-            by = able[first.id]
-            assert by is not None
-            why = f"the job lets no network mode take over, and {first.name} reaches the disk by {by.value}"
-        elif own is not None and not proxy.failover_to_network:
-            why = f"the proxy lets no network mode take over, and reaches the disk by {own.value}"
-        for mode in NETWORK_MODES.intersection(wish.modes):
-            reasons[proxy.id, mode] = reasons[proxy.id, mode] or why
-
-
-def _near_repository(
-    wish: Wish, proxies: Sequence[ProxyFacts], modes: Sequence[TransportMode], reasons: _Reasons
-) -> str:
-    """Proxies that are set to be near the repository come before others, in whatever mode, and are waited for
-    while one of them is there. Answers why that is not followed; empty: it is.
-    """
-    if not wish.near:
-        return ""
-    listed = [proxy for proxy in proxies if proxy.id in wish.near]
-    able = [
-        proxy
-        for proxy in listed
-        if _is_there(proxy) and not all(reasons[proxy.id, mode] for mode in modes)
-    ]
-    if able:
-        names = _list([proxy.name for proxy in able])
-        for proxy in proxies:
-            if proxy.id not in wish.near:
-                for mode in modes:
-                    reasons[proxy.id, mode] = reasons[proxy.id, mode] or (
-                        f"proxies that are set to be near the repository come first: {names}"
-                    )
-        return ""
-    if wish.proxies and not set(wish.proxies) & set(wish.near):
-        return (
-            f"the job names only proxies that are not near its repository; "
-            f"near it: {_list([proxy.name for proxy in listed])}"
-        )
-    return "no proxy near the repository can take the disk, so any other may: " + _grouped_by_reason(
-        (proxy.name, _why_not_there(proxy, modes, reasons)) for proxy in listed
-    )
-
-
-def _is_there(proxy: ProxyFacts) -> bool:
-    return proxy.online and not proxy.stopping and not proxy.trouble and proxy.slots > 0
-
-
-def _why_not_there(proxy: ProxyFacts, modes: Sequence[TransportMode], reasons: _Reasons) -> str:
-    """The mode that asks least tells most: it is the last."""
-    return reasons[proxy.id, modes[-1]] or _not_now(proxy)
-
-
-def _is_far(proxy: ProxyFacts, wish: Wish, mode: TransportMode) -> bool:
-    """Whether another place than this proxy would be nearer to what the mode reads, as far as that is known."""
-    reach, machine = wish.reach, proxy.machine
-    if reach is None:
-        return False
-    if mode in NETWORK_MODES and reach.networks:
-        return machine is None or not set(machine.networks) & set(reach.networks)
-    if mode is TransportMode.HOTADD and reach.data_hosts:
-        here = () if machine is None else machine.vms
-        return not any(
-            vm.vcenter_id == reach.vcenter_id and vm.host_moref in reach.data_hosts for vm in here
-        )
-    return False
-
-
-def _nearest_nfs(wish: Wish, proxies: Sequence[ProxyFacts], reasons: _Reasons) -> None:
-    """Direct NFS is for the proxies with the fewest hops to the server, unless the job names proxies; and
-    while one is there a task waits for it, and takes no worse mode.
-    """
-    mode = TransportMode.DIRECT_NFS
-    able = [proxy for proxy in proxies if _is_there(proxy) and not reasons[proxy.id, mode]]
-    if not able:
-        return
-    hops = {proxy.id: _hops(proxy, wish) for proxy in able}
-    nearest = min(able, key=lambda proxy: (hops[proxy.id], proxy.name))
-    if not wish.proxies:
-        for proxy in able:
-            if hops[proxy.id] > hops[nearest.id]:
-                reasons[proxy.id, mode] = (
-                    f"{nearest.name} is nearer to the NFS server: {_routers(hops[nearest.id])} on the way, "
-                    f"{_routers(hops[proxy.id])} from here"
-                )
-    names = [proxy.name for proxy in able if not reasons[proxy.id, mode]]
-    for proxy in proxies:
-        for worse in wish.modes:
-            if RANKS[worse] > RANKS[mode] and not reasons[proxy.id, worse]:
-                reasons[proxy.id, worse] = (
-                    f"the disk waits for {mode.value}, by which {_list(names)} can read it"
-                )
-
-
-_FAR: Final = 1 << 16
-
-
-def _hops(proxy: ProxyFacts, wish: Wish) -> int:
-    """Routers on the way to the NFS server; very many where they are not known."""
-    if proxy.machine is None or wish.reach is None:
-        return _FAR
-    found = proxy.machine.connected(wish.reach.key, TransportMode.DIRECT_NFS)
-    return _FAR if found is None or found.hops < 0 else found.hops
-
-
-def _routers(hops: int) -> str:
-    if hops >= _FAR:
-        return "an unknown number of routers"
-    return f"{hops} router" + ("" if hops == 1 else "s")
 
 
 # ---- what is free now -----------------------------------------------------------------------------
@@ -490,23 +252,9 @@ def _full(limits: Sequence[Limit], mode: TransportMode | None) -> str:
     return "; ".join(limit.why for limit in limits if limit.is_full(mode))
 
 
-def _not_now(proxy: ProxyFacts) -> str:
-    if not proxy.online:
-        return "the proxy is offline"
-    if proxy.stopping:
-        return "the proxy is stopping"
-    if proxy.trouble:
-        return proxy.trouble
-    if proxy.slots <= 0:
-        return "the proxy has no task slots"
-    if proxy.used >= proxy.slots:
-        return f"all {proxy.slots} task slots are taken"
-    return ""
-
-
 def judge_pair(proxy: ProxyFacts, mode: TransportMode, seen: Survey, full: str) -> Candidate:
     obstacle = seen.reasons[proxy.id, mode]
-    reason = obstacle or _not_now(proxy) or full
+    reason = obstacle or not_now(proxy) or full
     return Candidate(
         proxy_id=proxy.id,
         proxy_name=proxy.name,
@@ -543,21 +291,7 @@ def _why_none(candidates: Sequence[Candidate]) -> str:
 
 def _grouped(candidates: Iterable[Candidate]) -> str:
     """Reasons with the names of those for whom they hold."""
-    return _grouped_by_reason(
+    return grouped_by_reason(
         (candidate.proxy_name, candidate.reason or "not the one that claimed it")
         for candidate in candidates
     )
-
-
-def _grouped_by_reason(said: Iterable[tuple[str, str]]) -> str:
-    """`said`: pairs of a proxy's name and the reason."""
-    by_reason: dict[str, list[str]] = {}
-    for name, reason in said:
-        by_reason.setdefault(reason, []).append(name)
-    return "; ".join(f"{_list(names)}: {reason}" for reason, names in by_reason.items())
-
-
-def _list(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:NAMED_PROXIES])
-    more = len(names) - NAMED_PROXIES
-    return f"{shown} and {more} more" if more > 0 else shown

@@ -8,8 +8,9 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 
 from backup_server.services.limits import PROXY, Running
-from backup_server.services.placement import Decision, Limit, ProxyFacts
+from backup_server.services.placement import Decision, Limit
 from backup_server.services.shapes import when
+from backup_server.services.surveys import ProxyFacts
 from transports.base import TransportMode
 
 MEASURED_EVERY_S: Final = 20.0

@@ -30,6 +30,7 @@ from backup_server.services import (
     proxy_rates,
     proxy_settings,
     proxy_vms,
+    results,
     tasks,
 )
 from backup_server.services.context import Context
@@ -276,7 +277,7 @@ def revoke(ctx: Context, ref: str) -> dict[str, Any]:
         repositories = _repositories_of(s, row.id)
         reason = f"proxy {row.name} is trusted no longer"
         ended = tasks.end_leases_of(
-            s, row.id, reason=reason, now=now, policy=tasks.policy_of(ctx.settings)
+            s, row.id, reason=reason, now=now, policy=results.policy_of(ctx.settings)
         )
         text = f"proxy {row.name} was revoked; {len(ended)} tasks were taken back"
         if repositories:

@@ -4,9 +4,11 @@ datastores it should look for. Nothing else.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+import sqlalchemy as sa
 from nacl.signing import SigningKey, VerifyKey
 
 from backup_server.credentials import load_or_create_key
@@ -43,6 +45,7 @@ class ProxyDoor:
         self._ctx = ctx
         self._redeem = redeem
         self._peers: dict[str, str] = {}
+        self._asking = threading.local()
         key = SigningKey(load_or_create_key(ctx.settings.signing_key_file))
         self._sealer = Sealer(SERVER, key, self._now_s)
         self._opener = Opener(SERVER, self._verify_key, self._now_s)
@@ -51,10 +54,14 @@ class ProxyDoor:
         return self._ctx.clock().timestamp()
 
     def _verify_key(self, sender: str) -> VerifyKey | None:
+        """Keeps the row for the rest of the answer, on this thread."""
         with self._ctx.db.read() as db:
-            row = db.get(Proxy, sender)
+            row = db.execute(
+                sa.select(Proxy.signing_key, Proxy.sealing_key).where(Proxy.id == sender)
+            ).one_or_none()
         if row is None or row.signing_key is None:
             return None
+        self._asking.sealing_key = row.sealing_key
         return VerifyKey(bytes.fromhex(row.signing_key))
 
     def answer(self, text: str | bytes, expect: type[Any], peer: str = "") -> str:
@@ -85,11 +92,10 @@ class ProxyDoor:
         self._peers[proxy_id] = peer
 
     def _sealed(self, proxy_id: str, secrets: TaskSecrets) -> SealedSecrets:
-        with self._ctx.db.read() as db:
-            row = db.get(Proxy, proxy_id)
-        if row is None or row.sealing_key is None:
+        sealing_key: str | None = self._asking.sealing_key
+        if sealing_key is None:
             raise ForbiddenError(f"proxy {proxy_id} is no longer enrolled")
-        return seal_secrets(secrets, row.sealing_key)
+        return seal_secrets(secrets, sealing_key)
 
 
 def server_verify_key(ctx: Context) -> str:

@@ -16,7 +16,7 @@ from backup_server.db.tables import Proxy, Task
 from backup_server.services import disk_facts, proxy_settings, proxy_troubles, proxy_vms
 from backup_server.services.lookups import Addresses
 from backup_server.services.networks import parse_address
-from backup_server.services.placement import ProxyFacts
+from backup_server.services.surveys import ProxyFacts
 from backup_server.services.traffic_guard import NO_GUARD, Guard
 from backup_server.services.wishes import WITHOUT_VSPHERE, ModeRefused, Wish, refused_modes, wish_of
 from proxy_worker.contracts.codec import MessageError, from_json
@@ -30,6 +30,7 @@ class Machines:
 
     def __init__(self) -> None:
         self._kept: dict[str, tuple[datetime | None, ConnectionsReport | None]] = {}
+        self._made: dict[str, tuple[tuple[Any, ...], ProxyMachine]] = {}
 
     def report_of(self, db: DbSession, proxy_id: str, at: datetime | None) -> ConnectionsReport | None:
         kept_at, report = self._kept.get(proxy_id, (None, None))
@@ -43,6 +44,17 @@ class Machines:
         self._kept[proxy_id] = (at, report)
         return report
 
+    def machine_of(
+        self, row: Any, report: ConnectionsReport | None, offered: tuple[TransportMode, ...]
+    ) -> ProxyMachine:
+        """The same value while nothing of it changed: every heartbeat changes facts that are not about it."""
+        facts = {name: value for name, value in row.facts.items() if name not in _OF_THE_MOMENT}
+        given = (row.connections_at, row.settings, row.local, offered, facts)
+        kept = self._made.get(row.id)
+        if kept is None or kept[0] != given:
+            kept = self._made[row.id] = given, _machine(row, report, offered)
+        return kept[1]
+
     def addresses(self) -> dict[str, Addresses]:
         """Of every proxy that told some, by its id."""
         return {
@@ -52,6 +64,9 @@ class Machines:
         }
 
 
+_OF_THE_MOMENT: Final = frozenset(
+    {"slots", "running", "stopping", "cpu_share", "free_memory_bytes", "modes", proxy_troubles.BOOTS}
+)
 _COLUMNS: Final = (
     Proxy.id,
     Proxy.name,
@@ -79,6 +94,7 @@ def proxy_facts(
     return [
         _facts(
             row,
+            machines,
             machines.report_of(db, row.id, row.connections_at),
             now=now,
             offline_after_s=offline_after_s,
@@ -89,7 +105,13 @@ def proxy_facts(
 
 
 def _facts(
-    row: Any, report: ConnectionsReport | None, *, now: datetime, offline_after_s: float, used: int
+    row: Any,
+    machines: Machines,
+    report: ConnectionsReport | None,
+    *,
+    now: datetime,
+    offline_after_s: float,
+    used: int,
 ) -> ProxyFacts:
     reported = row.facts.get("slots")
     seen = row.last_seen_at
@@ -108,7 +130,7 @@ def _facts(
         offered_modes=offered,
         allowed_modes=_modes(row.modes),
         failover_to_network=proxy_settings.failover_to_network(row.settings),
-        machine=_machine(row, report, offered),
+        machine=machines.machine_of(row, report, offered),
         repositories=proxy_settings.near_repositories(row.settings),
         missing={} if report is None else {one.mode: one.reason for one in report.missing},
     )
@@ -146,6 +168,8 @@ class Fleet:
 
     proxy_vms: frozenset[tuple[str, str]] = frozenset()
     """vCenter id and moref of every VM that is a proxy."""
+    proxy_hosts: frozenset[tuple[str, str]] = frozenset()
+    """vCenter id and moref of the hosts of proxies that attach disks on NFS only where the disk's VM runs on the same."""
     networks: frozenset[str] = frozenset()
     """Those in which proxies have addresses."""
     near: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -162,6 +186,14 @@ def fleet_of(proxies: Iterable[ProxyFacts], guard: Guard = NO_GUARD) -> Fleet:
             near.setdefault(repository_id, []).append(proxy.id)
     return Fleet(
         proxy_vms=proxy_vms_of(known),
+        proxy_hosts=frozenset(
+            (vm.vcenter_id, vm.host_moref)
+            for proxy in known
+            if proxy.machine is not None
+            and TransportMode.HOTADD in proxy.offered_modes
+            and not proxy.machine.hotadd_nfs3_any_host
+            for vm in proxy.machine.vms
+        ),
         networks=frozenset(
             network
             for proxy in known
@@ -222,6 +254,7 @@ def task_wish(row: Task, fleet: Fleet) -> Wish:
         left=disk_facts.left_pairs(row.facts),
         failover=disk_facts.failover_allowed(row.facts),
         proxy_vms=fleet.proxy_vms,
+        proxy_hosts=fleet.proxy_hosts,
         networks=fleet.networks,
         near=fleet.near.get(row.repository_id, ()),
         forbidden=fleet.guard.forbidden(row),

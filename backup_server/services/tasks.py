@@ -11,13 +11,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from enum import StrEnum
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session as DbSession
 
-from backup_server.config import Settings
 from backup_server.db.states import (
     Result,
     SessionState,
@@ -31,21 +29,19 @@ from backup_server.log import task_ids
 from backup_server.services import counters, events
 from backup_server.services.proxy_settings import preferred_networks
 from backup_server.services.repository_agent import days_of
+from backup_server.services.results import Applied, Ended, RetryPolicy, say, stop_reason, try_again
 from proxy_worker.contracts.codec import MessageError, decode_order, to_json
 from proxy_worker.contracts.events import EventName
 from proxy_worker.contracts.ids import Attempt, ProxyId, SessionId, TaskId
 from proxy_worker.contracts.messages import (
     BackupDiskOrder,
     CopyDiskOrder,
-    Failover,
     LeaseAnswer,
     LeaseVerdict,
     RateLimit,
     RepositoryRef,
     RestoreDiskOrder,
-    ResultReport,
     TaskKind,
-    TaskOutcome,
     TaskRequest,
 )
 from proxy_worker.contracts.older import request_for
@@ -57,20 +53,7 @@ OUTBOX_RESCAN = "rescan"
 UNHEARD = "unheard"
 """Fact of a task: the end of an attempt was not heard. What it left is good for this task, whose snapshot holds
 the disk still, and is not to be trusted once that is gone."""
-NETWORK_MODES = frozenset({TransportMode.NBDSSL, TransportMode.NBD})
 _BATCH = 500
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RetryPolicy:
-    attempts: int
-    """A task that failed this often is not handed out again."""
-    wait_s: float
-    """Before the second attempt; doubled for each further one, up to `wait_max_s`."""
-    wait_max_s: float = 900.0
-
-    def wait_after(self, failures: int) -> timedelta:
-        return timedelta(seconds=min(self.wait_max_s, self.wait_s * 2 ** max(0, failures - 1)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,25 +69,6 @@ class Placement:
     """Where the proxy may go on when the mode fails."""
     rate: RateLimit | None = None
     """How fast it may move data at its beginning; None: as fast as it can."""
-
-
-class Applied(StrEnum):
-    ENDED = "ended"
-    WAITS = "waits"  # pending again
-    STALE = "stale"  # another attempt, another proxy, or ended already: nothing changed
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ended:
-    """An attempt that is over: its claim can be released."""
-
-    task_id: str
-    attempt: int
-    terminal: bool
-
-
-def policy_of(settings: Settings) -> RetryPolicy:
-    return RetryPolicy(attempts=settings.task_attempts, wait_s=settings.task_retry_wait_s)
 
 
 def start_attempt(
@@ -245,7 +209,7 @@ def _request(
 def give_up(db: DbSession, row: Task, reason: str, now: datetime) -> None:
     """End a task that is still pending and that no attempt can help. StaleStateError: it moved on."""
     _end_pending(db, row, Result.FAILED, reason, now)
-    _say(db, row, now, EventName.TASK_GIVEN_UP, f"{row.title}: failed: {reason}", events.ERROR)
+    say(db, row, now, EventName.TASK_GIVEN_UP, f"{row.title}: failed: {reason}", events.ERROR)
 
 
 def _end_pending(db: DbSession, row: Task, result: Result, reason: str, now: datetime) -> None:
@@ -265,186 +229,21 @@ def explain_waiting(db: DbSession, task_ids: Sequence[str], decision: Mapping[st
         )
 
 
-# ---- what proxies report --------------------------------------------------------------------------
-
-
-def apply_result(
-    db: DbSession, proxy_id: str, report: ResultReport, *, policy: RetryPolicy, now: datetime
-) -> Applied:
-    """Bring the end of an attempt into the database; a repeat or an old attempt changes nothing."""
-    row = db.get(Task, report.task_id, populate_existing=True)
-    if (
-        row is None
-        or row.state != TaskState.RUNNING.value
-        or (row.attempt, row.proxy_id) != (report.attempt, proxy_id)
-    ):
-        return Applied.STALE
-    try:
-        if report.outcome in (TaskOutcome.SUCCESS, TaskOutcome.WARNING):
-            return _succeed(db, row, report, now)
-        if report.outcome is TaskOutcome.FAILED:
-            return _end(db, row, Result.FAILED, report.reason, now, report)
-        if report.outcome is TaskOutcome.CANCELLED and row.cancel_requested:
-            reason = _stop_reason(db, row.session_id) or report.reason or "cancelled"
-            return _end(db, row, Result.CANCELLED, reason, now, report)
-        return _try_again(
-            db, row, report.reason or "the proxy ended the attempt", policy, now, report.failovers
-        )
-    except StaleStateError:
-        return Applied.STALE
-
-
-def failures_of(row: Task, failovers: Iterable[Failover]) -> list[dict[str, Any]]:
-    """Pairs of proxy and mode that failed for this task so far, for people and for `facts["left"]`."""
-    return [
-        *(row.facts or {}).get("left", []),
-        *(
-            {
-                "proxy": row.proxy_id,
-                "name": row.proxy_name,
-                "mode": one.mode.value,
-                "reason": one.reason,
-                "attempt": row.attempt,
-            }
-            for one in failovers
-        ),
-    ]
-
-
-def _say_failovers(db: DbSession, row: Task, failovers: Sequence[Failover], now: datetime) -> None:
-    for one in failovers:
-        text = f"{row.title}: {one.mode.value} on {row.proxy_name} was left: {one.reason}"
-        _say(db, row, now, EventName.TASK_MODE_LEFT, text, events.WARNING)
-        counters.add(db, "task_failovers", (one.mode.value,))
-
-
-def _succeed(db: DbSession, row: Task, report: ResultReport, now: datetime) -> Applied:
-    result = Result.WARNING if report.outcome is TaskOutcome.WARNING else Result.SUCCESS
-    return _end(db, row, result, report.reason, now, report)
-
-
-def _end(
-    db: DbSession,
-    row: Task,
-    result: Result,
-    reason: str,
-    now: datetime,
-    report: ResultReport | None = None,
-    **values: Any,
-) -> Applied:
-    if report is not None:
-        values |= {
-            "read_mode": report.read_mode.value if report.read_mode else None,
-            "read_mode_reason": report.read_mode_reason,
-            "map_root": report.map_root,
-            "sha256": report.sha256,
-            "stats": to_json(report.stats) if report.stats else None,
-        }
-        values["facts"] = _facts_of(row, report)
-        _say_failovers(db, row, report.failovers, now)
-        if report.mode is not None:
-            values["mode"] = report.mode.value
-    change_state(
-        db,
-        Task,
-        row.id,
-        TaskState.RUNNING,
-        TaskState.DONE,
-        attempt=row.attempt,
-        result=result.value,
-        reason=reason,
-        finished_at=now,
-        leased_until=None,
-        **values,
-    )
-    level = {Result.FAILED: events.ERROR, Result.WARNING: events.WARNING}.get(result, events.INFO)
-    name = EventName.TASK_CANCELLED if result is Result.CANCELLED else EventName.TASK_FINISHED
-    counters.add(db, "tasks_ended", (row.kind, result.value))
-    if report is not None and report.stats is not None:
-        mode = report.mode.value if report.mode else ""
-        counters.add(db, "read_bytes", (row.kind, mode), report.stats.read_bytes)
-        counters.add(db, "stored_bytes", (row.kind,), report.stats.stored_bytes)
-    tail = f": {reason}" if reason not in {"", result.value} else ""
-    _say(db, row, now, name, f"{row.title}: {result.value}{tail}", level)
-    return Applied.ENDED
-
-
-def _facts_of(row: Task, report: ResultReport) -> dict[str, Any]:
-    """The task's facts with what its end added: modes that were left, and how tracking stood its trial."""
-    facts = dict(row.facts or {})
-    if report.failovers:
-        facts["left"] = failures_of(row, report.failovers)
-    if report.sampled_blocks:
-        facts["sampled_blocks"] = report.sampled_blocks
-    if report.tracking_mismatch:
-        facts["tracking_mismatch"] = report.tracking_mismatch
-    return facts
-
-
-def _try_again(
-    db: DbSession,
-    row: Task,
-    reason: str,
-    policy: RetryPolicy,
-    now: datetime,
-    failovers: Sequence[Failover] = (),
-    not_before: datetime | None = None,
-) -> Applied:
-    """An attempt that came to nothing: pending again after a pause and `not_before`, or the end of the task.
-
-    A direct mode that failed is not to be chosen again on that proxy for this task. The network modes may:
-    they are what everything falls back to, and a host that was away comes back.
-    """
-    if row.cancel_requested:
-        reason = _stop_reason(db, row.session_id) or "cancelled"
-        return _end(db, row, Result.CANCELLED, reason, now)
-    _say_failovers(db, row, failovers, now)
-    left = [one for one in failovers if one.mode not in NETWORK_MODES]
-    facts = {**(row.facts or {}), "left": failures_of(row, left)} if left else row.facts
-    failures = row.failures + 1
-    if failures >= policy.attempts:
-        reason = f"given up after {failures} attempts, the last on {row.proxy_name}: {reason}"
-        return _end(db, row, Result.FAILED, reason, now, failures=failures, facts=facts)
-    again = now + policy.wait_after(failures)
-    change_state(
-        db,
-        Task,
-        row.id,
-        TaskState.RUNNING,
-        TaskState.PENDING,
-        attempt=row.attempt,
-        failures=failures,
-        reason=reason,
-        facts=facts,
-        not_before=again if not_before is None else max(again, not_before),
-        leased_until=None,
-    )
-    text = f"{row.title}: attempt {row.attempt} on {row.proxy_name} ended: {reason}; another follows"
-    _say(db, row, now, EventName.TASK_RETRIED, text, events.WARNING)
-    counters.add(db, "task_attempts_repeated")
-    return Applied.WAITS
-
-
-def _say(db: DbSession, row: Task, now: datetime, name: str, text: str, level: str) -> None:
-    events.record(
-        db,
-        now,
-        name,
-        text,
-        session_id=row.session_id,
-        task_id=row.id,
-        level=level,
-        ids=task_ids(row),
-    )
-
-
 # ---- what time and people do ----------------------------------------------------------------------
 
 
-def expire_leases(db: DbSession, *, now: datetime, policy: RetryPolicy) -> list[Ended]:
-    """Take back every task whose proxy was not heard of in time."""
-    where = sa.and_(Task.leased_until.is_not(None), Task.leased_until < now)
-    return _take_back(db, where, "the proxy was not heard of for longer than the lease", policy, now)
+def expire_leases(
+    db: DbSession, *, now: datetime, policy: RetryPolicy, heard_until: datetime | None = None
+) -> list[Ended]:
+    """Take back every task whose proxy was not heard of in time. `heard_until`: what came before that moment was
+    applied, and what came later may renew a lease; None: all was.
+
+    A row that somebody else holds is left for the next time: it is being renewed or ended.
+    """
+    until = now if heard_until is None else min(now, heard_until)
+    where = sa.and_(Task.leased_until.is_not(None), Task.leased_until < until)
+    why = "the proxy was not heard of for longer than the lease"
+    return _take_back(db, where, why, policy, now, skip_locked=True)
 
 
 def end_leases_of_other_boots(
@@ -481,15 +280,16 @@ def _take_back(
     now: datetime,
     *,
     writes_on: bool = False,
+    skip_locked: bool = False,
 ) -> list[Ended]:
-    """`writes_on`: writers among them may write until their leases end."""
+    """`writes_on`: writers among them may write until their leases end. `skip_locked`: leave what somebody else holds."""
     # With the rows locked: a result that is being stored comes first, with the facts that it brings.
     rows = db.scalars(
         sa.select(Task)
         .where(Task.state == TaskState.RUNNING.value, where)
         .order_by(Task.id)
         .limit(_BATCH)
-        .with_for_update()
+        .with_for_update(skip_locked=skip_locked)
         .execution_options(populate_existing=True)
     ).all()
     ended: list[Ended] = []
@@ -499,9 +299,9 @@ def _take_back(
         try:
             writes = writes_on and row.kind == TaskKind.RESTORE_DISK_TO_VM.value
             after = row.leased_until if writes else None
-            applied = _try_again(db, row, reason, policy, now, not_before=after)
+            applied = try_again(db, row, reason, policy, now, not_before=after)
         except StaleStateError:
-            continue  # its result came first
+            continue  # its result came first, where rows are not locked
         counters.add(db, "leases_expired")
         events.log_when_true(db, EventName.LEASE_EXPIRED, reason, events.WARNING, ids)
         ended.append(Ended(task_id=row.id, attempt=row.attempt, terminal=applied is Applied.ENDED))
@@ -531,7 +331,7 @@ def cancel_session_tasks(db: DbSession, session_id: str, now: datetime) -> int:
         .where(Task.session_id == session_id, Task.state == TaskState.PENDING.value)
         .execution_options(populate_existing=True)
     ).all()
-    why = _stop_reason(db, session_id) or "cancelled"
+    why = stop_reason(db, session_id) or "cancelled"
     for row in pending:
         _cancel_pending(db, row, why, now)
     return sum(_tell_of_cancel(db, chunk, now) for chunk in _chunks(marked))
@@ -552,17 +352,12 @@ def _tell_of_cancel(db: DbSession, task_ids: Sequence[str], now: datetime) -> in
     return len(running)
 
 
-def _stop_reason(db: DbSession, session_id: str) -> str:
-    """Why the session stops although nobody cancelled it; empty: it does not."""
-    return db.scalar(sa.select(Session.stop_reason).where(Session.id == session_id)) or ""
-
-
 def _cancel_pending(db: DbSession, row: Task, why: str, now: datetime) -> None:
     try:
         _end_pending(db, row, Result.CANCELLED, f"{why} before it was handed out", now)
     except StaleStateError:
         return  # handed out meanwhile; it bears the mark and ends with the next heartbeat
-    _say(db, row, now, EventName.TASK_CANCELLED, f"{row.title}: {why}", events.INFO)
+    say(db, row, now, EventName.TASK_CANCELLED, f"{row.title}: {why}", events.INFO)
 
 
 def sessions_to_cancel(db: DbSession) -> list[str]:

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from backup_server.db.engine import Database
 from backup_server.db.states import TaskState
 from backup_server.db.tables import Task
-from backup_server.services.tasks import RetryPolicy
+from backup_server.services.results import RetryPolicy
 
 
 def shorten_waits(database: Database, *, now: datetime, lease_s: float, policy: RetryPolicy) -> int:

@@ -70,12 +70,13 @@ def wish_of(
     left: Iterable[tuple[str, str, str]] = (),
     failover: bool = True,
     proxy_vms: frozenset[tuple[str, str]] = frozenset(),
+    proxy_hosts: frozenset[tuple[str, str]] | None = None,
     networks: Collection[str] = (),
     near: Iterable[str] = (),
     forbidden: Iterable[tuple[str, str, str]] = (),
 ) -> Wish:
-    """The wish of one task. Modes of a newer release that this one does not know are left out. `proxy_vms` and
-    `networks`: as `reach_of`.
+    """The wish of one task. Modes of a newer release that this one does not know are left out. `proxy_vms`,
+    `proxy_hosts` and `networks`: as `reach_of`.
     """
     proxies, close = tuple(sorted(allowed_proxies)), tuple(sorted(near))
     if kind in WITHOUT_VSPHERE:
@@ -84,7 +85,9 @@ def wish_of(
     modes = tuple(mode for mode in TransportMode if mode not in refused)
     known = {mode.value for mode in modes}
     return Wish(
-        reach=None if disk is None else reach_of(disk, proxy_vms=proxy_vms, networks=networks),
+        reach=None
+        if disk is None
+        else reach_of(disk, proxy_vms=proxy_vms, proxy_hosts=proxy_hosts, networks=networks),
         proxies=proxies,
         modes=modes,
         left=tuple(sorted(pair for pair in left if pair[1] in known)),

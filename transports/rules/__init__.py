@@ -25,7 +25,7 @@ from transports.rules.facts import (
     reach_of,
     same_uuid,
 )
-from transports.rules.judging import Reason, Verdict, judge, judge_disk, judge_proxy
+from transports.rules.judging import Reason, Verdict, judge, judge_disk, judge_proxy, what_matters
 from transports.rules.proxies import PROXY_RULES
 from transports.rules.rule import DiskRule, ProxyRule, Rule, Use
 
@@ -55,4 +55,5 @@ __all__ = [
     "judge_proxy",
     "reach_of",
     "same_uuid",
+    "what_matters",
 ]

@@ -103,7 +103,7 @@ class Reach:
     write: bool
     encrypted: bool
     host_moref: str = ""
-    """Only where it matters: of a disk on NFS 3."""
+    """Only where it matters: of a disk on NFS, and of a host on which a proxy runs that it may hinder."""
     vm_moref: str = ""
     """Only of VMs that are proxies themselves."""
     larger_than_bytes: int = 0
@@ -127,10 +127,15 @@ def reach_of(
     disk: DiskFacts,
     *,
     proxy_vms: frozenset[tuple[str, str]] = frozenset(),
+    proxy_hosts: Collection[tuple[str, str]] | None = None,
     networks: Collection[str] = (),
 ) -> Reach:
-    """`proxy_vms`: vCenter id and moref of every VM that is a proxy. `networks`: those that proxies are in."""
+    """`proxy_vms`: vCenter id and moref of every VM that is a proxy. `proxy_hosts`: vCenter id and moref of the hosts
+    that need to be told apart, as proxies run there; None: all. `networks`: those that proxies are in.
+    """
     snapshot = disk.storage_snapshot
+    host = (disk.vcenter_id, disk.host_moref)
+    is_host_told = disk.datastore_kind == "NFS" and (proxy_hosts is None or host in proxy_hosts)
     return Reach(
         vcenter_id=disk.vcenter_id,
         datacenter=disk.datacenter,
@@ -138,7 +143,7 @@ def reach_of(
         datastore_kind=disk.datastore_kind,
         write=disk.write,
         encrypted=disk.encrypted,
-        host_moref=disk.host_moref if disk.datastore_kind == "NFS" else "",
+        host_moref=disk.host_moref if is_host_told else "",
         vm_moref=disk.vm_moref if (disk.vcenter_id, disk.vm_moref) in proxy_vms else "",
         larger_than_bytes=max(
             (size for size in VMFS3_LARGEST_BYTES.values() if disk.capacity_bytes > size), default=0

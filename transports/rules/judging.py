@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from transports.base import TransportMode
 from transports.rules.disks import DISK_RULES
@@ -68,6 +68,33 @@ def judge_proxy(mode: TransportMode, reach: Reach, proxy: ProxyMachine) -> Verdi
         if rule.use.covers(write=reach.write) and (text := rule.check(reach, proxy, mode))
     ]
     return _verdict(mode, iter(said))
+
+
+def what_matters(mode: TransportMode, reach: Reach) -> Reach | None:
+    """What of it the rules about a disk and a proxy look at in that mode; None: nothing. Reaches that are alike in
+    this are judged alike.
+    """
+    if not _PROXY[mode]:
+        return None
+    if mode is TransportMode.HOTADD:
+        return replace(
+            reach,
+            networks=(),
+            data_hosts=(),
+            on_nvme=False,
+            snapshot_proxies=None,
+            snapshot_read_by=None,
+        )
+    return replace(
+        reach,
+        networks=(),
+        data_hosts=(),
+        host_moref="",
+        vm_moref="",
+        datacenter="",
+        larger_than_bytes=0,
+        encrypted=False,
+    )
 
 
 def _verdict(mode: TransportMode, said: Iterator[tuple[Reason, bool]]) -> Verdict:

@@ -447,3 +447,56 @@ def test_what_runs_in_another_mode_now_is_counted_there(index: ClaimIndex, clien
     for name in ("t0", "t1"):
         assert index.release(name, 1)
     assert is_clean(client)
+
+
+def _reaching(client: redis.Redis) -> dict[str, object]:
+    """What the index knows of who reaches what, whole."""
+    found: dict[str, object] = {}
+    for key in client.scan_iter("vmhaul:elig:*"):
+        found[key] = client.hgetall(key)
+    for key in client.scan_iter("vmhaul:reach:*"):
+        found[key] = client.smembers(key)
+    return found
+
+
+def test_places_written_one_by_one_are_what_proxies_written_whole_are(
+    index: ClaimIndex, client: redis.Redis, clock: Clock
+) -> None:
+    """At random, places that come, change and go, with an index that forgot what it wrote in between."""
+    rng = random.Random(7)
+    proxies = ["x", "y", "z"]
+    places = [f"p{number}" for number in range(6)]
+    truth: dict[str, dict[str, int]] = {}
+    for step in range(60):
+        changed = {
+            place: {proxy: rng.randint(1, 3) for proxy in proxies if rng.random() < 0.5}
+            for place in rng.sample(places, 2)
+        }
+        truth.update(changed)
+        index.set_places(changed, proxies)
+        written = _reaching(client)
+        whole = ClaimIndex(client, clock, spill_ms=1000, network_rank=5)
+        for proxy in proxies:
+            set_proxy(
+                whole,
+                proxy,
+                slots=1,
+                ranks={place: ranks[proxy] for place, ranks in truth.items() if proxy in ranks},
+            )
+        assert _reaching(client) == written
+        if step % 20 == 19:
+            index = ClaimIndex(client, clock, spill_ms=1000, network_rank=5)
+
+
+def test_a_proxys_state_is_written_without_what_it_reaches(
+    index: ClaimIndex, client: redis.Redis
+) -> None:
+    set_proxy(index, "x", slots=2, ranks={"p1": 1})
+    index.enqueue([pending("a"), pending("b")])
+    index.set_proxies([ProxyEntry(proxy_id="x", on=False, slots=2)])
+    assert names(index, "x") == []
+    index.set_proxies([ProxyEntry(proxy_id="x", on=True, slots=2)])
+    assert names(index, "x") == ["a"]
+    index.set_places({"p1": {}}, ["x"])
+    assert names(index, "x") == []
+    assert not _reaching(client)

@@ -17,7 +17,9 @@ import sqlalchemy as sa
 from backup_server.db.states import TaskState
 from backup_server.db.tables import OutboxRow, Task
 from backup_server.scheduler.needs import retry_policy
-from backup_server.services import leases, tasks
+from backup_server.services import leases, placement, results
+from backup_server.services.placement import Decision
+from backup_server.services.wishes import Wish
 from proxy_worker.contracts.ids import Attempt, TaskId
 from proxy_worker.contracts.messages import ResultReport, RunningTask, TaskOutcome
 from tests.integration.queue.rig import TIMING, Rig, running, utc_now
@@ -150,22 +152,72 @@ def test_results_and_heartbeats_cost_the_same_each(site: Site) -> None:
 
     assert beats(proxies[:1]).trips == beats(proxies).trips == 2
 
-    def results(some: list[Task]) -> Count:
+    def ended(some: list[Task]) -> Count:
         policy = retry_policy(site.rig.settings)
         with counted(site.rig) as found, site.rig.db() as s:
-            for row in some:
-                report = _result(row)
-                applied = tasks.apply_result(
-                    s, row.proxy_id or "", report, policy=policy, now=utc_now()
-                )
-                assert applied is tasks.Applied.ENDED
+            told = [(row.proxy_id or "", _result(row)) for row in some]
+            applied = results.apply_results(s, told, policy=policy, now=utc_now())
+            assert set(applied) == {results.Applied.ENDED}
         return found
 
-    ten, thirty = results(rows[:10]), results(rows[10:40])
-    assert thirty.executions - ten.executions <= 3 * 20
+    ten, thirty = ended(rows[:10]), ended(rows[10:40])
+    assert thirty.trips == ten.trips
+    # the task, and its line in the log
+    assert thirty.executions - ten.executions <= 2 * 20
 
 
 def _result(row: Task) -> ResultReport:
     return ResultReport(
         task_id=TaskId(row.id), attempt=Attempt(row.attempt), outcome=TaskOutcome.SUCCESS, reason=""
     )
+
+
+def test_a_night_is_queued_in_parts_and_the_urgent_first(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("backup_server.scheduler.dispatcher._QUEUED", 10)
+    with site.rig.db() as s:
+        s.execute(sa.text("UPDATE repositories SET max_tasks = 10000"))
+    site.proxy("san", SAN, slots=4)
+    site.tasks(35)
+    [urgent] = site.tasks(1)
+    with site.rig.db() as s:
+        s.execute(sa.update(Task).where(Task.id == urgent).values(priority=0))
+    site.alive()
+    assert site.dispatcher.step()
+    assert site.rig.task(urgent).state == TaskState.RUNNING.value
+    assert len(site.dispatcher._indexed) == 10 - 4
+    site.settle()
+    assert len(site.dispatcher._indexed) == 36 - 4
+
+
+def test_each_look_explains_a_few_places_and_all_in_their_turn(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a thousand places: those that nobody reaches at once, the others a few at a time."""
+    monkeypatch.setattr("backup_server.scheduler.waiting._EXPLAINED_PLACES", 3)
+    asked: list[str] = []
+    real = placement.decide
+
+    def decide(wish: Wish, *args: Any, **options: Any) -> Decision:
+        assert wish.reach is not None
+        asked.append(wish.reach.datastore)
+        return real(wish, *args, **options)
+
+    monkeypatch.setattr("backup_server.services.placement.decide", decide)
+    site.proxy("net", NBDSSL, slots=1)
+    first = site.tasks(1)
+    site.settle()
+    for number in range(8):
+        site.tasks(1, datastore=f"ds{number}")
+    [lost] = site.tasks(1, datastore="lost")
+    with site.rig.db() as s:
+        s.execute(sa.update(Task).where(Task.id == lost).values(allowed_modes=[SAN.value]))
+    site.settle()
+    asked.clear()
+    for _ in range(3):
+        site.dispatcher._audit(utc_now())
+    assert asked.count("lost") == 3
+    assert {f"ds{number}" for number in range(8)} <= set(asked)
+    assert len(asked) <= 3 * (3 + 1)
+    assert site.rig.task(first[0]).state == TaskState.RUNNING.value

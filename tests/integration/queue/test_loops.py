@@ -322,6 +322,7 @@ def test_a_lease_that_a_clock_ahead_wrote_ends_in_time(
         index=None,  # type: ignore[arg-type]
         leading=lambda: True,
         listening_since=lambda: None,
+        heard_until=lambda: None,
         outbox_wake=threading.Event(),
     )
     with structlog.testing.capture_logs() as said:

@@ -18,7 +18,7 @@ from backup_server.scheduler.claims import ClaimIndex
 from backup_server.scheduler.dispatcher import Dispatcher
 from backup_server.scheduler.outbox import OutboxSender, celery_sender
 from backup_server.services import disk_facts
-from backup_server.services.placement import HOTADD_RANKS, NETWORK_RANK
+from backup_server.services.surveys import HOTADD_RANKS, NETWORK_RANK
 from proxy_worker.contracts.codec import to_json
 from proxy_worker.contracts.ids import ProxyId
 from proxy_worker.contracts.messages import Connection, ConnectionsReport, DownMessage, RescanOrder

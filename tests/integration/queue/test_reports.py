@@ -19,7 +19,7 @@ from backup_server.db.tables import Proxy, Task, new_id
 from backup_server.scheduler.claims import ClaimIndex
 from backup_server.scheduler.main import Scheduler
 from backup_server.scheduler.reports import ReportReader
-from backup_server.services.placement import NETWORK_RANK
+from backup_server.services.surveys import NETWORK_RANK
 from pipeline.model import ReadMode
 from proxy_worker.contracts.envelope import SERVER, Sealer
 from proxy_worker.contracts.ids import Attempt, ProxyId, TaskId
@@ -233,7 +233,7 @@ def test_a_database_that_is_away_refuses_nobody(
         raise sa.exc.OperationalError("SELECT", {}, Exception("the database is starting up"))
 
     with monkeypatch.context() as patch:
-        patch.setattr("backup_server.services.tasks.apply_result", away)
+        patch.setattr("backup_server.services.results.apply_results", away)
         with pytest.raises(sa.exc.OperationalError):
             reports.reader.step()
     assert reports.left(good) == 1

@@ -12,8 +12,8 @@ import sqlalchemy as sa
 
 from backup_server.db.states import Result, SessionState, TaskState
 from backup_server.db.tables import Session, Task
-from backup_server.services import chains, jobs, session_end, tasks
-from backup_server.services.tasks import Ended, RetryPolicy
+from backup_server.services import chains, jobs, results, session_end, tasks
+from backup_server.services.results import Ended, RetryPolicy
 from proxy_worker.contracts.ids import Attempt, TaskId
 from proxy_worker.contracts.messages import ResultReport, TaskOutcome
 from tests.fakes.server import Rig, running_task
@@ -90,7 +90,7 @@ def test_a_result_that_comes_as_its_lease_ends_loses_nothing(
             taken.extend(tasks.expire_leases(s, now=rig.clock.now, policy=POLICY))
 
     with rig.ctx.db() as s:
-        tasks.apply_result(s, rig.default_proxy().id, said, policy=POLICY, now=rig.clock.now)
+        results.apply_result(s, rig.default_proxy().id, said, policy=POLICY, now=rig.clock.now)
         s.flush()
         expiry = begin_and_wait(rig, pool, expire)
     expiry.result(60)

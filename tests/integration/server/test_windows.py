@@ -14,7 +14,7 @@ from backup_server.db.tables import Job, Session, SessionVm, Task
 from backup_server.errors import ConflictError, InvalidError
 from backup_server.scheduler.due_jobs import DueJobs
 from backup_server.scheduler.main import start_job
-from backup_server.services import explanations, job_windows, jobs, sessions, tasks, unfinished
+from backup_server.services import explanations, job_windows, jobs, results, sessions, tasks, unfinished
 from proxy_worker.contracts.ids import Attempt, TaskId
 from proxy_worker.contracts.messages import ResultReport, TaskOutcome
 from tests.fakes.server import Rig
@@ -22,7 +22,7 @@ from tests.fakes.vsphere import GIB, FakeDisk, FakeVm
 from transports.errors import TransientTransportError
 
 NIGHT = {"text": "daily 22:00-06:00", "time_zone": "UTC"}
-POLICY = tasks.RetryPolicy(attempts=3, wait_s=1)
+POLICY = results.RetryPolicy(attempts=3, wait_s=1)
 
 
 def at(text: str) -> datetime:
@@ -46,12 +46,12 @@ def hand_out(rig: Rig) -> list[Task]:
     return found
 
 
-def report(rig: Rig, task: Task, outcome: TaskOutcome, **values: Any) -> tasks.Applied:
+def report(rig: Rig, task: Task, outcome: TaskOutcome, **values: Any) -> results.Applied:
     said = ResultReport(
         task_id=TaskId(task.id), attempt=Attempt(0), outcome=outcome, reason="", **values
     )
     with rig.ctx.db() as s:
-        return tasks.apply_result(s, rig.default_proxy().id, said, policy=POLICY, now=rig.clock.now)
+        return results.apply_result(s, rig.default_proxy().id, said, policy=POLICY, now=rig.clock.now)
 
 
 def engine(rig: Rig, steps: int = 3) -> None:
@@ -89,7 +89,7 @@ def test_when_the_window_closes_the_session_ends_in_order(rig: Rig) -> None:
     running = sorted(hand_out(rig), key=lambda task: task.position)
     first_vm = [task for task in running if task.title.startswith("backup vm1")]
     for task in first_vm:
-        assert report(rig, task, TaskOutcome.SUCCESS, map_root="ab" * 32) is tasks.Applied.ENDED
+        assert report(rig, task, TaskOutcome.SUCCESS, map_root="ab" * 32) is results.Applied.ENDED
     second_vm = [task for task in running if task.title.startswith("backup vm2")]
     report(rig, second_vm[0], TaskOutcome.SUCCESS, map_root="cd" * 32)
     engine(rig)
@@ -359,7 +359,7 @@ def stopped_after_reading(rig: Rig, **job: Any) -> Task:
         task_id=TaskId(task.id), attempt=Attempt(1), outcome=TaskOutcome.CANCELLED, reason=""
     )
     with rig.ctx.db() as s:
-        tasks.apply_result(s, rig.default_proxy().id, said, policy=POLICY, now=rig.clock.now)
+        results.apply_result(s, rig.default_proxy().id, said, policy=POLICY, now=rig.clock.now)
     finished(rig, session["id"])
     return task
 
@@ -459,7 +459,7 @@ def test_what_was_read_while_somebody_removed_the_snapshot_is_not_trusted(rig: R
         task_id=TaskId(task.id), attempt=Attempt(1), outcome=TaskOutcome.CANCELLED, reason=""
     )
     with rig.ctx.db() as s:
-        tasks.apply_result(s, rig.default_proxy().id, said, policy=POLICY, now=rig.clock.now)
+        results.apply_result(s, rig.default_proxy().id, said, policy=POLICY, now=rig.clock.now)
     finished(rig, session["id"])
     assert next_order(rig)[1].continues_task_id is None
 

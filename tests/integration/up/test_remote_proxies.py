@@ -10,6 +10,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -299,23 +300,26 @@ def test_secrets_of_an_attempt_that_it_does_not_hold(site: Up, tmp_path: Path) -
     clock = time.time
     keys = Opener(ProxyId(own), lambda _: None, clock)
 
-    def ask(name: str, key: SigningKey) -> ServerClient:
-        return ServerClient(
+    request: Any = SecretsRequest(task_id=TaskId("t"), attempt=Attempt(1))
+
+    def ask(name: str, key: SigningKey) -> None:
+        client = ServerClient(
             lambda: enrolment.server_url,
             Sealer(name, key, clock),
             keys,
             PrivateKey.generate(),
             trust=server_trust(directory),
         )
+        with closing(client):
+            client.secrets(request)
 
-    request: Any = SecretsRequest(task_id=TaskId("t"), attempt=Attempt(1))
     with pytest.raises(LeaseRefusedError, match="does not hold"):
-        ask(own, identity.signing).secrets(request)
+        ask(own, identity.signing)
     # In the name of another, or with another key.
     with pytest.raises(LeaseRefusedError, match="signature is wrong"):
-        ask(default_id(site), identity.signing).secrets(request)
+        ask(default_id(site), identity.signing)
     with pytest.raises(LeaseRefusedError, match="signature is wrong"):
-        ask(own, SigningKey.generate()).secrets(request)
+        ask(own, SigningKey.generate())
     assert SERVER not in own
 
 

@@ -351,11 +351,27 @@ def test_flower_hears_of_every_fifth_percent_or_half_minute() -> None:
     events = ProgressEvents(task, clock)
     events(progress(total=0))
     for done in range(11):
+        clock.now += 5
         events(progress(done=done))
     assert [event["pct"] for event in task.sent] == [0, 5, 10]
     clock.now += 30
     events(progress(done=11))
     assert task.sent[-1]["result"] == "11% 2 MB/s reading"
+
+
+def test_flower_hears_of_a_fast_disk_every_few_seconds_only() -> None:
+    class Task:
+        sent = 0
+
+        def send_event(self, *_: Any, **__: Any) -> None:
+            self.sent += 1
+
+    clock, task = Clock(), Task()
+    events = ProgressEvents(task, clock)
+    for done in range(0, 100, 5):
+        events(progress(done=done))
+        clock.now += 0.5
+    assert task.sent == 2
 
 
 # -- outcomes

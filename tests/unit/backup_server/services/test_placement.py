@@ -6,14 +6,8 @@ from typing import Any
 
 import pytest
 
-from backup_server.services.placement import (
-    NETWORK_RANK,
-    Limit,
-    ProxyFacts,
-    claim_rank,
-    decide,
-    survey,
-)
+from backup_server.services.placement import Limit, decide
+from backup_server.services.surveys import NETWORK_RANK, ProxyFacts, claim_rank, survey
 from backup_server.services.wishes import FILE_MODE, Wish, refused_modes, wish_of
 from transports.base import TransportMode
 from transports.rules import (

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backup_server.services.placement import RANKS, Limit, ProxyFacts, decide, survey
+from backup_server.services.lineup import confirm, lineup
+from backup_server.services.placement import NAMED_CANDIDATES, Limit, decide, said_of
+from backup_server.services.surveys import RANKS, ProxyFacts, Surveyor, survey
 from backup_server.services.wishes import Wish, wish_of
 from tests.unit.backup_server.services.test_placement import BACKUP, DISK, NFS, SAN, VM
 from transports.base import TransportMode
@@ -120,3 +123,42 @@ def test_a_survey_knows_nothing_of_load(proxies: list[ProxyFacts], wanted: Wish)
     direct = any(mode not in NETWORK_MODES and not reason for (_, mode), reason in seen.reasons.items())
     if direct and not wanted.failover:
         assert not NETWORK_MODES & set(seen.best.values())
+
+
+FLEETS = PROXIES.map(lambda some: sorted(some, key=lambda one: one.name))
+
+
+@given(FLEETS, FLEETS, st.lists(WISHES, max_size=4), st.data())
+def test_a_fleet_that_is_followed_is_surveyed_as_one_that_is_new(
+    before: list[ProxyFacts], after: list[ProxyFacts], wishes: list[Wish], data: st.DataObject
+) -> None:
+    """Whatever is kept of what the rules said: of proxies that changed, and of wishes that share it."""
+    if data.draw(st.booleans()):
+        known = {one.id: one for one in after}
+        after = [known.get(one.id, one) for one in before]  # the same ones, changed
+    surveyor = Surveyor(before)
+    for wanted in wishes:
+        assert surveyor.survey(wanted) == survey(wanted, before)
+    surveyor.follow(after)
+    surveyor.forget_but(wishes[:1])
+    for wanted in wishes:
+        seen = surveyor.survey(wanted)
+        assert seen == survey(wanted, after)
+        assert seen.ranks() == {proxy_id: seen.rank(proxy_id) for proxy_id in seen.best}
+
+
+@given(FLEETS, WISHES)
+def test_a_lineup_says_of_each_proxy_what_a_decision_says(
+    proxies: list[ProxyFacts], wanted: Wish
+) -> None:
+    if wanted.impossible:
+        return
+    lined_up = lineup(wanted, proxies)
+    decision = decide(wanted, proxies, [])
+    assert lined_up.counted == Counter(said_of(candidate) for candidate in decision.candidates)
+    assert set(lined_up.named) <= set(decision.candidates)
+    assert len(lined_up.named) == min(len(decision.candidates), NAMED_CANDIDATES)
+    for proxy in proxies:
+        alone = decide(wanted, proxies, [], claimed_by=proxy.id).chosen
+        by_lineup = confirm(lined_up, proxy, taken=proxy.used)
+        assert (by_lineup and by_lineup.chosen) == alone

@@ -6,8 +6,9 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from backup_server.services.limits import Running
-from backup_server.services.placement import Limit, ProxyFacts, decide
+from backup_server.services.placement import Limit, decide
 from backup_server.services.prospects import prospects
+from backup_server.services.surveys import ProxyFacts
 from backup_server.services.wishes import Wish
 from transports.base import TransportMode
 

@@ -14,7 +14,7 @@ from backup_server.services import explanations, placement, traffic_guard, traff
 from backup_server.services.context import Context
 from backup_server.services.lookups import Lookups
 from backup_server.services.networks import parse_address
-from backup_server.services.placement import ProxyFacts
+from backup_server.services.surveys import ProxyFacts
 from backup_server.services.task_ends import Ends
 from backup_server.services.traffic_guard import Forbidden
 from backup_server.services.wishes import wish_of

@@ -21,11 +21,13 @@ from transports.rules import (
     ProxyVm,
     StorageSnapshotFacts,
     Use,
+    Verdict,
     judge,
     judge_disk,
     judge_proxy,
     reach_of,
     same_uuid,
+    what_matters,
 )
 
 SNAPSHOT, SAN, NFS, HOTADD, NBDSSL, NBD = TransportMode
@@ -352,6 +354,32 @@ MACHINES = st.builds(
     datastores=st.none() | st.frozensets(st.sampled_from(["ds1", "ds2"])),
     offered_modes=st.just(()),
 )
+
+
+@given(FACTS, MACHINES, st.sampled_from(list(TransportMode)))
+def test_what_does_not_matter_to_a_mode_changes_no_verdict(
+    disk: DiskFacts, proxy: ProxyMachine, mode: TransportMode
+) -> None:
+    networks = ("192.0.2.0/24",)
+    reach = reach_of(replace(disk, host_address="192.0.2.9"), networks=networks)
+    kept = what_matters(mode, reach)
+    verdict = judge_proxy(mode, reach, proxy)
+    if kept is None:
+        assert verdict == Verdict(mode=mode)
+    else:
+        assert judge_proxy(mode, kept, proxy) == verdict
+        assert what_matters(mode, kept) == kept
+
+
+@given(FACTS, MACHINES, st.sampled_from(list(TransportMode)))
+def test_hosts_without_proxies_need_not_be_told_apart(
+    disk: DiskFacts, proxy: ProxyMachine, mode: TransportMode
+) -> None:
+    hosts = frozenset((vm.vcenter_id, vm.host_moref) for vm in proxy.vms)
+    reach = reach_of(disk, proxy_hosts=hosts)
+    assert judge_proxy(mode, reach, proxy) == judge_proxy(mode, reach_of(disk), proxy)
+    elsewhere = {reach_of(replace(disk, host_moref=f"other-{n}"), proxy_hosts=hosts) for n in (1, 2)}
+    assert len(elsewhere) == 1
 
 
 @given(FACTS, MACHINES, st.sampled_from(list(TransportMode)))
