@@ -1,7 +1,10 @@
 """A night of a large site at compressed time: real Redis, PostgreSQL, server loops and Celery workers; only the data
 movers are played by sleeps. Checks the record afterwards.
 
-    python -m bench.bench_fleet [--vms 10000 --disks 30000 --proxies 200 --slots 8 --compress 16] [--json FILE]
+    python -m bench.bench_fleet [--vms 10000 --disks 30000 --proxies 200 --slots 8 --compress 16] [--minutes M]
+                                [--json FILE]
+
+`--minutes`: look at the night after so long, whatever is left; then what did not end is no problem.
 
 Prints a table; writes bench/fleet.json. Ends with 1 when a limit was exceeded or a task did not end exactly once.
 """
@@ -21,7 +24,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
@@ -145,20 +148,33 @@ def cpu_of(pid: int) -> float:
 # ---- one run --------------------------------------------------------------------------------------
 
 
-def run(size: Size, *, database_url: str | None = None, timeout_s: float = 7200.0) -> dict[str, Any]:
-    """`database_url`: an empty database to use instead of a PostgreSQL server of its own."""
+def run(
+    size: Size,
+    *,
+    database_url: str | None = None,
+    timeout_s: float = 7200.0,
+    look_after_s: float | None = None,
+) -> dict[str, Any]:
+    """`database_url`: an empty database to use instead of a PostgreSQL server of its own. `look_after_s`: end then,
+    whatever is left; None: when all is done.
+    """
     # short: paths of Unix sockets are bounded
     place = Path(tempfile.mkdtemp(prefix="vmhaul-f"))
     place.chmod(0o711)
     try:
         with ExitStack() as stack:
-            return _run(size, place, database_url, timeout_s, stack)
+            return _run(size, place, database_url, timeout_s, look_after_s, stack)
     finally:
         shutil.rmtree(place, ignore_errors=True)
 
 
 def _run(
-    size: Size, place: Path, database_url: str | None, timeout_s: float, stack: ExitStack
+    size: Size,
+    place: Path,
+    database_url: str | None,
+    timeout_s: float,
+    look_after_s: float | None,
+    stack: ExitStack,
 ) -> dict[str, Any]:
     pids: dict[str, int] = {}
     if database_url is None:
@@ -197,7 +213,7 @@ def _run(
         )
         pids["workers"] = workers.pid
         wait_for(lambda: _online(db, settings) == size.proxies, "the first heartbeat of all proxies")
-        return _night(db, size, settings, place, pids, server, timeout_s)
+        return _night(db, size, settings, place, pids, server, timeout_s, look_after_s)
     except BaseException:
         for name in ("server.log", "workers.log"):
             path = place / name
@@ -227,6 +243,7 @@ def _night(
     pids: dict[str, int],
     server: subprocess.Popen[bytes],
     timeout_s: float,
+    look_after_s: float | None,
 ) -> dict[str, Any]:
     idle = {name: cpu_of(pid) for name, pid in pids.items()}
     began = time.monotonic()
@@ -249,18 +266,21 @@ def _night(
             sys.stderr.write(f"{told - began:6.0f} s: {left} tasks are left\n")
         if time.monotonic() > until:
             raise SystemExit(f"{left} tasks are left after {timeout_s:.0f} s")
+        if look_after_s is not None and time.monotonic() > began + look_after_s:
+            break
         if server.poll() is not None:
             raise SystemExit("the server ended")
         time.sleep(1.0 if size.disks > 1000 else 0.2)
     wall_s = time.monotonic() - began
     cpu = {name: round(cpu_of(pid) - idle[name], 1) for name, pid in pids.items()}
+    looked_at, left = time.time(), _left(db)
     view = View()
     ctx = LightContext(settings=settings, db=db)
     view.read(ctx, datetime.now(UTC))
     server.send_signal(signal.SIGTERM)
     server.wait(60)
     statistics = json.loads((place / "statistics.json").read_text())
-    return _report(db, size, place, view, wall_s, inserted_s, cpu, statistics)
+    return _report(db, size, place, view, left, looked_at, wall_s, inserted_s, cpu, statistics)
 
 
 # ---- the record -----------------------------------------------------------------------------------
@@ -271,6 +291,8 @@ def _report(
     size: Size,
     place: Path,
     view: View,
+    left: int,
+    looked_at: float,
     wall_s: float,
     inserted_s: float,
     cpu: dict[str, float],
@@ -281,17 +303,19 @@ def _report(
         for path in sorted((place / "records").glob("*.jsonl"))
         for line in path.read_text().splitlines()
     ]
-    runs, problems = _runs(db, view, lines)
+    night = _read(db, view, lines, looked_at=looked_at)
+    runs, problems = night.runs, night.problems
     fleet = _fleet(view)
     problems += [f"limit exceeded: {one}" for one in fleet_check.broken_limits(runs, fleet.limits)]
     warm_up_s = min(30.0, size.mean_task_s)
-    busy = fleet_check.busy_share(runs, fleet, warm_up_s=warm_up_s)
+    busy = fleet_check.busy_share(runs, fleet, warm_up_s=warm_up_s, left=night.left)
     found = fleet_check.latencies(runs, fleet)
-    tasks = max(1, len(runs))
+    tasks = max(1, sum(run.is_recorded for run in runs))
     return {
         **asdict(size),
         "mean_task_s": size.mean_task_s,
         "cores": os.cpu_count(),
+        "left": left,
         "wall_s": round(wall_s, 1),
         "inserted_s": round(inserted_s, 1),
         "tasks_per_s": round(tasks / wall_s, 2),
@@ -312,49 +336,67 @@ def _report(
     }
 
 
-def _runs(db: Database, view: View, lines: list[dict[str, Any]]) -> tuple[list[Run], list[str]]:
-    problems: list[str] = []
+@dataclass(slots=True)
+class Night:
+    """What workers and SQL recorded."""
+
+    runs: list[Run] = field(default_factory=list)
+    left: Counter[tuple[str, tuple[str, ...]]] = field(default_factory=Counter)
+    """Tasks that nobody had begun, by wish and keys."""
+    problems: list[str] = field(default_factory=list)
+
+
+def _read(db: Database, view: View, lines: list[dict[str, Any]], *, looked_at: float) -> Night:
+    night = Night()
     by_task: dict[str, list[dict[str, Any]]] = {}
     for line in lines:
         by_task.setdefault(line["task"], []).append(line)
     index = counting()
-    runs: list[Run] = []
     with db.read() as s:
         for row in s.scalars(sa.select(Task)):
-            mine = by_task.get(row.id, [])
-            if row.result != Result.SUCCESS.value:
-                problems.append(f"{row.title}: {row.state} {row.result} {row.reason}")
-            if len(mine) != 1 or row.attempt != 1:
-                problems.append(f"{row.title}: {len(mine)} times begun, attempt {row.attempt}")
-            if not mine or row.proxy_id is None or row.decision is None:
-                continue
-            line = mine[-1]
+            wish = proxy_facts.task_wish(row, view.fleet)
+            view.add_wish(wish)
             keys = task_keys(row, view.repository_rows)
+            mine = by_task.get(row.id, [])
+            if row.state == TaskState.PENDING.value and not mine and not row.attempt:
+                night.left[wish.key, keys] += 1
+                continue
+            runs = row.state == TaskState.RUNNING.value and not mine
+            if row.state == TaskState.DONE.value and row.result != Result.SUCCESS.value:
+                night.problems.append(f"{row.title}: {row.state} {row.result} {row.reason}")
+            if (len(mine) != 1 and not runs) or row.attempt != 1:
+                night.problems.append(
+                    f"{row.title}: {len(mine)} times begun, attempt {row.attempt}, {row.reason}"
+                )
+            if row.proxy_id is None or row.decision is None or not (mine or runs):
+                continue
+            claimed = datetime.fromisoformat(row.decision["at"]).timestamp()
+            line = mine[-1] if mine else {"came": claimed, "began": claimed, "ended": looked_at}
             claim = RunningClaim(
                 task_id=row.id,
                 proxy_id=row.proxy_id,
                 attempt=row.attempt,
-                rank=facts.rank_of(line["mode"]),
+                rank=facts.rank_of(line.get("mode") or row.mode),
                 keys=keys,
             )
-            wish = proxy_facts.task_wish(row, view.fleet)
-            view.add_wish(wish)
-            runs.append(
+            night.runs.append(
                 Run(
                     task=row.id,
                     proxy=row.proxy_id,
                     keys=index.counted(claim),
                     group=(wish.key, keys),
                     made=row.created_at.timestamp(),
-                    claimed=datetime.fromisoformat(row.decision["at"]).timestamp(),
+                    claimed=claimed,
                     came=line["came"],
                     began=line["began"],
                     ended=line["ended"],
+                    is_recorded=bool(mine),
                 )
             )
     view.survey()
-    view.named.update(key for run in runs for key in run.keys if key[0] in "dh")
-    return runs, problems
+    every = [*(run.keys for run in night.runs), *(keys for _, keys in night.left)]
+    view.named.update(key for keys in every for key in keys if key[0] in "dh")
+    return night
 
 
 def counting() -> ClaimIndex:
@@ -406,7 +448,7 @@ def table(report: dict[str, Any]) -> str:
             f"{report['disks']}, {report['proxies']}, {report['proxies'] * report['slots']}",
         ),
         ("tasks take on average, s", f"{report['mean_task_s']:.1f}"),
-        ("wall, s", f"{report['wall_s']}"),
+        ("wall, s", f"{report['wall_s']}" + (f", {report['left']} left" if report["left"] else "")),
         ("tasks a second", f"{report['tasks_per_s']}"),
         ("slots busy while eligible work is left", f"{100 * report['busy_share']:.1f} %"),
         (
@@ -433,6 +475,7 @@ def main() -> int:
     parser.add_argument("--slots", type=int, default=8)
     parser.add_argument("--compress", type=float, default=16)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--minutes", type=float)
     parser.add_argument("--json", type=Path, default=HERE / "fleet.json")
     given = parser.parse_args()
     # So that what was started ends as well.
@@ -445,7 +488,7 @@ def main() -> int:
         compress=given.compress,
         seed=given.seed,
     )
-    report = run(size)
+    report = run(size, look_after_s=None if given.minutes is None else 60 * given.minutes)
     sys.stdout.write(table(report) + "\n")
     for problem in report["problems"][:20]:
         sys.stdout.write(f"  {problem}\n")

@@ -27,6 +27,8 @@ class Run:
     began: float
     """The mover began."""
     ended: float
+    is_recorded: bool = True
+    """False: it still ran when the night was looked at; when it was claimed stands for when it came."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,8 +76,14 @@ class Busy:
         return self.busy / could if could else 1.0
 
 
-def busy_share(runs: Sequence[Run], fleet: Fleet, *, warm_up_s: float) -> Busy:
-    """Sampled: at each moment, which idle slots some waiting task could have taken within all limits. What a proxy has
+def busy_share(
+    runs: Sequence[Run],
+    fleet: Fleet,
+    *,
+    warm_up_s: float,
+    left: Mapping[tuple[str, tuple[str, ...]], int] | None = None,
+) -> Busy:
+    """`left`: tasks that nobody had begun at the end, by group. Sampled: at each moment, which idle slots some waiting task could have taken within all limits. What a proxy has
     begun counts as busy, what was claimed for it and has not come yet as idle.
     """
     first, last = min(run.made for run in runs) + warm_up_s, max(run.ended for run in runs)
@@ -83,6 +91,7 @@ def busy_share(runs: Sequence[Run], fleet: Fleet, *, warm_up_s: float) -> Busy:
     ordered = sorted(runs, key=lambda run: run.came)
     by_end = sorted(runs, key=lambda run: run.ended)
     waiting: Counter[tuple[str, tuple[str, ...]]] = Counter(run.group for run in runs)
+    waiting.update(left or {})
     counts: Counter[str] = Counter()
     on: Counter[str] = Counter()
     came = ended = 0
@@ -147,12 +156,13 @@ def latencies(runs: Sequence[Run], fleet: Fleet) -> dict[str, list[float]]:
     last_came = max(run.came for run in runs)
     for proxy, mine in by_proxy.items():
         moments = sorted(
-            [(run.came, 1) for run in mine] + [(run.ended, 0) for run in mine],
+            [(run.came, 1, run.is_recorded) for run in mine]
+            + [(run.ended, 0, run.is_recorded) for run in mine],
         )
         used, since = 0, 0.0
-        for at, is_start in moments:
+        for at, is_start, recorded in moments:
             if is_start:
-                if used == fleet.slots[proxy] - 1 and since:
+                if used == fleet.slots[proxy] - 1 and since and recorded:
                     free.append(at - since)
                 since = 0.0
                 used += 1
@@ -162,8 +172,8 @@ def latencies(runs: Sequence[Run], fleet: Fleet) -> dict[str, list[float]]:
                 used -= 1
     return {
         "free to next": free,
-        "claim to body": [run.came - run.claimed for run in runs],
-        "body to mover": [run.began - run.came for run in runs],
+        "claim to body": [run.came - run.claimed for run in runs if run.is_recorded],
+        "body to mover": [run.began - run.came for run in runs if run.is_recorded],
     }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from bench.bench_fleet import run
 from bench.fleet_check import Busy, Fleet, Run, broken_limits, busy_share, latencies
 from bench.fleet_site import Size
@@ -61,3 +63,11 @@ def test_the_check_measures_from_the_end_of_a_task_to_the_next_on_a_full_proxy()
     runs = [played("1", 0, 10), played("2", 10.5, 20), played("3", 0, 30, proxy="b")]
     found = latencies(runs, fleet({}))
     assert found["free to next"] == [0.5]
+
+
+def test_the_check_of_a_night_that_goes_on_counts_what_waits_and_runs() -> None:
+    runs = [replace(played("1", 0, 10), is_recorded=False), played("2", 0, 5, proxy="b")]
+    assert busy_share(runs, fleet({}), warm_up_s=0).share == 1
+    lazy = busy_share(runs, fleet({}), warm_up_s=0, left={("w", ()): 100})
+    assert 0.7 < lazy.share < 0.8
+    assert len(latencies(runs, fleet({}))["claim to body"]) == 1
