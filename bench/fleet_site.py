@@ -295,12 +295,13 @@ def night(db: Database, size: Size, now: datetime) -> Iterator[Rows]:
         known = s.execute(sa.select(Repository.id, Repository.repository_id))
         inner = {row.id: row.repository_id for row in known}
     per_vm = size.disks / size.vms
-    done = 0
-    made = 0
+    done = made = sessions = 0
     while done < size.vms:
         count = min(200, size.vms - done, max(5, size.vms // 20))
         kind = rng.choices(["backup", "copy", "restore"], weights=[18, 1, 1])[0]
-        repository = rng.randrange(size.repositories)
+        # in turn: one that has twice what the others have would alone decide when the night ends
+        repository = sessions % size.repositories
+        sessions += 1
         session = {
             "id": new_id(),
             "kind": kind,
