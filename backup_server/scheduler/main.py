@@ -18,6 +18,7 @@ The broker may be away at any time: each loop goes on trying, and what it did no
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
 from typing import Final
@@ -38,7 +39,7 @@ from backup_server.scheduler.down import DownLink
 from backup_server.scheduler.due_checks import DueChecks
 from backup_server.scheduler.due_jobs import DueJobs, StartBackup
 from backup_server.scheduler.latency import GetVcenter, LatencyMeter
-from backup_server.scheduler.leader import Leadership
+from backup_server.scheduler.leader import Leadership, uptime_s
 from backup_server.scheduler.loops import Loop, LoopHealth
 from backup_server.scheduler.needs import SchedulerContext, Timing
 from backup_server.scheduler.outbox import OutboxSender, celery_sender
@@ -91,9 +92,11 @@ class Scheduler:
         vcenter: GetVcenter | None = None,
         ends: Ends | None = None,
         start_backup: StartBackup = start_job,
+        steady_s: Callable[[], float] = uptime_s,
     ) -> None:
         """`vcenter` gives the client of a vCenter by its id; None: nothing is asked of vSphere. `ends` finds out
-        between which machines data move; None: it is found out here, without vSphere.
+        between which machines data move; None: it is found out here, without vSphere. `steady_s`: a clock that
+        nobody sets.
         """
         timing = timing or Timing()
         self.leadership = Leadership(
@@ -103,6 +106,7 @@ class Scheduler:
             clock=ctx.clock,
             log=ctx.log,
             on_gain=self._lead,
+            steady_s=steady_s,
         )
         # Whatever the loops write is refused once another server leads.
         ctx = replace(ctx, db=FencedDatabase(ctx.db, self.leadership.confirm))  # type: ignore[type-var]
@@ -127,7 +131,13 @@ class Scheduler:
         rates_wake = threading.Event()
         rates = RateKeeper(ctx, down, ends, leading=self._leading, wake=rates_wake)
         self._reports = ReportReader(
-            ctx, self._client, index, down, leading=self._leading, timing=timing
+            ctx,
+            self._client,
+            index,
+            down,
+            leading=self._leading,
+            timing=timing,
+            steady_s=steady_s,
         )
         self._dispatcher = Dispatcher(
             ctx,

@@ -153,6 +153,11 @@ class ReportReader:
         """
         return None if self._clock_was_set() else self._heard_until
 
+    def _mind_the_clock(self) -> None:
+        if self._clock_was_set():
+            self.listen_anew()
+        self._ahead_s = self._ahead_now_s()
+
     def _ahead_now_s(self) -> float:
         return self._ctx.clock().timestamp() - self._steady_s()
 
@@ -173,9 +178,7 @@ class ReportReader:
         if not self._leading():
             self.listen_anew()
             return False
-        if self._clock_was_set():
-            self.listen_anew()
-        self._ahead_s = self._ahead_now_s()
+        self._mind_the_clock()
         try:
             asked_at = self._ctx.clock()
             again = self._read_and_apply()
@@ -196,6 +199,7 @@ class ReportReader:
         found: Any = self._client.xread(streams, count=_FIRST_ENTRIES, block=block_ms)
         # After the read, which may have lasted for as long as this process was stopped.
         heard_at = self._ctx.clock()
+        self._mind_the_clock()
         if self._listening_since is None or self._listening_since > heard_at:
             # Later than now: the clock went back, and a lease's time counts from here.
             self._listening_since = heard_at
