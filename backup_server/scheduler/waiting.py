@@ -105,7 +105,8 @@ class Waiting:
         if decision.chosen is None and self._explained.get(place) != decision.reason:
             self._explained[place] = decision.reason
             changed.append((waiting, decision))
-        if wish.left and not seen.best and not self._may_come_back(wish):
+        is_over = wish.left or self._is_for_nobody(wish)
+        if is_over and not seen.best and not self._may_come_back(wish):
             # Every way was tried or is none: another proxy that comes back would not help.
             self._give_up(waiting, f"no way to this disk is left: {decision.reason}", now)
             return
@@ -119,6 +120,13 @@ class Waiting:
         minutes = self._timing.no_proxy_timeout_s / 60
         reason = f"no proxy could take this disk for {minutes:.0f} minutes: {decision.reason}"
         self._give_up(waiting, reason, now)
+
+    def _is_for_nobody(self, wish: Wish) -> bool:
+        """Whether the proxies to which it is bound, as the job or a storage snapshot has it, are all removed."""
+        snapshot = wish.reach.snapshot_proxies if wish.reach is not None else None
+        return any(
+            bound and self._view.by_id.keys().isdisjoint(bound) for bound in (wish.proxies, snapshot)
+        )
 
     def _may_come_back(self, wish: Wish) -> bool:
         """Whether a proxy that is disabled could take the disk: it may be drained for an upgrade only."""

@@ -119,7 +119,9 @@ def _disk(task: Task, *, write: bool) -> DiskRef:
 def _proxy_vm(ctx: Context, client: Vsphere, task: Task, disk: DiskRef) -> AttachableVm:
     """The VM of the task's vCenter in which its proxy runs."""
     with ctx.db.read() as s:
-        proxy = s.get_one(Proxy, task.proxy_id)
+        proxy = s.get(Proxy, task.proxy_id)
+    if proxy is None:
+        raise ForbiddenError(f"proxy {task.proxy_name} was removed: no disk is attached to its VM")
     # As the proxy told it: what is no UUID is none, and one that nobody confirmed may be another machine's.
     uuid = proxy_vms.uuid_of(proxy)
     if not _UUID.fullmatch(uuid):

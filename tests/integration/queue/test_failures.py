@@ -14,6 +14,7 @@ from backup_server.db.tables import Session
 from backup_server.services import tasks
 from proxy_worker.config import load_enrolment
 from proxy_worker.contracts.ids import ProxyId
+from proxy_worker.contracts.messages import TaskOutcome
 from proxy_worker.contracts.names import up_stream
 from proxy_worker.outbox import ResultOutbox
 from tests.integration.queue.rig import ON_SQLITE, Rig, is_gone, wait_for
@@ -175,6 +176,23 @@ def test_orderly_stop_hands_tasks_back(rig: Rig) -> None:
     )
     assert "the worker was stopped" in row.reason
     assert row.leased_until is None
+
+
+@ON_SQLITE
+@pytest.mark.parametrize("runs", [True, False], ids=["in a task", "idle"])
+def test_a_worker_ends_when_it_is_told_to_while_the_broker_is_away(rig: Rig, runs: bool) -> None:
+    """What its task came to waits in its outbox."""
+    _, worker = rig.start_proxy("px1", slots=1)
+    pid = rig.wait_begun(rig.add_tasks(["disk sleep=60"])[0]) if runs else 0
+    rig.broker.kill()
+    time.sleep(1.5)  # so that it is in the middle of connecting again
+    assert worker.terminate(60) == 0
+    if not runs:
+        return
+    wait_for(lambda: is_gone(pid), "the mover's end")
+    outbox = ResultOutbox(rig.directory / "px1" / "outbox.db")
+    assert [report.outcome for report in outbox.waiting()] == [TaskOutcome.RETRY]
+    outbox.close()
 
 
 def test_cancel_of_pending_and_running(rig: Rig) -> None:

@@ -6,6 +6,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -271,6 +272,22 @@ def test_a_task_waits_for_the_proxy_that_is_upgraded(site: Site) -> None:
         s.get_one(Proxy, proxy).enabled = True
     site.settle()
     assert site.modes([task_id]) == ["nbdssl"]
+
+
+def test_a_task_whose_proxies_were_all_removed_fails_at_once(site: Site) -> None:
+    """A storage snapshot is shown to some proxies only; another attempt is planned anew, for those that are there."""
+    there = site.proxy("net", SAN, NBDSSL)
+    bound = StorageSnapshotFacts(
+        system="array", proxies=("removed",), read_by=SAN, vm_snapshot_gone=True
+    )
+    [lost] = site.tasks(1, storage_snapshot=bound)
+    [waits] = site.tasks(1, storage_snapshot=replace(bound, proxies=("removed", there)))
+    with site.rig.db() as s:
+        modes = [TransportMode.STORAGE_SNAPSHOT.value]
+        s.execute(sa.update(Task).where(Task.id.in_([lost, waits])).values(allowed_modes=modes))
+    site.settle()
+    assert site.rig.task(lost).result == Result.FAILED.value
+    assert site.rig.task(waits).result is None
 
 
 def test_a_disk_that_no_mode_admits_fails_at_once(site: Site) -> None:
