@@ -348,6 +348,7 @@ def _report(
         "sql_executions_per_task": round(statistics["executions"] / tasks, 2),
         "sql_by_text": statistics["by_text"],
         "loops": statistics["loops"],
+        "steps": statistics["steps"],
     }
 
 
@@ -478,6 +479,10 @@ def table(report: dict[str, Any]) -> str:
     for name, used in report["cpu_ms_per_task"].items():
         share = report["cpu_share_of_a_core"][name]
         rows.append((f"CPU of {name}", f"{used} ms a task, {100 * share:.0f} % of a core"))
+    for name, found in report["steps"].items():
+        if found["total_s"] >= 1:
+            said = f"{found['count']} of {found['p50_s']} / {found['p99_s']} / {found['max_s']} s"
+            rows.append((f"steps of {name}, p50 / p99 / max", said))
     rows.append(("problems", str(len(report["problems"]))))
     return "\n".join(f"{name:<42} {value}" for name, value in rows)
 

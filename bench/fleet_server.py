@@ -75,6 +75,32 @@ class Statements:
             self.by_text[" ".join(text.split())[:_NAMED]] += 1
 
 
+@dataclass(slots=True)
+class Steps:
+    """How long the steps of one loop took that did something: those of nothing but waiting are short or asleep."""
+
+    seconds: list[float] = field(default_factory=list)
+
+    def of(self, step: Callable[[], bool]) -> Callable[[], bool]:
+        def timed() -> bool:
+            began = time.monotonic()
+            again = step()
+            self.seconds.append(time.monotonic() - began)
+            return again
+
+        return timed
+
+    def summary(self) -> dict[str, float]:
+        ordered = sorted(self.seconds) or [0.0]
+        return {
+            "count": len(self.seconds),
+            "total_s": round(sum(ordered), 1),
+            "p50_s": round(ordered[len(ordered) // 2], 3),
+            "p99_s": round(ordered[int(0.99 * len(ordered))], 3),
+            "max_s": round(ordered[-1], 3),
+        }
+
+
 class Door:
     """The one HTTP route that workers call."""
 
@@ -136,6 +162,10 @@ def main() -> int:
     ctx = LightContext(settings=settings, db=db)
     door = Door(ctx)
     scheduler = Scheduler(ctx, given["broker"])
+    steps: dict[str, Steps] = {}
+    for loop in scheduler._loops:  # noqa: SLF001 - the product has no use for it
+        steps[loop.health.name] = Steps()
+        loop._step = steps[loop.health.name].of(loop._step)  # noqa: SLF001
     scheduler.start()
     (place / "door.part").write_text(json.dumps({"url": door.url}))
     (place / "door.part").rename(place / "door.json")
@@ -155,6 +185,7 @@ def main() -> int:
                 "executions": statements.executions,
                 "by_text": dict(statements.by_text.most_common(40)),
                 "loops": health,
+                "steps": {name: found.summary() for name, found in steps.items()},
             }
         )
     )
