@@ -42,7 +42,7 @@ MAX_RETRIES: Final = 20
 MAX_RETRY_WAIT_S: Final = 86_400
 DEFAULT_RETRIES: Final = {"count": 3, "wait_s": 600}
 STANDARD_WAY: Final = {"storage_snapshots": False, "storage_failover": True}
-_READ_ONLY: Final = ("id", "next_run_at", "last_session", "created_at", "updated_at")
+_READ_ONLY: Final = ("id", "next_run_at", "last_session", "created_at", "updated_at", "missed_runs")
 
 
 def list_all(ctx: Context) -> list[dict[str, Any]]:

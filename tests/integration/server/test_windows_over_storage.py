@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import pytest
 
 from backup_server.db.tables import Session, Task
-from backup_server.services import sessions, tasks
+from backup_server.services import results, sessions
 from proxy_worker.contracts.extents import unpack_extents
 from proxy_worker.contracts.ids import Attempt, TaskId
 from proxy_worker.contracts.messages import ResultReport, TaskOutcome
@@ -41,9 +41,9 @@ def stopped_by_its_window(rig: Rig) -> Task:
     said = ResultReport(
         task_id=TaskId(task.id), attempt=Attempt(1), outcome=TaskOutcome.CANCELLED, reason=""
     )
-    policy = tasks.RetryPolicy(attempts=3, wait_s=1)
+    policy = results.RetryPolicy(attempts=3, wait_s=1)
     with rig.ctx.db() as s:
-        tasks.apply_result(s, rig.default_proxy().id, said, policy=policy, now=rig.clock.now)
+        results.apply_result(s, rig.default_proxy().id, said, policy=policy, now=rig.clock.now)
     for _ in range(4):
         rig.engine.run_once()
     shown = sessions.get(rig.ctx, session_id)
