@@ -45,6 +45,22 @@ _GROUP_LIMIT_FILES: Final = (
     Path("/sys/fs/cgroup/memory.max"),
     Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
 )
+BOUNDS: Final = (
+    f"proto-max-bulk-len {MAX_VALUE_BYTES}",
+    # A client that asks and does not read must not fill the memory; our own readers take far less.
+    "client-output-buffer-limit normal 256mb 64mb 60",
+    "client-output-buffer-limit pubsub 32mb 8mb 60",
+    # Nor one that sends and never ends its sentence.
+    "client-query-buffer-limit 64mb",
+    "maxmemory-clients 25%",
+    # Whoever says nothing for so long: nobody of ours, who ask or wait all the time or connect anew.
+    "timeout 300",
+    # Refuse rather than forget: an evicted key would be a task or a lease.
+    "maxmemory-policy noeviction",
+    f"maxclients {MAX_CLIENTS}",
+)
+"""Lines of the configuration: what one client may take of a broker of ours, or all together. `maxmemory` goes by the
+machine."""
 _TLS_WORDS: Final = b"tls-auth-clients"
 _AOF_NAMES: Final = ("appendonlydir", "appendonly.aof")  # from version 7 on, and before
 
@@ -238,15 +254,7 @@ def _configuration(broker_dir: Path, socket_path: Path, door: NetworkDoor | None
         "port 0",  # never in the clear on the network
         *(_network_lines(door) if door else ()),
         f"aclfile {_quoted(broker_dir / USERS_FILE)}",
-        f"proto-max-bulk-len {MAX_VALUE_BYTES}",
-        # A client that asks and does not read must not fill the memory; our own readers take far less.
-        "client-output-buffer-limit normal 256mb 64mb 60",
-        "client-output-buffer-limit pubsub 32mb 8mb 60",
-        # Nor one that sends and never ends its sentence.
-        "client-query-buffer-limit 64mb",
-        "maxmemory-clients 25%",
-        # Whoever says nothing for so long: nobody of ours, who ask or wait all the time or connect anew.
-        "timeout 300",
+        *BOUNDS,
         f"unixsocket {_quoted(socket_path)}",
         "unixsocketperm 700",
         f"dir {_quoted(broker_dir)}",
@@ -254,13 +262,10 @@ def _configuration(broker_dir: Path, socket_path: Path, door: NetworkDoor | None
         "appendonly yes",
         "appendfsync everysec",
         'save ""',
-        # Refuse rather than forget: an evicted key would be a task or a lease.
-        "maxmemory-policy noeviction",
         f"maxmemory {default_memory_bytes()}",
         "daemonize no",
         'logfile ""',
         "loglevel notice",
-        f"maxclients {MAX_CLIENTS}",
         "",
     )
     return "\n".join(lines)

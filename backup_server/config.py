@@ -8,9 +8,9 @@ from __future__ import annotations
 import os
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -21,6 +21,7 @@ from pydantic_settings import (
 
 from backup_server.doors import SETTINGS_FILE, Door, parse_door
 from backup_server.errors import SettingsError
+from proxy_worker.contracts.names import with_tls_verified
 
 
 def default_data_dir() -> Path:
@@ -39,7 +40,7 @@ class Settings(BaseSettings):
     # -- places
     data_dir: Path = Field(default_factory=default_data_dir)
     database: str = ""
-    broker: str = ""
+    broker: Annotated[str, AfterValidator(with_tls_verified)] = ""
     accept_new_keys: bool = False
 
     # -- doors

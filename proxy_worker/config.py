@@ -17,6 +17,7 @@ from typing import Any, Final
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from proxy_worker.contracts.ids import ProxyId
+from proxy_worker.contracts.names import with_tls_verified
 from proxy_worker.errors import SetupError
 from proxy_worker.trust import BROKER_CA_FILE, SERVER_CA_FILE, pinned_context
 from transports import registry
@@ -214,7 +215,8 @@ def broker_login(data_dir: Path, enrolment: Enrolment) -> Enrolment:
     """
     file = data_dir / BROKER_CA_FILE
     if not enrolment.broker_url.startswith("rediss:") or not file.exists():
-        return enrolment
+        # The machine's own authorities are asked. Servers of before 0.5.0 may have told a URL that does not say so.
+        return replace(enrolment, broker_url=with_tls_verified(enrolment.broker_url))
     parts = urlsplit(enrolment.broker_url)
     query = [
         *(

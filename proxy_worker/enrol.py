@@ -154,6 +154,6 @@ def enrol_with_file(data_dir: Path) -> Enrolment | None:
             "start it with `vmhaul up`"
         )
     enrolment = enrol(data_dir, server_url, token, data_dir.absolute().name)
-    # The token is spent; the server removes the file as well.
+    # Only now: had the answer been lost, the same token would have been tried again.
     path.unlink(missing_ok=True)
     return enrolment

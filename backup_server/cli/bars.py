@@ -10,6 +10,7 @@ from rich.text import Text
 
 from backup_server import formats
 from backup_server.cli import output, summary
+from backup_server.deploy.said import harmless
 
 
 class _FieldColumn(ProgressColumn):
@@ -57,7 +58,7 @@ class Bars:
         self._progress.stop()
 
     def say(self, line: str, *, level: str) -> None:
-        self._console.print(Text(line, style=output.STYLES.get(level, "")))
+        self._console.print(Text(harmless(line), style=output.STYLES.get(level, "")))
 
     def show(self, session: dict[str, Any]) -> None:
         """Bring the bars to what the session says."""
@@ -71,7 +72,7 @@ class Bars:
             self._progress.remove_task(self._disks.pop(task_id))
         for task_id, (vm, task) in running.items():
             if task_id not in self._disks:
-                name = f"{vm['name']} / {task.get('label') or task.get('disk_key')}"
+                name = harmless(f"{vm['name']} / {task.get('label') or task.get('disk_key')}")
                 self._disks[task_id] = self._progress.add_task(name, total=None)
             where = (str(task.get("proxy") or ""), summary.mode_path(task))
             note = ", ".join(word for word in where if word)
@@ -82,7 +83,7 @@ class Bars:
             self._total = self._progress.add_task("", total=None)
         done = summary.disks_done(session) or _what_vms_do(session)
         words = [word for word in (summary.title(session), done) if word]
-        self._progress.update(self._total, description=", ".join(words))
+        self._progress.update(self._total, description=harmless(", ".join(words)))
         self._update(self._total, session.get("progress") or {}, "")
 
     def _update(self, bar: TaskID, progress: dict[str, Any], note: str) -> None:
@@ -97,7 +98,7 @@ class Bars:
             share=f"{100 * done / total:.0f} %" if total else "",
             rate=formats.rate(progress.get("bytes_per_s")) if total else "",
             eta=_eta(progress),
-            note=", ".join(words),
+            note=harmless(", ".join(words)),
         )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from typing import Annotated, Any, Final, TypeVar
 
 import typer
 
+from backup_server.cli import output
 from backup_server.cli.client import ApiClient, ServerAddress, default_data_dir, find_server
 from backup_server.cli.exits import CliError
 
@@ -151,7 +151,7 @@ def errors_on_stderr() -> Iterator[None]:
     try:
         yield
     except CliError as error:
-        print(f"vmhaul: {error}", file=sys.stderr)
+        output.note(f"vmhaul: {error}")
         raise typer.Exit(error.code.value) from None
 
 

@@ -1,4 +1,7 @@
-"""Tables for people and JSON for programs, on standard output."""
+"""Tables for people and JSON for programs, on standard output.
+
+What is shown has been said by proxies, vCenters and guests: nothing of it may play with the terminal.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ import json
 import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final
+
+from backup_server.deploy.said import harmless
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -48,12 +53,12 @@ def print_json(value: Any) -> None:
 
 def say(text: str) -> None:
     """One sentence on standard output."""
-    print(text, flush=True)
+    print(harmless(text), flush=True)
 
 
 def note(text: str) -> None:
     """Something that is not the answer: on standard error, so that pipes stay clean."""
-    print(text, file=sys.stderr, flush=True)
+    print(harmless(text), file=sys.stderr, flush=True)
 
 
 def table(
@@ -82,7 +87,7 @@ def table(
             no_wrap=column in figures,
         )
     for row in cells:
-        grid.add_row(*(Text(cell, style=STYLES.get(cell, "")) for cell in row))
+        grid.add_row(*(Text(harmless(cell), style=STYLES.get(cell, "")) for cell in row))
     console().print(grid)
 
 

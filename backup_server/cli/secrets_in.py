@@ -6,6 +6,7 @@ import getpass
 import sys
 
 from backup_server.cli.exits import CliError, Exit
+from backup_server.deploy.said import harmless
 
 
 def read_secret(what: str, *, from_stdin: bool, option: str, confirm: bool = False) -> str:
@@ -31,6 +32,6 @@ def confirm(question: str, *, assume_yes: bool, option: str) -> None:
         return
     if not sys.stdin.isatty():
         raise CliError(f"no terminal to ask '{question}': confirm with {option}", Exit.USAGE)
-    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+    print(f"{harmless(question)} [y/N] ", end="", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
         raise CliError("not confirmed: nothing was changed")

@@ -20,6 +20,25 @@ _ESCAPES: Final = re.compile(
     r"|\x1b[ -/]*[0-~]?"
 )
 _LEFT: Final = "\n\t"
+_ERROR_CHARS: Final = 300
+
+
+_TURNS: Final = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+"""Marks that turn the direction of writing."""
+
+
+def harmless(text: str) -> str:
+    """Text as a terminal may show it, whoever wrote it: names of VMs, reasons that proxies give. No escape sequences,
+    control characters but new lines and tabs, marks that turn the direction of writing.
+    """
+    if text.isprintable():
+        return text
+    text = _ESCAPES.sub("", text)
+    return "".join(
+        sign
+        for sign in text
+        if sign in _LEFT or (unicodedata.category(sign) != "Cc" and sign not in _TURNS)
+    )
 
 
 def clean(data: bytes) -> str:
@@ -33,6 +52,14 @@ def clean(data: bytes) -> str:
             sign for sign in text if sign in _LEFT or not unicodedata.category(sign).startswith("C")
         )
     return "\n".join(line[:_LINE_CHARS] for line in text.split("\n"))
+
+
+def reason_of(error: BaseException) -> str:
+    """What an error of a connection says, for a message: it may be the machine's own words. Its kind where it says
+    nothing.
+    """
+    text = clean(str(error).encode(errors="replace"))
+    return " ".join(text.split())[:_ERROR_CHARS] or type(error).__name__
 
 
 class Kept:

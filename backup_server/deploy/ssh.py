@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from backup_server.deploy.machine import COMMAND_S, Ran, StepError
-from backup_server.deploy.said import MOST_BYTES, Kept, clean
+from backup_server.deploy.said import MOST_BYTES, Kept, reason_of
 from backup_server.errors import ConflictError, InvalidError, UnavailableError
 from transports.vsphere.model import Secret
 
@@ -64,7 +64,7 @@ def host_key_of(host: str, port: int) -> str:
         key = asyncio.run(look())
     except (ssh.Error, OSError, TimeoutError) as error:
         raise UnavailableError(
-            f"no SSH server answered at {host}:{port} ({error or type(error).__name__}); "
+            f"no SSH server answered at {host}:{port} ({reason_of(error)}); "
             "check address, port and firewall"
         ) from error
     if key is None:
@@ -144,7 +144,7 @@ class SshMachine:
             ) from error
         except (self._ssh.Error, OSError) as error:
             raise UnavailableError(
-                f"{self.name}: the SSH connection was lost ({clean(str(error).encode())}); try again"
+                f"{self.name}: the SSH connection was lost ({reason_of(error)}); try again"
             ) from error
 
     async def _ran(self, command: str, stdin: bytes) -> Ran:
@@ -227,7 +227,7 @@ async def _connect(ssh: Any, address: SshAddress, login: Login) -> Any:
         ) from error
     except (ssh.Error, OSError, TimeoutError) as error:
         raise UnavailableError(
-            f"{where} did not answer over SSH ({error or type(error).__name__}); check address and network"
+            f"{where} did not answer over SSH ({reason_of(error)}); check address and network"
         ) from error
 
 

@@ -35,6 +35,7 @@ from proxy_worker.contracts.ids import ProxyId
 from proxy_worker.contracts.names import UP_ENTRIES, up_stream
 
 _SCAN_COUNT: Final = 1000
+_WRONG_KIND: Final = "WRONGTYPE"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +79,8 @@ class BrokerGuard:
         self._ctx = ctx
         self._limits = limits or GuardLimits()
         self._client: redis.Redis | None = None
-        self._run_id = ""
+        self._begun: tuple[Any, Any] = ("", 0)
+        """With which run of the broker, and on which connection."""
         self._max_clients = 0
         self._measured_bytes = 0
         self._measured_at = ctx.clock() - timedelta(seconds=self._limits.measure_s)
@@ -108,9 +110,14 @@ class BrokerGuard:
         return self._client
 
     def _look(self, client: Any) -> None:
-        info: Any = client.info("server", "memory", "clients")
-        if info["run_id"] != self._run_id:
+        info, connection = _pipelined(
+            client, [("INFO", "server", "memory", "clients"), ("CLIENT", "ID")]
+        )
+        _raise_refusal(info)
+        here = (info["run_id"], str(connection))
+        if here != self._begun:
             self._begin(client, info)
+            self._begun = here
         if self._max_clients and info["connected_clients"] > self._max_clients // 4:
             self._thin_out(client, info["connected_clients"])
         used = int(info["used_memory"])
@@ -122,7 +129,7 @@ class BrokerGuard:
             self._measure(client)
 
     def _begin(self, client: Any, info: Any) -> None:
-        """With a broker that started anew."""
+        """With a broker that started anew, or over another connection: it is a connection that is spared."""
         try:
             # Whoever talks most is closed first when buffers fill the memory; not who clears up.
             client.execute_command("CLIENT", "NO-EVICT", "ON")
@@ -132,7 +139,6 @@ class BrokerGuard:
             self._max_clients = int(info.get("maxclients") or 0)
         except redis.ResponseError as error:
             self._ctx.log.warning("broker.guard", text=f"the broker is not fully guarded: {error}")
-        self._run_id = info["run_id"]
 
     # -- memory
 
@@ -169,7 +175,7 @@ class BrokerGuard:
         weigh: list[tuple[_Owner, str, int]] = []
         for (owner, key, how), count in zip(asked, counts, strict=True):
             entries, most_bytes = self._most(owner, key)
-            if isinstance(count, redis.ResponseError):
+            if _is_of_another_kind(count):
                 found[owner.id] = (owner, f"{key} is not what a worker makes of it")
             elif how != "STRLEN" and count > entries:
                 found[owner.id] = (owner, f"{count} entries in {key}")
@@ -178,7 +184,8 @@ class BrokerGuard:
         # All of its entries, not some: there are not many, and those that are looked at first may be short.
         weights = _pipelined(client, [("MEMORY", "USAGE", key, "SAMPLES", 0) for _, key, _ in weigh])
         for (owner, key, most_bytes), weight in zip(weigh, weights, strict=True):
-            if isinstance(weight, int) and weight > most_bytes:
+            _raise_refusal(weight)
+            if weight is not None and weight > most_bytes:
                 found[owner.id] = (owner, f"{weight >> 20} MiB in {key}")
         return list(found.values())
 
@@ -204,7 +211,7 @@ class BrokerGuard:
         """The tables that all workers write. Nothing needs them: control messages are published."""
         for key in SHARED_TABLES:
             [count] = _pipelined(client, [("SCARD", key)])
-            many = isinstance(count, redis.ResponseError) or count > self._limits.shared_entries
+            many = _is_of_another_kind(count) or count > self._limits.shared_entries
             weight: Any = 0 if many else client.memory_usage(key, samples=0)
             if many or (weight or 0) > self._limits.shared_bytes:
                 client.unlink(key)
@@ -302,6 +309,21 @@ def _user(client: Any) -> str:
 
 def _address(client: Any) -> str:
     return str(client.get("addr", "")).rpartition(":")[0]
+
+
+def _is_of_another_kind(count: Any) -> bool:
+    """Whether a key holds what no worker puts there. What the broker refuses for another reason is nobody's fault,
+    and raised.
+    """
+    if isinstance(count, redis.ResponseError) and str(count).startswith(_WRONG_KIND):
+        return True
+    _raise_refusal(count)
+    return False
+
+
+def _raise_refusal(answer: Any) -> None:
+    if isinstance(answer, redis.RedisError):
+        raise answer
 
 
 def _pipelined(client: Any, commands: Iterable[tuple[Any, ...]]) -> list[Any]:

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
-from backup_server import server_certificates
+from backup_server import broker, server_certificates
 
 USER: Final = "vmhaul"
 REDIS_UID: Final = 999
@@ -45,8 +45,7 @@ dir /data
 appendonly yes
 appendfsync everysec
 save ""
-maxmemory-policy noeviction
-maxclients 4096
+{bounds}
 user default off
 user vmhaul on sanitize-payload ~* &* +@all #{digest}
 """
@@ -84,7 +83,10 @@ def make(directory: Path, *, now: datetime, give: Callable[[Path, int], None], o
             write("redis/server.key", files.key_file.read_bytes(), REDIS_UID)
         write("redis/ca.pem", authority, REDIS_UID)
         write("redis-ca/ca.pem", authority, own)
-        write("redis/redis.conf", _CONFIGURATION.format(digest=digest).encode(), REDIS_UID)
+        # Which container runs on which machine is not known; they share this one in most cases.
+        bounds = "\n".join((*broker.BOUNDS, f"maxmemory {broker.default_memory_bytes()}"))
+        configuration = _CONFIGURATION.format(digest=digest, bounds=bounds)
+        write("redis/redis.conf", configuration.encode(), REDIS_UID)
         url = f"rediss://vmhaul:{password}@redis:6379/0?ssl_cert_reqs=required&ssl_ca_certs={quote(CA_FILE, safe='')}"
         write("server/vmhaul_broker", url.encode(), own)
     if not (directory / "flower" / "login").exists():

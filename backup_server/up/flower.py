@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import celery
+from kombu.utils.url import parse_url
 
 from backup_server.up.options import FLOWER_FILE, HOST, UpError, parse_listen, read_json
 from backup_server.up.supervisor import is_loopback
@@ -40,6 +41,16 @@ def arguments_of(host: str, port: int, login: str) -> list[str]:
         "--tasks_columns=name,uuid,state,args,result,received,started,runtime,worker",
     ]
     return [*words, f"--basic_auth={login}"] if login else words
+
+
+def tls_of(broker_url: str) -> dict[str, Any] | None:
+    """By what the broker is known. Celery reads it in the URL; the part of Flower that counts what waits in queues asks
+    for it apart.
+    """
+    if not broker_url.startswith("rediss:"):
+        return None
+    tls: dict[str, Any] | None = parse_url(broker_url).get("ssl")
+    return tls
 
 
 def _wait_for(path: Path) -> Any:
@@ -80,7 +91,9 @@ def main() -> int:
     except (UpError, OSError) as error:
         print(f"Flower: {error}", file=sys.stderr)  # noqa: T201 - for who started it
         return 1
-    celery.Celery("vmhaul", broker=broker, set_as_current=True).start(words)
+    app = celery.Celery("vmhaul", broker=broker, set_as_current=True)
+    app.conf.broker_use_ssl = tls_of(broker)
+    app.start(words)
     return 0
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from typing import Final
-from urllib.parse import parse_qs, quote, unquote, urlencode, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlencode, urlsplit, urlunsplit
 
 from proxy_worker.contracts.ids import Attempt, ProxyId, TaskId
 
@@ -13,6 +13,7 @@ DISK_TASK: Final = "vmhaul.disk"
 UP_ENTRIES: Final = 10_000
 """About what an up stream keeps while the server does not read. Results that are trimmed away are sent
 again; the rest is only worth something while it is fresh."""
+_HOW_KNOWN: Final = "ssl_cert_reqs"
 STREAM_FIELD: Final = "m"
 """Field of a stream entry that holds the envelope."""
 
@@ -43,6 +44,17 @@ def celery_socket_url(path: str, user: str = "", password: str = "") -> str:
     """Broker URL of a Unix socket, in the form that Celery reads."""
     login = f"{quote(user, safe='')}:{quote(password, safe='')}@" if user or password else ""
     return f"redis+socket://{login}{quote(path)}"
+
+
+def with_tls_verified(broker_url: str) -> str:
+    """The same broker, known by its certificate. Where a URL says nothing of that, Celery would tell the login to
+    whoever shows any certificate at all.
+    """
+    parts = urlsplit(broker_url)
+    if parts.scheme != "rediss" or _HOW_KNOWN in parse_qs(parts.query):
+        return broker_url
+    query = "&".join(filter(None, (parts.query, f"{_HOW_KNOWN}=required")))
+    return urlunsplit(parts._replace(query=query))
 
 
 def redis_client_url(broker_url: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socketserver
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,8 +13,8 @@ import pytest
 
 from backup_server.deploy import said
 from backup_server.deploy.machine import StepError
-from backup_server.deploy.ssh import Login, SshAddress, connected
-from backup_server.errors import InvalidError
+from backup_server.deploy.ssh import Login, SshAddress, connected, host_key_of
+from backup_server.errors import InvalidError, UnavailableError
 from transports.vsphere.model import Secret
 
 Answer = Callable[[Any], None]
@@ -138,6 +139,46 @@ def test_of_much_the_end_is_kept(sshd: Sshd) -> None:
         ran = machine.run(["much"])
     assert len(ran.output) <= said.KEPT_BYTES
     assert ran.why().endswith("line / last")
+
+
+@pytest.fixture
+def rude() -> Iterator[int]:
+    """Port of a server that only says goodbye, in words that play with a terminal."""
+    words = b"\x1b]0;owned\x07\x1b[2Jgo\x08 away\n" + b"x" * 20_000
+    payload = b"\x01" + (2).to_bytes(4, "big") + len(words).to_bytes(4, "big") + words + bytes(4)
+    padding = 16 - (len(payload) + 5) % 8
+    packet = (
+        (len(payload) + padding + 1).to_bytes(4, "big") + bytes([padding]) + payload + bytes(padding)
+    )
+
+    class Goodbye(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.sendall(b"SSH-2.0-rude\r\n" + packet)
+            while self.request.recv(4096):
+                pass
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Goodbye) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        yield int(server.server_address[1])
+        server.shutdown()
+        thread.join(60)
+
+
+def test_what_a_server_says_before_any_login_is_cleaned_too(rude: int) -> None:
+    with pytest.raises(UnavailableError) as looking:
+        host_key_of("127.0.0.1", rude)
+    address = SshAddress(host="127.0.0.1", port=rude, host_key="SHA256:x")
+    with (
+        pytest.raises(UnavailableError) as connecting,
+        connected(address, Login(user="ops", password=Secret("of-ops"))),
+    ):
+        raise AssertionError("it was let in")
+    for refused in (looking, connecting):
+        text = refused.value.message
+        assert "go away" in text
+        assert text.isprintable()
+        assert len(text) < 500
 
 
 def test_sudo_is_tried_with_what_is_run(sshd: Sshd) -> None:

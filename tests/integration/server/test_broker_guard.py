@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import socket
 import subprocess
@@ -293,6 +294,37 @@ def test_one_login_does_not_take_all_connections(site: Site) -> None:
             for one in clients:
                 one.close()
     assert site.row(good).state_note == ""
+
+
+@pytest.mark.parametrize("refused", ["xlen", "memory|usage"])
+def test_what_the_server_may_not_ask_is_no_fault_of_the_proxies(site: Site, refused: str) -> None:
+    good = site.add("good", "cd" * 32)
+    with site.client(good) as honest, site.server() as server:
+        honest.xadd(own_keys(good, "good")[-1][0], {"m": "a report"})
+        server.execute_command("ACL", "SETUSER", broker.SERVER_USER, f"-{refused}")  # type: ignore[no-untyped-call]
+        site.guard.step()
+        assert site.row(good).state_note == ""
+        assert honest.ping()
+        # Once it may, it looks as ever.
+        server.execute_command("ACL", "SETUSER", broker.SERVER_USER, f"+{refused}")  # type: ignore[no-untyped-call]
+        honest.hset(own_keys(good, "good")[0][0], "f", "x")
+        site.guard.step()
+        assert "not what a worker makes of it" in site.row(good).state_note
+
+
+def test_the_guard_is_spared_over_every_connection_of_its_own(site: Site) -> None:
+    def spared(server: redis.Redis) -> set[str]:
+        return {str(one["id"]) for one in server.client_list() if "e" in one["flags"]}
+
+    with site.server() as server:
+        site.guard.step()
+        before = spared(server)
+        assert len(before) == 1
+        server.client_kill_filter(_id=before.pop())  # type: ignore[no-untyped-call]
+        with contextlib.suppress(redis.exceptions.ConnectionError):
+            site.guard.step()
+        site.guard.step()
+        assert len(spared(server)) == 1
 
 
 def test_the_broker_is_given_a_part_of_the_memory(site: Site) -> None:

@@ -51,6 +51,11 @@ def test_unreadable_file_is_a_settings_error(tmp_path: Path) -> None:
         load_settings(data_dir=tmp_path)
 
 
+def test_a_broker_behind_tls_is_known_by_its_certificate(tmp_path: Path) -> None:
+    settings = load_settings(data_dir=tmp_path, broker="rediss://u:p@h:1/0")
+    assert settings.broker == "rediss://u:p@h:1/0?ssl_cert_reqs=required"
+
+
 def test_frozen(tmp_path: Path) -> None:
     settings = Settings(data_dir=tmp_path)
     with pytest.raises(ValidationError):

@@ -73,6 +73,17 @@ def _logged_in(tmp_path: Path, url: str) -> str:
     return broker_login(tmp_path, enrolment).broker_url
 
 
+def test_a_broker_that_the_machine_knows_by_itself_is_looked_at(tmp_path: Path) -> None:
+    enrolment = Enrolment(
+        proxy_id=ProxyId("p"),
+        name="px1",
+        server_url="https://s",
+        server_key="00",
+        broker_url="rediss://u:p@h:1/0",
+    )
+    assert broker_login(tmp_path, enrolment).broker_url == "rediss://u:p@h:1/0?ssl_cert_reqs=required"
+
+
 def test_names_of_a_broker_of_somebody_elses_authority_are_compared(tmp_path: Path) -> None:
     """That authority signs certificates for others as well: any of them could stand in between."""
     url = _logged_in(tmp_path, "rediss://u:p@redis.example:6379/0?ssl_ca_certs=%2Fetc%2Fca.pem")

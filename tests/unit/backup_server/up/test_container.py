@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
+from backup_server import broker
 from backup_server.config import load_settings
 from backup_server.up import container_secrets, flower, healthcheck
 from backup_server.up.options import UpError
@@ -47,6 +48,13 @@ def test_secrets_are_made_once_and_for_their_readers_alone(
     assert settings.database.endswith("@postgres/vmhaul")
     password = settings.broker.split("@", maxsplit=1)[0].rpartition(":")[2]
     assert password not in held["redis/redis.conf"].decode()
+
+
+def test_the_broker_of_the_containers_is_bounded_as_the_embedded_one(tmp_path: Path) -> None:
+    container_secrets.make(tmp_path, now=NOW, give=lambda path, owner: None, own=10470)
+    lines = (tmp_path / "redis" / "redis.conf").read_text().splitlines()
+    assert set(broker.BOUNDS) < set(lines)
+    assert f"maxmemory {broker.default_memory_bytes()}" in lines
 
 
 @pytest.fixture
