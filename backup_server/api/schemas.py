@@ -225,17 +225,28 @@ def _plain(value: Any) -> Any:
     return value.given() if isinstance(value, Body) else value
 
 
+MachineKind = Annotated[
+    Literal["linux", "windows"],
+    Field(description="linux: over SSH; windows: over WinRM with HTTPS (experimental)."),
+]
+
+
 class ServerProbeBody(Body):
     address: str = Field(min_length=1)
-    port: Port = 22
+    port: Port | None = Field(default=None, description="22 for SSH and 5986 for WinRM by default.")
+    kind: MachineKind = "linux"
 
 
 class ServerLookBody(LoginBody):
     server: str | None = Field(default=None, description="A managed server; else address and the rest.")
     address: str | None = None
     port: Port | None = None
+    kind: MachineKind | None = None
     username: str | None = None
-    host_key: str | None = Field(default=None, description="Its confirmed fingerprint, SHA256:...")
+    host_key: str | None = Field(
+        default=None,
+        description="The confirmed fingerprint of its SSH host key, or of WinRM's certificate: SHA256:...",
+    )
     python: str | None = Field(default=None, description="A Python there, instead of the newest.")
     places: PlacesBody | None = None
 

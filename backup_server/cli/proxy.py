@@ -44,7 +44,7 @@ def add(
         str,
         typer.Argument(
             metavar="NAME|USER@HOST[:PORT]",
-            help="What to call it; or the machine on which vmhaul installs it over SSH.",
+            help="What to call it; or the machine on which vmhaul installs it over SSH or WinRM.",
         ),
     ],
     local: Annotated[
@@ -63,12 +63,32 @@ def add(
             "--on", metavar="SERVER", help="Install it on this managed server, which is known already."
         ),
     ] = None,
+    winrm: Annotated[
+        bool,
+        typer.Option(
+            "--winrm",
+            help="Experimental: the machine runs Windows and is reached by WinRM over HTTPS; never run on a real Windows.",
+            rich_help_panel=machines.LOGIN,
+        ),
+    ] = False,
+    winrm_port: Annotated[
+        int | None,
+        typer.Option(
+            "--winrm-port",
+            metavar="PORT",
+            min=1,
+            max=65535,
+            help="Port of WinRM's listener for HTTPS; 5986 by default.",
+            show_default=False,
+            rich_help_panel=machines.LOGIN,
+        ),
+    ] = None,
     host_key: Annotated[
         str | None,
         typer.Option(
             "--host-key",
             metavar="SHA256:...",
-            help="Fingerprint of the host key that the machine must show.",
+            help="Fingerprint of the host key that the machine must show; with --winrm, of its certificate.",
             rich_help_panel=machines.LOGIN,
         ),
     ] = None,
@@ -120,11 +140,20 @@ def add(
         return
     if local:
         raise CliError("--local is for a proxy on the server's own machine, without USER@", Exit.USAGE)
+    if winrm_port is not None and not winrm:
+        raise CliError("--winrm-port goes with --winrm", Exit.USAGE)
+    if winrm and (key_file or agent or sudo_password_stdin):
+        raise CliError("--winrm takes a user and a password: no key, agent or sudo", Exit.USAGE)
     body: dict[str, Any] = {"server": on, "name": name} if on else {}
     if not on:
-        user, host, port = machines.parse_target(name)
-        key = machines.agreed_host_key(door, host, port, given=host_key, accept=accept_host_key)
-        body = {"address": host, "port": port, "username": user, "host_key": key}
+        body = machines.target_body(
+            door,
+            name,
+            winrm=winrm,
+            winrm_port=winrm_port,
+            host_key=host_key,
+            accept_host_key=accept_host_key,
+        )
     body |= machines.login_body(
         door,
         password_stdin=password_stdin,

@@ -18,6 +18,9 @@ from backup_server.cli.exits import CliError, Exit
 LOGIN: Final = "Login to its machine"
 PLACES: Final = "On its machine"
 SSH_PORT: Final = 22
+WINRM_PORT: Final = 5986
+LINUX: Final = "linux"
+WINDOWS: Final = "windows"
 _POLL_S: Final = 0.5
 
 PasswordOption = Annotated[
@@ -82,7 +85,7 @@ DrainOption = Annotated[
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Name or id of the proxy.")]
 
 
-def parse_target(text: str) -> tuple[str, str, int]:
+def parse_target(text: str) -> tuple[str, str, int | None]:
     """USER@HOST, USER@HOST:PORT or USER@[IPV6]:PORT."""
     user, _, rest = text.rpartition("@")
     host, port = rest, ""
@@ -93,7 +96,7 @@ def parse_target(text: str) -> tuple[str, str, int]:
         host, _, port = rest.partition(":")
     if not user or not host or (port and not port.isdecimal()):
         raise CliError(f"'{text}' is not USER@HOST or USER@HOST:PORT", Exit.USAGE)
-    return user, host, int(port) if port else SSH_PORT
+    return user, host, int(port) if port else None
 
 
 def login_body(
@@ -135,21 +138,45 @@ def login_body(
     return body
 
 
-def agreed_host_key(door: Door, host: str, port: int, *, given: str | None, accept: bool) -> str:
-    """The host key that a person stands for. Shows what the machine presents and asks."""
+def agreed_host_key(
+    door: Door, host: str, port: int, *, kind: str, given: str | None, accept: bool
+) -> str:
+    """The host key, or WinRM's certificate, that a person stands for. Shows what the machine presents and asks."""
     if given:
         return given
-    shown = str(door.api.post("/servers/probe", {"address": host, "port": port}, slow=True)["host_key"])
-    output.note(f"{host} shows the host key\n  {shown}")
+    question = {"address": host, "port": port, "kind": kind}
+    shown = str(door.api.post("/servers/probe", question, slow=True)["host_key"])
+    what = "the host key" if kind == LINUX else "a certificate with SHA-256 thumbprint"
+    output.note(f"{host} shows {what}\n  {shown}")
     secrets_in.confirm(
         "Is this the right one?", assume_yes=accept, option="--host-key or --accept-host-key"
     )
     return shown
 
 
+def target_body(
+    door: Door,
+    text: str,
+    *,
+    winrm: bool,
+    winrm_port: int | None,
+    host_key: str | None,
+    accept_host_key: bool,
+) -> dict[str, Any]:
+    """What the API takes of USER@HOST, its host key or certificate agreed to."""
+    user, host, port = parse_target(text)
+    kind = WINDOWS if winrm else LINUX
+    if winrm_port is not None and port not in (None, winrm_port):
+        raise CliError("the port stands twice: behind the host and with --winrm-port", Exit.USAGE)
+    port = winrm_port or port or (WINRM_PORT if winrm else SSH_PORT)
+    key = agreed_host_key(door, host, port, kind=kind, given=host_key, accept=accept_host_key)
+    body = {"address": host, "port": port, "username": user, "host_key": key}
+    return body | ({"kind": kind} if winrm else {})
+
+
 def look(door: Door, body: dict[str, Any]) -> dict[str, Any]:
     """What the machine is; asks for sudo's password when it takes one. `body` gets it."""
-    wanted = ("server", "address", "port", "username", "host_key", "python", "places")
+    wanted = ("server", "address", "port", "kind", "username", "host_key", "python", "places")
     secret = ("password", "private_key", "passphrase", "sudo_password", "agent_path")
     question = {name: body[name] for name in (*wanted, *secret) if name in body}
     try:

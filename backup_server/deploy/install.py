@@ -26,7 +26,8 @@ Report = Callable[[str, str], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InstallOrder:
-    places: Places
+    places: Any
+    """Of the machine's kind: `Places` on Linux, `WindowsPlaces` on Windows."""
     release: Release
     packages: tuple[str, ...]
     """Of the system, agreed to by a person."""
@@ -64,7 +65,7 @@ class Undo:
 
 def install(machine: Machine, order: InstallOrder, facts: Facts, report: Report, undo: Undo) -> str:
     """Id of the release that runs now. `undo` holds what was made, also when this raises StepError."""
-    places = order.places
+    places: Places = order.places
     if order.packages or order.optional_packages:
         report("packages", f"system packages: {' '.join((*order.packages, *order.optional_packages))}")
         _packages(machine, facts, order)

@@ -13,12 +13,11 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from backup_server.db.tables import ManagedServer, Proxy
-from backup_server.deploy import install, releases, service, ssh
 from backup_server.deploy.install import InstallOrder, Undo
-from backup_server.deploy.look import Facts, look
-from backup_server.deploy.machine import Machine, StepError
-from backup_server.deploy.places import Places
+from backup_server.deploy.look import Facts
+from backup_server.deploy.machine import StepError
 from backup_server.deploy.releases import Release
+from backup_server.deploy.ways import AnyPlaces, Way
 from backup_server.deploy.wheel import Wheel, carried_wheel
 from backup_server.errors import (
     ConflictError,
@@ -56,11 +55,11 @@ class _AddOrder:
     extras: tuple[str, ...]
     wheelhouse: Path | None
     python: str
-    places: Places
+    places: AnyPlaces
 
 
 def start_add(
-    ctx: Context, data: Mapping[str, Any], *, connect: Connect = ssh.connected
+    ctx: Context, data: Mapping[str, Any], *, connect: Connect | None = None
 ) -> dict[str, Any]:
     """The operation that makes a machine a proxy. InvalidError names every field that cannot be accepted."""
     given = Fields(data)
@@ -75,7 +74,7 @@ def start_add(
         extras=tuple(given.checked("extras", _texts, default=())),
         wheelhouse=given.checked("wheelhouse", _directory, default=None),
         python=given.text("python", default="", empty=True),
-        places=given.checked("places", managed_servers.places_of, default={}),
+        places=given.checked("places", managed_servers.places_of(access), default={}),
     )
     given.finish("the proxy's machine")
     _refuse_out_of_reach(ctx, access)
@@ -104,18 +103,19 @@ def default_name(host: str) -> str:
     return host.replace(":", "-") if short.isdigit() or ":" in host else short
 
 
-def _add(ctx: Context, journal: Journal, order: _AddOrder, connect: Connect) -> dict[str, Any]:
+def _add(ctx: Context, journal: Journal, order: _AddOrder, connect: Connect | None) -> dict[str, Any]:
     wheel = carried_wheel()
+    way = order.access.way
     address = order.access.address
     journal.step("connect", f"connecting to {address.host}:{address.port}")
-    with connect(address, order.access.login) as machine:
+    with (connect or way.connect)(address, order.access.login) as machine:
         journal.step("look", "looking at the machine")
-        facts = look(machine, order.places, lambda: ctx.clock().timestamp(), python=order.python)
+        facts = way.look(machine, order.places, lambda: ctx.clock().timestamp(), python=order.python)
         _refuse_unfit(machine, facts, order)
         return _install(ctx, journal, order, machine, facts, wheel)
 
 
-def _refuse_unfit(machine: Machine, facts: Facts, order: _AddOrder) -> None:
+def _refuse_unfit(machine: Any, facts: Facts, order: _AddOrder) -> None:
     if facts.problems:
         raise StepError(f"{machine.name} cannot become a proxy: {'; '.join(facts.problems)}")
     if facts.missing and not order.install_packages:
@@ -126,7 +126,7 @@ def _refuse_unfit(machine: Machine, facts: Facts, order: _AddOrder) -> None:
 
 
 def _install(
-    ctx: Context, journal: Journal, order: _AddOrder, machine: Machine, facts: Facts, wheel: Wheel
+    ctx: Context, journal: Journal, order: _AddOrder, machine: Any, facts: Facts, wheel: Wheel
 ) -> dict[str, Any]:
     release = _release(wheel, order.extras, order.python or facts.python, order.wheelhouse)
     if not release.python:
@@ -156,7 +156,7 @@ def _install(
         with ctx.db() as s:
             s.get_one(Proxy, added["id"]).server_id = server_id
             managed_servers.set_installed(s, server_id, added["id"], kept)
-        release_id = install.install(
+        release_id = order.access.way.install(
             machine,
             InstallOrder(
                 places=order.places,
@@ -274,7 +274,7 @@ def wait_drained(ctx: Context, proxy_id: str, limit_s: float) -> None:
 
 
 def start_upgrade(
-    ctx: Context, data: Mapping[str, Any], *, connect: Connect = ssh.connected
+    ctx: Context, data: Mapping[str, Any], *, connect: Connect | None = None
 ) -> dict[str, Any]:
     """The operation that brings proxies to the server's release, one by one.
 
@@ -320,8 +320,9 @@ def start_upgrade(
                     access = managed_servers.kept_access(ctx, s, server, login)
                     known = managed_servers.installed(server, proxy_id)
                 journal.take(_machine(access))
-                with connect(access.address, access.login) as machine:
-                    done[name] = upgrade.run(machine, known, wheelhouse, force=force)
+                way = access.way
+                with (connect or way.connect)(access.address, access.login) as machine:
+                    done[name] = upgrade.run(way, machine, known, wheelhouse, force=force)
             except VmhaulError as error:
                 left = [other for _, other in todo if other not in done and other != name]
                 rest = f"; not begun: {', '.join(left)}" if left else ""
@@ -357,35 +358,35 @@ class _Upgrade:
     drain_s: float
 
     def run(
-        self, machine: Machine, known: Mapping[str, Any], wheelhouse: Path | None, *, force: bool
+        self, way: Way, machine: Any, known: Mapping[str, Any], wheelhouse: Path | None, *, force: bool
     ) -> str:
         """Id of the release that it has now."""
-        places = Places.of(known.get("places", {}))
+        places = way.places_of(known.get("places", {}))
         init = str(known["init"])
-        old = releases.current(machine, places)
+        old = way.current(machine, places)
         if old == self.wheel.release_id and not force:
             self._step("current", "has this release already")
             # An upgrade that was cut off may have left it stopped. One that runs is left alone.
-            service.start(machine, places, init)
+            way.start(machine, places, init)
             self._remember(known, old)
             return old
         self._step("environment", f"installing vmhaul {self.wheel.version} beside the old one")
         release = _release(self.wheel, known.get("extras", ()), str(known["python"]), wheelhouse)
         release.check()
-        new = releases.build(machine, places, release)
+        new = way.build(machine, places, release)
         was_enabled = self._enable(on=False)
         self.journal.note(disabled=self.proxy_id if was_enabled else "")
         try:
             self._step("drain", "no new tasks; waiting until those that run have ended")
             wait_drained(self.ctx, self.proxy_id, self.drain_s)
-            self._switch(machine, places, init, old, new)
+            self._switch(way, machine, places, init, old, new)
         finally:
             if was_enabled:
                 self._enable(on=True)
             self.journal.note(disabled="")
         self._remember(known, new)
         with suppress(VmhaulError):
-            releases.forget_others(machine, places, [new, old])
+            way.forget_others(machine, places, [new, old])
         self._step("done", f"runs release {new}")
         return new
 
@@ -396,13 +397,11 @@ class _Upgrade:
                 found = {**known, "release": release_id}
                 managed_servers.set_installed(s, row.server_id, self.proxy_id, found)
 
-    def _switch(self, machine: Machine, places: Places, init: str, old: str, new: str) -> None:
+    def _switch(self, way: Way, machine: Any, places: AnyPlaces, init: str, old: str, new: str) -> None:
         self._step("switch", f"switching from {old or 'nothing'} to {new}")
         before = self._boot()
         try:
-            releases.switch(machine, places, new)
-            service.write(machine, places, init)
-            service.restart(machine, places, init)
+            way.change_to(machine, places, init, new)
             self._step("heard", "waiting until the server hears it")
             _wait_heard(self.ctx, self.proxy_id, before, version=self.wheel.version)
         except VmhaulError as error:
@@ -410,9 +409,7 @@ class _Upgrade:
                 raise
             self._step("back", f"the new release did not come up; going back to {old}")
             before = self._boot()
-            releases.switch(machine, places, old)
-            service.write(machine, places, init)
-            service.restart(machine, places, init)
+            way.change_to(machine, places, init, old)
             _wait_heard(self.ctx, self.proxy_id, before)
             raise StepError(f"{error.message}; it runs its old release {old} again") from error
 
@@ -436,7 +433,7 @@ class _Upgrade:
 
 
 def start_remove(
-    ctx: Context, ref: str, data: Mapping[str, Any], *, connect: Connect = ssh.connected
+    ctx: Context, ref: str, data: Mapping[str, Any], *, connect: Connect | None = None
 ) -> dict[str, Any]:
     """The operation that takes a proxy off its machine and forgets it. The server stays managed.
 
@@ -475,9 +472,10 @@ def start_remove(
             if access is None:
                 raise UnavailableError("no credentials are kept for its machine")
             journal.step("connect", f"connecting to {access.address.host}:{access.address.port}")
-            with connect(access.address, access.login) as machine:
-                places = Places.of(known.get("places", {}))
-                install.uninstall(
+            way = access.way
+            with (connect or way.connect)(access.address, access.login) as machine:
+                places = way.places_of(known.get("places", {}))
+                way.uninstall(
                     machine,
                     places,
                     str(known.get("init", "systemd")),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -12,23 +13,20 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session as DbSession
 
 from backup_server.db.tables import ManagedServer, Proxy, new_id
-from backup_server.deploy import ssh
-from backup_server.deploy.look import Facts, look
-from backup_server.deploy.machine import Machine
-from backup_server.deploy.places import Places
+from backup_server.deploy.look import Facts
 from backup_server.deploy.ssh import Login, SshAddress
+from backup_server.deploy.ways import LINUX, WINDOWS, AnyPlaces, Way, way_of
 from backup_server.errors import ConflictError, InvalidError
 from backup_server.services.context import Context
 from backup_server.services.shapes import Fields, by_ref, when
 from transports.vsphere.model import Secret
 
-LINUX: Final = "linux"
 INSTALLED: Final = "installed"
 """In `ManagedServer.facts`: {proxy id: {places, init, release, extras, python}}."""
 _SECRETS: Final = ("password", "private_key", "passphrase", "sudo_password")
 LOGIN_FIELDS: Final = (*_SECRETS, "agent_path")
 
-Connect = Callable[[SshAddress, Login], AbstractContextManager[Machine]]
+Connect = Callable[[SshAddress, Login], AbstractContextManager[Any]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,24 +35,30 @@ class Access:
 
     address: SshAddress
     login: Login = field(repr=False)
+    kind: str = LINUX
+
+    @property
+    def way(self) -> Way:
+        return way_of(self.kind)
 
 
-def probe(address: str, port: int) -> dict[str, Any]:
-    """The host key that is shown there, for a person to compare."""
-    return {"address": address, "port": port, "host_key": ssh.host_key_of(address, port)}
+def probe(address: str, port: int | None, kind: str = LINUX) -> dict[str, Any]:
+    """The SSH host key, or the thumbprint of WinRM's certificate, that is shown there, for a person to compare."""
+    way = way_of(kind)
+    port = port or way.port
+    return {"address": address, "port": port, "host_key": way.identity_of(address, port)}
 
 
-def look_at(
-    ctx: Context, data: Mapping[str, Any], *, connect: Connect = ssh.connected
-) -> dict[str, Any]:
+def look_at(ctx: Context, data: Mapping[str, Any], *, connect: Connect | None = None) -> dict[str, Any]:
     """What a machine is and what stands against a proxy there. Changes nothing."""
     given = Fields(data)
     access = access_of(ctx, given)
-    places = given.checked("places", places_of, default={})
+    places = given.checked("places", places_of(access), default={})
     python = given.text("python", default="", empty=True)
     given.finish("the look at the machine")
-    with connect(access.address, access.login) as machine:
-        return look(machine, places, lambda: ctx.clock().timestamp(), python=python).shape()
+    way = access.way
+    with (connect or way.connect)(access.address, access.login) as machine:
+        return way.look(machine, places, lambda: ctx.clock().timestamp(), python=python).shape()
 
 
 def list_all(ctx: Context) -> list[dict[str, Any]]:
@@ -84,10 +88,21 @@ def remove(ctx: Context, ref: str) -> None:
             ctx.credentials.forget(s, row.credential_id)
 
 
-def places_of(value: Any) -> Places:
-    if not isinstance(value, Mapping) or set(value) - {"install_dir", "data_dir", "service", "user"}:
-        raise ValueError("must be an object with install_dir, data_dir, service and user")
-    return Places.of(value)
+def places_of(access: Access) -> Callable[[Any], AnyPlaces]:
+    """Reads places of the machine's kind."""
+
+    def read(value: Any) -> AnyPlaces:
+        if not isinstance(value, Mapping) or set(value) - {
+            "install_dir",
+            "data_dir",
+            "service",
+            "user",
+        }:
+            raise ValueError("must be an object with install_dir, data_dir, service and user")
+        places: AnyPlaces = access.way.places_of(value)
+        return places
+
+    return read
 
 
 def access_of(ctx: Context, given: Fields) -> Access:
@@ -101,16 +116,41 @@ def access_of(ctx: Context, given: Fields) -> Access:
             row = by_ref(s, ManagedServer, given.text("server"))
             return kept_access(ctx, s, row, login)
     address = given.text("address")
-    port = given.number("port", default=ssh.SSH_PORT, low=1, high=65535)
+    way: Way = given.checked("kind", way_of, default=LINUX) or way_of(LINUX)
+    port = given.number("port", default=way.port, low=1, high=65535)
     host_key = given.text("host_key")
-    if host_key and not host_key.startswith("SHA256:"):
+    if way.kind == WINDOWS:
+        host_key = _thumbprint(given, host_key)
+    elif host_key and not host_key.startswith("SHA256:"):
         given.wrong("host_key", "must be the fingerprint that a person confirmed, as in SHA256:...")
     user = given.text("username")
-    if not has_secret(login):
+    if way.kind == WINDOWS:
+        _refuse_keys(given, login)
+    elif not has_secret(login):
         given.wrong("password", "give a password, a private key or an agent")
     return Access(
-        address=SshAddress(host=address, port=port, host_key=host_key), login=replace(login, user=user)
+        address=SshAddress(host=address, port=port, host_key=host_key),
+        login=replace(login, user=user),
+        kind=way.kind,
     )
+
+
+def _thumbprint(given: Fields, value: str) -> str:
+    """As it is kept: "SHA256:" and pairs with colons."""
+    digits = value.upper().removeprefix("SHA256:").replace(":", "").replace(" ", "")
+    if value and not re.fullmatch("[0-9A-F]{64}", digits):
+        given.wrong(
+            "host_key", "must be the SHA-256 thumbprint of WinRM's certificate, 64 hexadecimal digits"
+        )
+    return "SHA256:" + ":".join(digits[at : at + 2] for at in range(0, len(digits), 2))
+
+
+def _refuse_keys(given: Fields, login: Login) -> None:
+    if login.password is None:
+        given.wrong("password", "give a password: WinRM takes nothing else here")
+    for name in ("private_key", "agent_path", "sudo_password"):
+        if getattr(login, name) is not None:
+            given.wrong(name, "belongs to SSH; WinRM takes a user and a password")
 
 
 def login_of(given: Fields) -> Login:
@@ -151,7 +191,9 @@ def kept_access(ctx: Context, s: DbSession, row: ManagedServer, given: Login) ->
         if given.sudo_password is not None:
             login = replace(login, sudo_password=given.sudo_password)
     return Access(
-        address=SshAddress(host=row.address, port=row.port, host_key=row.host_key), login=login
+        address=SshAddress(host=row.address, port=row.port, host_key=row.host_key),
+        login=login,
+        kind=row.kind,
     )
 
 
@@ -170,7 +212,7 @@ def keep(
         row = ManagedServer(
             id=new_id(),
             name=_free_name(s, address),
-            kind=LINUX,
+            kind=access.kind,
             address=address.host,
             port=address.port,
             username=access.login.user,

@@ -53,7 +53,7 @@ def remove_proxy(ctx: Ctx, ref: str, force: bool = False) -> None:
 
 @router.post("/deploy", responses=answers.ok(answers.Operation, 409, 422))
 def deploy_proxy(ctx: Ctx, body: ProxyDeployBody) -> Any:
-    """Make a machine a proxy over SSH. The operation tells how far it is."""
+    """Make a machine a proxy over SSH, or over WinRM (experimental). The operation tells how far it is."""
     return deployments.start_add(ctx, body.values())
 
 

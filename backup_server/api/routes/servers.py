@@ -21,8 +21,8 @@ def list_servers(ctx: Ctx, limit: Limit = DEFAULT_LIMIT, cursor: Cursor = None) 
 
 @router.post("/servers/probe", responses=answers.ok(answers.ServerKey, 422, 503))
 def probe_server(body: ServerProbeBody) -> Any:
-    """The host key that is shown there, for a person to compare. Nothing is trusted by this."""
-    return managed_servers.probe(body.address, body.port)
+    """The host key, or WinRM's certificate, that is shown there, for a person to compare. Nothing is trusted by this."""
+    return managed_servers.probe(body.address, body.port, body.kind)
 
 
 @router.post("/servers/look", responses=answers.ok(answers.ServerFacts, 409, 422, 503))

@@ -1,0 +1,2 @@
+param([string] $Path)
+if (Test-Path -LiteralPath $Path) { 'yes' } else { 'no' }

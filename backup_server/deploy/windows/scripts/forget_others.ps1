@@ -1,0 +1,9 @@
+param(
+    [string] $Path,
+    [string[]] $Keep
+)
+foreach ($one in @(Get-ChildItem -LiteralPath $Path -Directory)) {
+    if ($Keep -notcontains $one.Name) {
+        Remove-Item -LiteralPath $one.FullName -Recurse -Force
+    }
+}

@@ -1,0 +1,4 @@
+param([string] $TaskName)
+if (Get-Task -TaskName $TaskName) {
+    Stop-Task -TaskName $TaskName
+}
