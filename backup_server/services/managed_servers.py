@@ -221,7 +221,7 @@ def keep(
             created_at=ctx.clock(),
         )
         s.add(row)
-    row.host_key = address.host_key
+    row.kind, row.host_key = access.kind, address.host_key
     row.facts = {**row.facts, **facts.shape()}
     if credentials and access.login.agent_path is None:
         row.username = access.login.user

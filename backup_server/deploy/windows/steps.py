@@ -130,6 +130,13 @@ def _problems(
 
 
 def _taken(one: Callable[[str], str], places: WindowsPlaces) -> list[str]:
+    if one("foreign"):
+        return [
+            (
+                f"{one('foreign')} was made by somebody who is no administrator, or leads elsewhere; look at what is in it and "
+                "remove it, or name another directory with --proxy-data or --install-dir"
+            )
+        ]
     if one("taken"):
         return [
             (

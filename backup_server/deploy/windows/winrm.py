@@ -95,6 +95,7 @@ class WinRmMachine:
         self._user = user
         self._password = password
         self._connection: Any = None
+        self._adapter: Any = None
         self._pool: Any = None
 
     @property
@@ -109,7 +110,10 @@ class WinRmMachine:
         if self._pool is not None:
             return
         with self._troubles():
-            self._connection = _connection(self._library, self._address, self._user, self._password)
+            self._connection, self._adapter = _connection(
+                self._library, self._address, self._user, self._password
+            )
+            self._adapter.until = time.monotonic() + COMMAND_S
             self._pool = self._library.RunspacePool(self._connection, no_profile=True)
             self._pool.open()
         ran = self._run(script_text(_COMMON), {}, _COMMON, COMMAND_S)
@@ -122,6 +126,7 @@ class WinRmMachine:
         library = self._library
         with contextlib.suppress(*library.troubles):
             if self._pool is not None and self._pool.state == library.OPENED:
+                self._adapter.until = time.monotonic() + CONNECT_S
                 self._pool.close()
         self._drop()
 
@@ -138,6 +143,7 @@ class WinRmMachine:
             shell.add_parameters(parameters)
             output = Kept()
             until = time.monotonic() + timeout_s
+            self._adapter.until = until + 2 * _POLL_S
             shell.begin_invoke()
             while shell.state == self._library.RUNNING:
                 shell.poll_invoke()
@@ -195,7 +201,10 @@ def _take(name: str, shell: Any, output: Kept) -> None:
         )
 
 
-def _connection(library: SimpleNamespace, address: SshAddress, user: str, password: Secret) -> Any:
+def _connection(
+    library: SimpleNamespace, address: SshAddress, user: str, password: Secret
+) -> tuple[Any, Any]:
+    """And its adapter, whose `until` ends everything."""
     connection = library.WSMan(
         address.host,
         port=address.port,
@@ -211,9 +220,9 @@ def _connection(library: SimpleNamespace, address: SshAddress, user: str, passwo
         read_timeout=_POLL_S + 10,
         max_envelope_size=_ENVELOPE_BYTES,
     )
-    # What the library says while it debugs holds what is sent.
-    for chatty in ("pypsrp", "spnego", "urllib3"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    # What the libraries log holds what is sent, or what the machine says, as it says it. Their errors are raised, too.
+    for chatty in ("pypsrp", "spnego"):
+        logging.getLogger(chatty).setLevel(logging.CRITICAL)
     where = f"{address.host}:{address.port}"
     thumbprint = address.host_key.removeprefix(PREFIX)
     transport = connection.transport
@@ -222,9 +231,10 @@ def _connection(library: SimpleNamespace, address: SshAddress, user: str, passwo
     session.trust_env = False
     session.max_redirects = 0
     session.adapters.clear()
-    session.mount("https://", library.adapter(pinned_context(thumbprint, peer=where), thumbprint))
+    adapter = library.adapter(pinned_context(thumbprint, peer=where), thumbprint)
+    session.mount("https://", adapter)
     transport.session = session
-    return connection
+    return connection, adapter
 
 
 @cache
@@ -251,12 +261,24 @@ def _library() -> SimpleNamespace:
                 total_bytes += len(piece)
                 if total_bytes > _ANSWER_BYTES:
                     raise RequestException(f"an answer of more than {_ANSWER_BYTES >> 20} MiB")
+                adapter: Any = self.connection
+                adapter.in_time()
                 yield piece
 
     class Pinned(HTTPAdapter):
         def __init__(self, context: Any, thumbprint: str) -> None:
             self._tls = {"ssl_context": context, "assert_fingerprint": thumbprint}
+            self.until = 0.0
+            """By the monotonic clock: a machine that goes on answering nothing is left then."""
             super().__init__()
+
+        def in_time(self) -> None:
+            if time.monotonic() > self.until:
+                raise RequestException("it was heard, and did not come to an end in time")
+
+        def send(self, *args: Any, **more: Any) -> Any:
+            self.in_time()
+            return super().send(*args, **more)
 
         def init_poolmanager(
             self, connections: int, maxsize: int, block: bool = False, **more: Any

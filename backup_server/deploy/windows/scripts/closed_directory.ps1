@@ -16,6 +16,9 @@ foreach ($grant in @(@($system, 'FullControl'), @($administrators, 'FullControl'
     $rule = New-Object System.Security.AccessControl.FileSystemAccessRule $grant[0], $rights, $flags, $none, $allow
     $access.AddAccessRule($rule)
 }
+if (Test-Foreign -Path $Path) {
+    throw "$Path was made by somebody else, or leads elsewhere"
+}
 if (Test-Path -LiteralPath $Path) {
     [System.IO.Directory]::SetAccessControl($Path, $access)
 }

@@ -27,6 +27,7 @@ function Invoke-Program {
     $start.RedirectStandardError = $true
     $start.EnvironmentVariables['PYTHONUTF8'] = '1'
     $start.EnvironmentVariables['PYTHONNOUSERSITE'] = '1'
+    $start.EnvironmentVariables['PYTHONSAFEPATH'] = '1'
     $start.StandardOutputEncoding = [System.Text.Encoding]::UTF8
     $start.StandardErrorEncoding = [System.Text.Encoding]::UTF8
     $process = [System.Diagnostics.Process]::Start($start)
@@ -54,6 +55,31 @@ function Invoke-Program {
     }
     finally {
         $process.Dispose()
+    }
+}
+
+function Test-Foreign {
+    # Whether a directory is there that an administrator or the system did not make: all users may make some beside ours.
+    param([string] $Path)
+    if (-not (Test-Path -LiteralPath $Path)) {
+        return $false
+    }
+    $owner = (Get-Acl -LiteralPath $Path).GetOwner([System.Security.Principal.SecurityIdentifier]).Value
+    if (@('S-1-5-18', 'S-1-5-32-544') -notcontains $owner) {
+        return $true
+    }
+    [bool] ((Get-Item -LiteralPath $Path -Force).Attributes -band [System.IO.FileAttributes]::ReparsePoint)
+}
+
+function Remove-Whole {
+    # A directory or file with all that is in it. Links in it go; where they lead is left alone, as Remove-Item of
+    # PowerShell 5.1 does not promise.
+    param([string] $Path)
+    if ([System.IO.Directory]::Exists($Path)) {
+        [System.IO.Directory]::Delete($Path, $true)
+    }
+    elseif ([System.IO.File]::Exists($Path)) {
+        [System.IO.File]::Delete($Path)
     }
 }
 

@@ -4,6 +4,6 @@ param(
 )
 foreach ($one in @(Get-ChildItem -LiteralPath $Path -Directory)) {
     if ($Keep -notcontains $one.Name) {
-        Remove-Item -LiteralPath $one.FullName -Recurse -Force
+        Remove-Whole -Path $one.FullName
     }
 }

@@ -46,6 +46,9 @@ foreach ($one in $found) {
 }
 
 foreach ($directory in @($InstallDir, $DataDir)) {
+    if (Test-Foreign -Path $directory) {
+        "foreign=$directory"
+    }
     $drive = New-Object System.IO.DriveInfo ([System.IO.Path]::GetPathRoot($directory))
     "free=$($drive.AvailableFreeSpace)"
 }

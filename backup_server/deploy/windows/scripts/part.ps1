@@ -11,7 +11,7 @@ try {
         throw "$Path has $($file.Length) bytes, and the next part belongs at $Offset"
     }
     $file.Position = $Offset
-    if ($Content) {
+    if ($null -ne $Content -and $Content.Length -gt 0) {
         $file.Write($Content, 0, $Content.Length)
     }
 }

@@ -1,11 +1,9 @@
 # A directory or file with all that is in it; it may not be there. What was just stopped may hold files a moment longer.
 param([string] $Path)
 foreach ($turn in 1..20) {
-    if (-not (Test-Path -LiteralPath $Path)) {
-        return
-    }
     try {
-        Remove-Item -LiteralPath $Path -Recurse -Force
+        Remove-Whole -Path $Path
+        return
     }
     catch {
         if ($turn -eq 20) {
