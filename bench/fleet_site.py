@@ -30,7 +30,7 @@ from backup_server.db.tables import (
     Vcenter,
     new_id,
 )
-from backup_server.services import disk_facts
+from backup_server.services import disk_facts, proxy_vms
 from proxy_worker.config import ENROLMENT_FILE, Enrolment
 from proxy_worker.contracts.codec import to_json
 from proxy_worker.contracts.ids import ProxyId
@@ -197,6 +197,7 @@ def make_site(
                     connections=made.report,
                     connections_at=now,
                     created_at=now,
+                    settings=_confirmed(number, size),
                 )
             )
             enrolment = Enrolment(
@@ -257,6 +258,13 @@ def _proxy(number: int, size: Size, rng: random.Random, place: Path) -> PlayedPr
 
 def _uuid(number: int) -> str:
     return f"420a1b2c-3d4e-5f60-7182-{number:012x}"
+
+
+def _confirmed(number: int, size: Size) -> dict[str, Any]:
+    """As after `vmhaul proxy confirm-vm`."""
+    if not _own_vm(number, size):
+        return {}
+    return {proxy_vms.CONFIRMED: {"vm_uuid": _uuid(number), "by": "administrator"}}
 
 
 def _own_vm(number: int, size: Size) -> list[dict[str, Any]]:
