@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from backup_server.db.engine import open_database
 from tests.integration.queue.rig import Rig, running
+from tests.integration.queue.task_rows import Rows
 
 
 @pytest.fixture
@@ -21,3 +23,10 @@ def rig(database_url: str) -> Iterator[Rig]:
             yield made
     finally:
         shutil.rmtree(directory)
+
+
+@pytest.fixture
+def rows(database_url: str) -> Iterator[Rows]:
+    db = open_database(database_url)
+    yield Rows(db)
+    db.close()

@@ -2,193 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
-from typing import Any
+from datetime import timedelta
 
 import pytest
 import sqlalchemy as sa
 
-from backup_server.db.engine import Database, open_database
-from backup_server.db.states import SessionState, StaleStateError, TaskState, VmState
+from backup_server.db.states import StaleStateError
 from backup_server.db.tables import (
-    Credential,
     Event,
-    OutboxRow,
     Proxy,
-    Repository,
     Session,
-    SessionVm,
     Task,
-    new_id,
 )
-from backup_server.services import leases, results, tasks, waits
-from backup_server.services.results import Applied, RetryPolicy
+from backup_server.services import leases, tasks, waits
+from backup_server.services.results import Applied
 from backup_server.services.session_shapes import task_shape
 from backup_server.services.tasks import Placement
-from pipeline.model import BlockCounts, DiskStats, ReadMode, StageTimes
-from proxy_worker.contracts.codec import MessageError, from_json, to_json
+from pipeline.model import ReadMode
+from proxy_worker.contracts.codec import MessageError, from_json
 from proxy_worker.contracts.ids import Attempt, TaskId
 from proxy_worker.contracts.messages import (
-    BackupDiskOrder,
-    CompressionLevel,
     Failover,
     LeaseAnswer,
     LeaseVerdict,
     ProgressReport,
-    ResultReport,
     RunningTask,
     TaskOutcome,
     TaskRequest,
 )
-from transports.base import DiskRef, TransportMode
-
-NOW = datetime(2026, 3, 1, 22, tzinfo=UTC)
-POLICY = RetryPolicy(attempts=3, wait_s=10, wait_max_s=15)
-STATS = DiskStats(
-    capacity_bytes=10,
-    read_bytes=10,
-    changed_bytes=10,
-    stored_bytes=5,
-    blocks=BlockCounts(zero=0, new=1, deduplicated=0, unchanged=0),
-    duration_s=1.0,
-    stages=StageTimes(source=1, proxy=0, network=0, target=0),
-)
-ORDER = {
-    "map_root": "ab" * 32,
-    "capacity_bytes": 10,
-    "expected_sha256": "",
-    "target_path": "/x",
-    "target_disk": None,
-    "overwrite": False,
-}
-BACKUP_ORDER = to_json(
-    BackupDiskOrder(
-        disk=DiskRef(
-            vm_moref="vm-1",
-            vm_name="db01",
-            disk_key=2000,
-            path="[ds1] a/a.vmdk",
-            capacity_bytes=10,
-            datastore="ds1",
-        ),
-        previous_map_root="",
-        previous_change_id="",
-        current_change_id="",
-        full_read_reason="",
-        datastore_is_vmfs=False,
-        compression=CompressionLevel.FAST,
-    )
-)
-
-
-class Rows:
-    def __init__(self, db: Database) -> None:
-        self.db = db
-        with db() as s:
-            credential = Credential(id=new_id(), kind="x", sealed=b"x", created_at=NOW)
-            s.add(credential)
-            s.flush()
-            repository = Repository(
-                id=new_id(),
-                name="main",
-                repository_id=new_id(),
-                location="/srv",
-                credential_id=credential.id,
-                block_size_bytes=1 << 20,
-                max_tasks=4,
-                created_at=NOW,
-            )
-            session = Session(
-                id=new_id(), kind="restore", state=SessionState.RUNNING.value, created_at=NOW
-            )
-            s.add_all([repository, session])
-            s.flush()
-            vm = SessionVm(
-                id=new_id(),
-                session_id=session.id,
-                position=0,
-                moref="vm-1",
-                instance_uuid=new_id(),
-                name="db01",
-                state=VmState.RUNNING.value,
-            )
-            s.add(vm)
-            for name in ("px1", "px2"):
-                s.add(Proxy(id=name, name=name, local=True, slots=2, created_at=NOW))
-            self.repository_id, self.session_id, self.vm_id = repository.id, session.id, vm.id
-        self.count = 0
-
-    def add(self, **changes: Any) -> str:
-        self.count += 1
-        values = {
-            "id": new_id(),
-            "session_id": self.session_id,
-            "session_vm_id": self.vm_id,
-            "kind": "restore-disk-to-file",
-            "title": "disk",
-            "position": self.count,
-            "disk_key": self.count,
-            "disk_label": "",
-            "disk_path": "",
-            "capacity_bytes": 10,
-            "datastore": "",
-            "repository_id": self.repository_id,
-            "order": ORDER,
-            "priority": 0,
-            "state": TaskState.PENDING.value,
-            "created_at": NOW,
-            **changes,
-        }
-        with self.db() as s:
-            s.add(Task(**values))
-        return str(values["id"])
-
-    def get(self, task_id: str) -> Task:
-        with self.db.read() as s:
-            return s.get_one(Task, task_id)
-
-    def start(self, task_id: str, proxy: str = "px1", boot: str | None = "boot1") -> TaskRequest:
-        with self.db() as s:
-            return tasks.start_attempt(
-                s,
-                s.get_one(Task, task_id),
-                Placement(
-                    proxy_id=proxy,
-                    proxy_name=proxy,
-                    boot_id=boot,
-                    mode=TransportMode.NBDSSL,
-                    decision={"why": "test"},
-                ),
-                now=NOW,
-                lease_s=30,
-                order_ttl_s=60,
-            )
-
-    def running(self, **changes: Any) -> str:
-        task_id = self.add(**changes)
-        self.start(task_id)
-        return task_id
-
-    def apply(self, report: ResultReport, proxy: str = "px1") -> Applied:
-        with self.db() as s:
-            return results.apply_result(s, proxy, report, policy=POLICY, now=NOW)
-
-    def outbox(self) -> list[OutboxRow]:
-        with self.db.read() as s:
-            return list(s.scalars(sa.select(OutboxRow).order_by(OutboxRow.id)))
-
-
-@pytest.fixture
-def rows(database_url: str) -> Iterator[Rows]:
-    db = open_database(database_url)
-    yield Rows(db)
-    db.close()
-
-
-def report(task_id: str, attempt: int = 1, **changes: Any) -> ResultReport:
-    values: dict[str, Any] = {"outcome": TaskOutcome.SUCCESS, "reason": "", **changes}
-    return ResultReport(task_id=TaskId(task_id), attempt=Attempt(attempt), **values)
+from tests.integration.queue.task_rows import BACKUP_ORDER, NOW, POLICY, STATS, Rows, report
+from transports.base import TransportMode
 
 
 def test_a_hand_out_is_one_transaction_and_happens_once(rows: Rows) -> None:
@@ -406,69 +249,6 @@ def test_silence_takes_tasks_back(rows: Rows) -> None:
     assert rows.get(fresh).state == "running"
     # what the silent one says later counts no more
     assert rows.apply(report(silent)) is Applied.STALE
-
-
-def test_what_was_said_and_not_read_yet_is_no_silence(rows: Rows) -> None:
-    """A server that is behind with its reading must not take back what is being renewed."""
-    task_id = rows.running()
-    at = NOW + timedelta(seconds=60)
-    with rows.db() as s:
-        heard_until = NOW + timedelta(seconds=29)
-        assert tasks.expire_leases(s, now=at, policy=POLICY, heard_until=heard_until) == []
-    with rows.db() as s:
-        heard_until = NOW + timedelta(seconds=31)
-        [ended] = tasks.expire_leases(s, now=at, policy=POLICY, heard_until=heard_until)
-    assert ended.task_id == task_id
-
-
-def test_leases_that_end_wait_for_nobody_who_holds_a_task(rows: Rows) -> None:
-    """Who ends tasks in one order and who renews them in another would wait for each other for ever."""
-    if rows.db.engine.dialect.name != "postgresql":
-        return  # one writer at a time
-    held, free = rows.running(), rows.running()
-    at = NOW + timedelta(seconds=31)
-    with rows.db() as first:
-        first.execute(sa.update(Task).where(Task.id == held).values(leased_until=at))
-        with rows.db() as second:
-            second.execute(sa.text("SET LOCAL lock_timeout = '5s'"))
-            [ended] = tasks.expire_leases(second, now=at, policy=POLICY)
-    assert ended.task_id == free
-    assert rows.get(held).state == "running"
-
-
-def test_results_that_come_together_each_count_once(rows: Rows) -> None:
-    done, failed, again, foreign = (rows.running() for _ in range(4))
-    told = [
-        ("px1", report(done)),
-        ("px1", report(failed, outcome=TaskOutcome.FAILED, reason="no room")),
-        ("px1", report(done)),
-        ("px1", report(again, outcome=TaskOutcome.RETRY, reason="cut")),
-        ("px2", report(foreign)),
-        ("px1", report("unknown")),
-    ]
-    with rows.db() as s:
-        applied = results.apply_results(s, told, policy=POLICY, now=NOW)
-    assert applied == [
-        Applied.ENDED,
-        Applied.ENDED,
-        Applied.STALE,
-        Applied.WAITS,
-        Applied.STALE,
-        Applied.STALE,
-    ]
-    assert (rows.get(done).result, rows.get(failed).result) == ("success", "failed")
-    assert (rows.get(again).state, rows.get(foreign).state) == ("pending", "running")
-    with rows.db.read() as s:
-        said = s.execute(
-            sa.select(Event.name, Event.text).where(
-                Event.task_id.in_([done, failed, again]), Event.name != "task.placed"
-            )
-        )
-        assert sorted(said) == [
-            ("task.finished", "disk: failed: no room"),
-            ("task.finished", "disk: success"),
-            ("task.retried", "disk: attempt 1 on px1 ended: cut; another follows"),
-        ]
 
 
 def test_a_clock_that_was_ahead_keeps_no_task_waiting(rows: Rows) -> None:
