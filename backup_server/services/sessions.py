@@ -26,6 +26,8 @@ _OF_JOBS: Final = (SessionKind.BACKUP.value, SessionKind.COPY.value)
 
 DEFAULT_VMS: Final = 100
 """Of one session, shown at a time."""
+_CURSOR_DIGITS: Final = 9
+"""Of a place among a session's VMs: what the database takes for a number."""
 
 
 def list_all(
@@ -77,7 +79,7 @@ def get(
             f"only must be one of {', '.join(VM_CHOICES)}",
             details={"only": f"one of {', '.join(VM_CHOICES)}"},
         )
-    if after is not None and not after.isdecimal():
+    if after is not None and not (after.isdecimal() and len(after) <= _CURSOR_DIGITS):
         raise InvalidError(
             "the cursor is not one that a session answered", details={"after": "not a cursor"}
         )

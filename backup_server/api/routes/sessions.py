@@ -54,7 +54,7 @@ def cancel_session(ctx: Ctx, session_id: str, body: NothingBody | None = None) -
 def list_events(
     ctx: Ctx,
     session_id: str,
-    after: Annotated[int, Query(ge=0, description="Only events with a greater id.")] = 0,
+    after: Annotated[int, Query(ge=0, lt=1 << 63, description="Only events with a greater id.")] = 0,
     limit: Limit = DEFAULT_LIMIT,
 ) -> Any:
     """Oldest first."""

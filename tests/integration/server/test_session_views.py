@@ -227,8 +227,9 @@ def test_pages_have_every_vm_once_and_in_order(rig: Rig) -> None:
     assert sessions.get(rig.ctx, session_id, limit=0)["vms"] == []
     with pytest.raises(InvalidError, match="only must be one of waiting"):
         sessions.get(rig.ctx, session_id, only="red")
-    with pytest.raises(InvalidError, match="cursor"):
-        sessions.get(rig.ctx, session_id, after="x")
+    for wrong in ("x", "-1", "9" * 19, "9" * 5000):
+        with pytest.raises(InvalidError, match="cursor"):
+            sessions.get(rig.ctx, session_id, after=wrong)
 
 
 def test_the_beginning_of_an_id_is_enough_where_it_names_one(rig: Rig) -> None:

@@ -210,6 +210,8 @@ def test_events_are_read_from_where_one_was(api: AsgiClient, seeded: Seeded) -> 
     assert rest == events[2:]
     part = read(api, f"{path}?limit=3", answers.Page[answers.Event])
     assert part["next"] == str(events[2]["id"])
+    assert api.get(f"{path}?after={1 << 63}").status_code == 422
+    assert api.get(f"/sessions/{seeded.running_id}?cursor={1 << 63}").status_code == 422
 
 
 def test_cancelling_is_asked_for(api: AsgiClient, seeded: Seeded) -> None:
