@@ -27,7 +27,7 @@ _WHEEL: Final = "Wheel-Version: 1.0\nGenerator: vmhaul\nRoot-Is-Purelib: true\nT
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wheel:
     name: str
-    """Its file's: "vmhaul-0.4.0-py3-none-any.whl"."""
+    """Its file's: "vmhaul-0.5.0-py3-none-any.whl"."""
     version: str
     content: bytes = field(repr=False)
     extras: frozenset[str]

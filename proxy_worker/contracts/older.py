@@ -13,7 +13,7 @@ from typing import Final
 
 from proxy_worker.contracts.messages import DownMessage, LeaseAnswer, RateOrder, TaskRequest
 
-PRESENT: Final = (0, 4)
+PRESENT: Final = (0, 5)
 _RELEASE: Final = re.compile(r"(\d{1,6})\.(\d{1,6})(?!\d)")
 
 

@@ -103,7 +103,7 @@ def test_false_clocks_and_foreign_releases_get_no_tasks_until_they_are_right(rig
     )
     assert "clock" not in rig.proxy(proxy_id).state_note
     assert rig.task(task_id).attempt == 0
-    say(rig, "px1", proxy_id, beat(proxy_id, "b", version="0.3.0"))
+    say(rig, "px1", proxy_id, beat(proxy_id, "b", version="0.4.0"))
     wait_for(lambda: rig.proxy(proxy_id).state_note == "", "all in order")
     wait_for(lambda: rig.task(task_id).attempt == 1, "the task's being given out")
     assert [len(events(rig, f"proxy.{kind}")) for kind in ("clock", "version")] == [2, 2]

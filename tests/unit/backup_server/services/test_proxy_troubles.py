@@ -64,14 +64,14 @@ def test_clocks(offset_s: float, wrong: bool) -> None:
 @pytest.mark.parametrize(
     ("version", "wrong"),
     [
-        ("0.3.0", ""),
         ("0.4.0", ""),
-        ("0.4.1.dev3", ""),
         ("0.5.0", ""),
+        ("0.5.1.dev3", ""),
+        ("0.6.0", ""),
         ("unknown", ""),
         ("", ""),
-        ("0.2.1", "vmhaul proxy upgrade px1"),
-        ("0.6.0", "upgrade the server"),
+        ("0.3.1", "vmhaul proxy upgrade px1"),
+        ("0.7.0", "upgrade the server"),
         ("1.0.0", "upgrade the server"),
     ],
 )

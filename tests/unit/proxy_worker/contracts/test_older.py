@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tomllib
+from pathlib import Path
 from typing import Any
 
 from proxy_worker.contracts.codec import to_json
@@ -17,7 +19,7 @@ from proxy_worker.contracts.messages import (
     TaskKind,
     TaskRequest,
 )
-from proxy_worker.contracts.older import down_for, known_to_0_2, release_of, request_for
+from proxy_worker.contracts.older import PRESENT, down_for, known_to_0_2, release_of, request_for
 from transports.base import DatastoreRef, DiskRef, TransportMode
 
 NEW = {
@@ -118,7 +120,7 @@ def test_an_order_is_made_for_the_version_that_the_worker_says() -> None:
     assert for_0_3.backup is not None
     assert for_0_3.backup.known_changes == "x"
     assert for_0_3.fallback_modes == BACKUP.fallback_modes
-    for version in ("0.4.0", "0.10.2", "unknown", None):
+    for version in ("0.4.0", "0.5.0", "0.10.2", "unknown", None):
         assert request_for(BACKUP, version) == BACKUP
 
 
@@ -126,10 +128,17 @@ def test_releases_are_numbers() -> None:
     assert release_of("0.10.2") > release_of("0.9.0") > release_of("0.3")
 
 
+def test_the_present_release_is_that_of_the_project() -> None:
+    """By which proxies are told apart that are too old or too new."""
+    project = tomllib.loads((Path(__file__).parents[4] / "pyproject.toml").read_text())["project"]
+    assert release_of(project["version"]) == PRESENT
+
+
 def test_answers_are_made_for_the_version_that_the_worker_says() -> None:
     held = LeaseAnswer(task_id=TaskId("t"), attempt=Attempt(1), verdict=LeaseVerdict.HELD, sequence=7)
     ack = ResultAck(task_id=TaskId("t"), attempt=Attempt(1))
-    assert down_for([held, ack], "0.4.0") == [held, ack]
+    for version in ("0.4.0", "0.5.0"):
+        assert down_for([held, ack], version) == [held, ack]
     assert [to_json(message) for message in down_for([held, ack], "0.3.0")] == [
         {"schema_version": 1, "task_id": "t", "attempt": 1, "verdict": "held"},
         to_json(ack),
