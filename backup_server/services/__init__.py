@@ -20,7 +20,7 @@ dicts in the shapes of docs/reference/api.md (times are RFC 3339 text). Errors a
 | `windows` | `is_open(window, at)`, `next_change(window, at)`, `next_open(window, at)`, `parse(text, time_zone)`, `describe(window)`, `check_window(value)`, pure; `job_windows`: which sessions may run, when a schedule starts a job; `stopping`: `stop(db, session, reason, now)`; `unfinished`: what a stopped session left |
 | `chains` | `start_followers(db, session, result, now)` in the transaction that ends a session, `circle(db, job_id, values)` |
 | `instances` | several servers on one database: `check_keys(db, settings)`, `of_here(db, settings, proxies)` |
-| `sessions` | `list_all(ctx, *, job=None, state=None, kind=None, limit=100, after=None)`, `get(ctx, session_id)`, `cancel(ctx, session_id)`, `events(ctx, session_id, *, after=0)`, `why(ctx, task_id)`, `start_backup(db, job, *, now, options=None, ...) -> Session row` inside the caller's transaction |
+| `sessions` | `list_all(ctx, *, job=None, state=None, kind=None, limit=100, after=None)`, `get(ctx, session_id, *, limit=100, after=None, only=None)`, `cancel(ctx, session_id)`, `events(ctx, session_id, *, after=0, limit=1000)`, `why(ctx, task_id)`, `start_backup(db, job, *, now, options=None, ...) -> Session row` inside the caller's transaction |
 | `restore_points` | `list_all(ctx, *, vm=None, repository=None, job=None, orphaned=False, limit=100, after=None)`, `get(ctx, ref)`, `resolve(ctx, ref) -> id` (id, id prefix, `VM@latest`, `VM@<n>` the newest is 1, `VM@<time prefix>`), `remove(ctx, ref)` |
 | `restores` | `restore_disk(ctx, request)`, `restore_vm(ctx, request)` (answer a Session) |
 | `events` | `record(db, now, name, text, *, session_id=None, task_id=None, level="info")` inside a transaction |
@@ -28,8 +28,9 @@ dicts in the shapes of docs/reference/api.md (times are RFC 3339 text). Errors a
 | `doctor` | `run_checks(ctx) -> [{name, level, text, advice}]` |
 | `engine` | `SessionEngine(ctx)` with `start()`, `stop()`, `run_once()` |
 | `janitor` | `Janitor(ctx)` with `start()`, `stop()`, `run_once()` |
-| `tasks` | inside a transaction: `start_attempt`, `apply_result(db, proxy_id, report, *, policy, now)`, `expire_leases`, `cancel_session_tasks(db, session_id, now)` |
+| `tasks` | inside a transaction: `start_attempt`, `expire_leases`, `cancel_session_tasks(db, session_id, now)` |
+| `results` | inside a transaction: `apply_results(db, [(proxy_id, report)], *, policy, now)`, `try_again` |
 | `leases` | inside a transaction: `renew_leases`, `record_progress`, `holds_attempt` |
-| `placement` | `decide(wish, proxies, limits, *, claimed_by=None) -> Decision`, `reach`, `wish_of`; pure |
+| `placement` | `decide(wish, proxies, limits, *, claimed_by=None) -> Decision`, `wish_of`; `surveys`: `Surveyor.follow(proxies)`, `survey(wish) -> Survey`; pure |
 | `proxy_door` | `ProxyDoor(ctx).answer(envelope, class of question) -> envelope`, `server_verify_key(ctx)` |
 """
