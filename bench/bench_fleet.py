@@ -369,46 +369,47 @@ def _read(db: Database, view: View, lines: list[dict[str, Any]], *, looked_at: f
         by_task.setdefault(line["task"], []).append(line)
     index = counting()
     with db.read() as s:
-        for row in s.scalars(sa.select(Task)):
-            wish = proxy_facts.task_wish(row, view.fleet)
-            view.add_wish(wish)
-            keys = task_keys(row, view.repository_rows)
-            mine = by_task.get(row.id, [])
-            if row.state == TaskState.PENDING.value and not mine and not row.attempt:
-                night.left[wish.key, keys] += 1
-                continue
-            runs = row.state == TaskState.RUNNING.value and not mine
-            if row.state == TaskState.DONE.value and row.result != Result.SUCCESS.value:
-                night.problems.append(f"{row.title}: {row.state} {row.result} {row.reason}")
-            if (len(mine) != 1 and not runs) or row.attempt != 1:
-                night.problems.append(
-                    f"{row.title}: {len(mine)} times begun, attempt {row.attempt}, {row.reason}"
-                )
-            if row.proxy_id is None or row.decision is None or not (mine or runs):
-                continue
-            claimed = datetime.fromisoformat(row.decision["at"]).timestamp()
-            line = mine[-1] if mine else {"came": claimed, "began": claimed, "ended": looked_at}
-            claim = RunningClaim(
-                task_id=row.id,
-                proxy_id=row.proxy_id,
-                attempt=row.attempt,
-                rank=facts.rank_of(line.get("mode") or row.mode),
-                keys=keys,
+        rows = s.scalars(sa.select(Task)).all()
+    for row in rows:
+        wish = proxy_facts.task_wish(row, view.fleet)
+        view.add_wish(wish)
+        keys = task_keys(row, view.repository_rows)
+        mine = by_task.get(row.id, [])
+        if row.state == TaskState.PENDING.value and not mine and not row.attempt:
+            night.left[wish.key, keys] += 1
+            continue
+        runs = row.state == TaskState.RUNNING.value and not mine
+        if row.state == TaskState.DONE.value and row.result != Result.SUCCESS.value:
+            night.problems.append(f"{row.title}: {row.state} {row.result} {row.reason}")
+        if (len(mine) != 1 and not runs) or row.attempt != 1:
+            night.problems.append(
+                f"{row.title}: {len(mine)} times begun, attempt {row.attempt}, {row.reason}"
             )
-            night.runs.append(
-                Run(
-                    task=row.id,
-                    proxy=row.proxy_id,
-                    keys=index.counted(claim),
-                    group=(wish.key, keys),
-                    made=row.created_at.timestamp(),
-                    claimed=claimed,
-                    came=line["came"],
-                    began=line["began"],
-                    ended=line["ended"],
-                    is_recorded=bool(mine),
-                )
+        if row.proxy_id is None or row.decision is None or not (mine or runs):
+            continue
+        claimed = datetime.fromisoformat(row.decision["at"]).timestamp()
+        line = mine[-1] if mine else {"came": claimed, "began": claimed, "ended": looked_at}
+        claim = RunningClaim(
+            task_id=row.id,
+            proxy_id=row.proxy_id,
+            attempt=row.attempt,
+            rank=facts.rank_of(line.get("mode") or row.mode),
+            keys=keys,
+        )
+        night.runs.append(
+            Run(
+                task=row.id,
+                proxy=row.proxy_id,
+                keys=index.counted(claim),
+                group=(wish.key, keys),
+                made=row.created_at.timestamp(),
+                claimed=claimed,
+                came=line["came"],
+                began=line["began"],
+                ended=line["ended"],
+                is_recorded=bool(mine),
             )
+        )
     view.survey()
     every = [*(run.keys for run in night.runs), *(keys for _, keys in night.left)]
     view.named.update(key for keys in every for key in keys if key[0] in "dh")
