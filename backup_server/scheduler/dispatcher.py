@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from datetime import datetime, timedelta
 from itertools import islice
 from typing import Final
 from uuid import uuid4
 
-from backup_server.db.states import StaleStateError
+from backup_server.db.states import StaleStateError, TaskState
 from backup_server.db.tables import Task
 from backup_server.scheduler import confirming, facts
 from backup_server.scheduler.claims import Claim, ClaimIndex, PendingTask, ProxyEntry
@@ -39,6 +40,13 @@ _COMMIT_S: Final = 3.0
 """A task is as old as its making, and seen when that was committed: so long at most does a commit take. What takes
 longer is found by the next audit.
 """
+_NO_RANKS: Final = {"": 0}
+"""Of a place of which nobody knows what the index has: no survey finds this."""
+
+
+def _not_known(entry: ProxyEntry) -> ProxyEntry:
+    """In the place of an entry of which nobody knows whether the index has it: no proxy is like this."""
+    return replace(entry, slots=-1)
 
 
 def _just_now() -> datetime | None:
@@ -111,10 +119,13 @@ class Dispatcher:
                 view = self._view
                 view.read(self._ctx, now, self._heard_until())
         self._follow_pending(now)
+        if not self._leading():
+            # Stopped meanwhile, for whatever reason: what this one knows must not stand in what another filled by now.
+            return False
         self._follow_limits()
         self._follow_proxies()
         filled = self._fill() if self._indexed else False
-        self._busy = filled or bool(self._new or self._view.unsurveyed)
+        self._busy = filled or bool(self._new or view.unsurveyed or view.unwritten)
         since_audit = (
             self._span(self._timing.audit_s) if self._audited_at is None else now - self._audited_at
         )
@@ -135,7 +146,9 @@ class Dispatcher:
     # -- the index follows SQL
 
     def _follow_generation(self) -> None:
-        if not self._forget.is_set() and self._index.generation() == self._generation:
+        known = self._generation
+        # None: the index was being filled when something failed.
+        if not self._forget.is_set() and known is not None and self._index.generation() == known:
             return
         self._forget.clear()
         self._generation = None
@@ -169,7 +182,9 @@ class Dispatcher:
             self._index.remove_all(gone)
             for task_id in gone:
                 del self._indexed[task_id]
-        self._new.update((task_id, None) for task_id in pending if task_id not in self._indexed)
+        # What is new comes before what is left of many: it may be urgent, and the next comparison orders all of it.
+        came = dict.fromkeys(task_id for task_id in pending if task_id not in self._indexed)
+        self._new = {**came, **self._new}
         self._looked_at = now
         self._compare = False
         self._again.clear()
@@ -188,6 +203,8 @@ class Dispatcher:
         entries: list[PendingTask] = []
         hopeless: list[tuple[Task, Wish]] = []
         for row in rows:
+            if row.state != TaskState.PENDING.value or row.cancel_requested:
+                continue  # it ended while it was to be queued
             wish = proxy_facts.task_wish(row, view.fleet)
             if wish.impossible:
                 hopeless.append((row, wish))
@@ -231,6 +248,8 @@ class Dispatcher:
         limits = self._view.limits()
         changed = {key: most for key, most in limits.items() if self._limits.get(key) != most}
         if changed:
+            # An answer may be lost: until it came nobody knows what the index has.
+            self._limits = {key: most for key, most in self._limits.items() if key not in changed}
             self._index.set_limits(changed)
             self._limits = limits
 
@@ -243,6 +262,7 @@ class Dispatcher:
             for proxy_id in self._written.keys() - view.by_id.keys()
         ]
         if changed or gone:
+            self._written.update({entry.proxy_id: _not_known(entry) for entry in changed})
             self._index.set_proxies([*changed, *gone])
         self._written.update({entry.proxy_id: entry for entry in changed})
         for entry in gone:
@@ -258,15 +278,12 @@ class Dispatcher:
             for key, mine in ranks.items()
             if key not in self._placed or self._placed[key] != mine
         }
-        gone = [key for key in view.forgotten if key in self._placed and key not in view.wishes]
-        view.forgotten.clear()
+        gone = {key for key in view.forgotten if key in self._placed and key not in view.wishes}
         if ranks or gone:
-            try:
-                self._index.set_places({**ranks, **{key: {} for key in gone}}, proxy_ids)
-            except Exception:
-                view.unsurveyed.update(dict.fromkeys(places))
-                view.forgotten.extend(gone)
-                raise
+            self._placed.update(dict.fromkeys([*ranks, *gone], _NO_RANKS))
+            self._index.set_places({**ranks, **{key: {} for key in gone}}, proxy_ids)
+        view.unwritten.clear()
+        view.forgotten.clear()
         self._placed.update(ranks)
         for key in gone:
             del self._placed[key]
@@ -291,6 +308,9 @@ class Dispatcher:
         self._release(refused)
         if confirmed.held:
             self._outbox_wake.set()
+        elif confirmed.stale:
+            # A session that was cancelled, with thousands of tasks: not 128 of them at a time.
+            self._compare = True
         return bool(confirmed.held)
 
     def _release(self, claims: list[Claim]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from itertools import islice
 from typing import Final
 
 from backup_server.db.tables import Task
@@ -51,6 +52,8 @@ class View:
     """Wish -> what every proxy reaches of it; until it is surveyed anew, of the fleet as it was a moment ago."""
     unsurveyed: dict[str, None] = field(default_factory=dict)
     """Wishes that are new, or that were surveyed before the fleet changed; in their order."""
+    unwritten: dict[str, None] = field(default_factory=dict)
+    """Wishes that were surveyed, whoever asked, and of which the index was not told yet."""
     forgotten: list[str] = field(default_factory=list)
     """Wishes that nothing has any more, until the index was told so."""
     read_at: datetime | None = None
@@ -80,7 +83,9 @@ class View:
             self.surveyor.follow(proxies)
             if [one.id for one in proxies] != [one.id for one in before]:
                 self.surveys.clear()  # they say nothing of those that came
-            self.unsurveyed = dict.fromkeys(self.wishes)
+                self.unwritten.clear()
+            # Who waited before comes first: a fleet may change faster than all of them are surveyed.
+            self.unsurveyed.update(dict.fromkeys(self.wishes))
         self.read_at = now
 
     def add_wish(self, wish: Wish) -> None:
@@ -90,25 +95,24 @@ class View:
             self.unsurveyed[key] = None
 
     def survey(self, most: int | None = None) -> list[str]:
-        """Bring surveys up to date, no more than `most` of them; answers which."""
-        done: list[str] = []
-        while self.unsurveyed and (most is None or len(done) < most):
-            key = next(iter(self.unsurveyed))
+        """Bring surveys up to date, no more than `most` of them; answers those of which the index is to be told."""
+        for key in list(islice(self.unsurveyed, most)):
             self.survey_of(key)
-            done.append(key)
-        return done
+        return list(self.unwritten)
 
     def survey_of(self, key: str) -> Survey:
         """Of a wish that is known, by the fleet as it is."""
         if key in self.unsurveyed or key not in self.surveys:
             self.surveys[key] = self.surveyor.survey(self.wishes[key])
             self.unsurveyed.pop(key, None)
+            self.unwritten[key] = None
         return self.surveys[key]
 
     def forget_wishes(self, keys: Iterable[str]) -> None:
         for key in list(keys):
             self.wishes.pop(key, None)
             self.unsurveyed.pop(key, None)
+            self.unwritten.pop(key, None)
             if self.surveys.pop(key, None) is not None:
                 self.forgotten.append(key)
         self.surveyor.forget_but(self.wishes.values())
