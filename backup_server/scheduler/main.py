@@ -155,6 +155,7 @@ class Scheduler:
             leading=self._leading,
             listening_since=self._reports.listening_since,
             heard_until=self._reports.heard_until,
+            behind=self._reports.behind,
             outbox_wake=self._outbox_wake,
         )
         outbox = OutboxSender(ctx, self._app, sealer, down, self._leading)

@@ -358,6 +358,8 @@ class RateKeeper:
         ]
         if not changed:
             return
+        # In the order in which whoever changes many tasks does: reports renew the leases of the same ones.
+        changed.sort(key=lambda one: str(one["b_id"]))
         statement = (
             sa.update(Task)
             .where(

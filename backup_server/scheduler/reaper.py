@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import datetime, timedelta
 
 from backup_server.scheduler.claims import ClaimIndex
@@ -24,15 +24,17 @@ class Reaper:
         listening_since: Callable[[], datetime | None],
         heard_until: Callable[[], datetime | None],
         outbox_wake: threading.Event,
+        behind: Callable[[], Collection[str]] = frozenset,
     ) -> None:
         """`listening_since`: since when reports have been read without a break; None: not now. `heard_until`: what
-        came before that moment was applied; None: nothing was read yet.
+        came before that moment was applied; None: nothing was read yet. `behind`: of all proxies but these.
         """
         self._ctx = ctx
         self._index = index
         self._leading = leading
         self._listening_since = listening_since
         self._heard_until = heard_until
+        self._behind = behind
         self._outbox_wake = outbox_wake
 
     def step(self) -> bool:
@@ -66,7 +68,8 @@ class Reaper:
     def _expire(self) -> bool:
         now = self._ctx.clock()
         self._mind_the_clock(now)
-        since, heard_until = self._listening_since(), self._heard_until()
+        # In this order: who is not behind any more was read until a later moment than that.
+        since, heard_until, behind = self._listening_since(), self._heard_until(), self._behind()
         # Silence counts only while we listened: after an outage of the server or the broker every proxy
         # gets a whole lease to be heard again.
         if (
@@ -77,7 +80,11 @@ class Reaper:
             return False
         with self._ctx.db() as s:
             ended = tasks.expire_leases(
-                s, now=now, policy=retry_policy(self._ctx.settings), heard_until=heard_until
+                s,
+                now=now,
+                policy=retry_policy(self._ctx.settings),
+                heard_until=heard_until,
+                behind=behind,
             )
         if not ended:
             return False

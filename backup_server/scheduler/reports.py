@@ -138,8 +138,7 @@ class ReportReader:
         self._steady_s = steady_s
         self._ahead_s: float | None = None  # how far the clock was ahead of the steady one
         self._listening_since: datetime | None = None
-        self._heard_until: datetime | None = None
-        self._read_all = True
+        self._heard: tuple[datetime, frozenset[str]] | None = None  # until when, but of whom
         self._pause = threading.Event()
         self._opener = Opener(SERVER, self._keys.get, lambda: ctx.clock().timestamp())
 
@@ -148,10 +147,18 @@ class ReportReader:
         return None if self._clock_was_set() else self._listening_since
 
     def heard_until(self) -> datetime | None:
-        """All that came before this moment was applied; None: nothing was read yet. Behind the clock for as long as
-        one reading and its writing take: what is said in that time is not silence.
+        """All that came before this moment was applied, but for proxies that are `behind`; None: nothing was read yet.
+        Behind the clock for as long as one reading and its writing take: what is said in that time is not silence.
         """
-        return None if self._clock_was_set() else self._heard_until
+        heard = self._heard
+        return None if heard is None or self._clock_was_set() else heard[0]
+
+    def behind(self) -> frozenset[str]:
+        """Proxies of which more came than one reading takes. One that floods us keeps nobody else's leases from ending.
+        Ask after `heard_until`.
+        """
+        heard = self._heard
+        return frozenset() if heard is None else heard[1]
 
     def _mind_the_clock(self) -> None:
         if self._clock_was_set():
@@ -168,7 +175,7 @@ class ReportReader:
     def listen_anew(self) -> None:
         """Nobody's silence of before counts: this server did nothing for a while, or its clock was moved on."""
         self._listening_since = None
-        self._heard_until = None
+        self._heard = None
 
     def stop(self) -> None:
         self._pause.set()
@@ -181,19 +188,19 @@ class ReportReader:
         self._mind_the_clock()
         try:
             asked_at = self._ctx.clock()
-            again = self._read_and_apply()
+            self._load_keys()
+            behind = self._read_and_apply()
         except Exception:
             self.listen_anew()
             raise
-        if self._read_all:
-            self._heard_until = asked_at
-        return again
+        self._heard = asked_at, behind
+        return bool(self._keys)
 
-    def _read_and_apply(self) -> bool:
-        self._load_keys()
+    def _read_and_apply(self) -> frozenset[str]:
+        """Answers of whom not all was read."""
         if not self._keys:
             self._listening_since = self._listening_since or self._ctx.clock()
-            return False
+            return frozenset()
         streams: Any = {up_stream(ProxyId(proxy_id)): "0-0" for proxy_id in self._keys}
         block_ms = int(self._timing.report_block_s * 1000)
         found: Any = self._client.xread(streams, count=_FIRST_ENTRIES, block=block_ms)
@@ -204,10 +211,14 @@ class ReportReader:
             # Later than now: the clock went back, and a lease's time counts from here.
             self._listening_since = heard_at
         if not found:
-            self._read_all = True
-            return True
+            return frozenset()
         whole = [(stream, self._more(stream, entries)) for stream, entries in found]
-        self._read_all = all(len(entries) < _FIRST_ENTRIES + _ENTRIES for _, entries in whole)
+        prefix = up_stream(ProxyId(""))
+        behind = {
+            stream.removeprefix(prefix)
+            for stream, entries in whole
+            if len(entries) >= _FIRST_ENTRIES + _ENTRIES
+        }
         batch = self._open(whole)
         for proxy_id, count in batch.refused.items():
             if count > _REFUSALS_SAID:
@@ -217,7 +228,7 @@ class ReportReader:
         if not batch.results:
             # Heartbeats and progress may gather; a result frees a slot and must not wait.
             self._pause.wait(self._timing.report_batch_s)
-        return True
+        return frozenset(behind)
 
     def _more(self, stream: str, entries: list[Any]) -> list[Any]:
         """These entries and the next ones of a stream that has many. A stream that no honest proxy fills so is
@@ -368,6 +379,8 @@ class ReportReader:
         now = self._ctx.clock()
         policy = retry_policy(self._ctx.settings)
         effect = _Effect()
+        self._lock_proxies(s, batch)
+        results.lock_running(s, list(_speakers(batch)), _named_in(batch))
         # Results first: a worker that was started anew sends what its earlier self had finished and
         # only then its first heartbeat, which ends that self's leases.
         answers = results.apply_results(s, batch.results, policy=policy, now=now)
@@ -396,6 +409,14 @@ class ReportReader:
                 trouble = {proxy_troubles.CLOCK: proxy_troubles.clock_trouble(offset_s)}
                 effect.changed_proxies |= proxy_troubles.note(s, row, trouble, now)
         return effect
+
+    @staticmethod
+    def _lock_proxies(s: DbSession, batch: _Batch) -> None:
+        """Before their tasks, as who revokes one does, and in one order."""
+        ids = batch.heartbeats.keys() | batch.connections.keys() | batch.clock_offsets.keys()
+        if ids:
+            asked = sa.select(Proxy.id).where(Proxy.id.in_(ids)).order_by(Proxy.id)
+            s.execute(asked.with_for_update(key_share=True)).all()
 
     @staticmethod
     def _apply_connections(
@@ -524,15 +545,30 @@ class ReportReader:
             self._ctx.wake_engine.set()
         if any(not ended.terminal for ended in effect.ended):
             self._ctx.wake_janitor.set()
-        self._index.release_all((ended.task_id, ended.attempt) for ended in effect.ended)
-        if effect.ended or effect.changed_proxies:
-            self._ctx.wake_dispatcher.set()
-        for proxy_id, answers in effect.answers.items():
-            self._down.send(ProxyId(proxy_id), answers)
+        # First of all: a broker that is full takes nothing new, and this is what makes room. What is not told below
+        # is asked for again, and a claim that is not released is found by an audit.
         with self._client.pipeline(transaction=False) as pipe:
             for stream, ids in batch.entries.items():
                 pipe.xdel(stream, *ids)
             pipe.execute()
+        if effect.ended or effect.changed_proxies:
+            self._ctx.wake_dispatcher.set()
+        self._index.release_all((ended.task_id, ended.attempt) for ended in effect.ended)
+        for proxy_id, answers in effect.answers.items():
+            self._down.send(ProxyId(proxy_id), answers)
+
+
+def _speakers(batch: _Batch) -> set[str]:
+    told = {proxy_id for proxy_id, _ in (*batch.results, *batch.progress.values())}
+    return told | batch.heartbeats.keys()
+
+
+def _named_in(batch: _Batch) -> Iterator[str]:
+    """The tasks that it may change."""
+    yield from (result.task_id for _, result in batch.results)
+    yield from (report.task_id for _, report in batch.progress.values())
+    for beats in batch.heartbeats.values():
+        yield from (task.task_id for report in _latest(beats) for task in report.running)
 
 
 def _of(s: DbSession, key: Any, value: Any, ids: list[Any]) -> Any:

@@ -151,6 +151,7 @@ def record_progress(db: DbSession, reports: Iterable[tuple[str, ProgressReport]]
         for proxy_id, report in reports
     ]
     if values:
+        values.sort(key=lambda one: str(one["b_id"]))  # as leases are renewed
         db.connection().execute(statement, values)
 
 

@@ -6,7 +6,7 @@ transaction and take the time.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -108,6 +108,22 @@ def apply_results(
     return answers
 
 
+def lock(db: DbSession, wanted: sa.Select[Any]) -> None:
+    """Lock tasks before the first of them is changed, in the order of their ids, until the transaction ends: two that
+    change many at once then wait for each other and not in a circle. `wanted` asks for their ids.
+    """
+    db.execute(wanted.order_by(Task.id).with_for_update(key_share=True)).all()
+
+
+def lock_running(db: DbSession, proxy_ids: Collection[str], task_ids: Iterable[str]) -> None:
+    """As `lock`, of those of the tasks that run on one of these proxies: others' are not theirs to hold up."""
+    wanted = sorted(set(task_ids))
+    for i in range(0, len(wanted), _BATCH):
+        chunk = wanted[i : i + _BATCH]
+        theirs = (Task.state == TaskState.RUNNING.value, Task.proxy_id.in_(proxy_ids))
+        lock(db, sa.select(Task.id).where(Task.id.in_(chunk), *theirs))
+
+
 def _locked(db: DbSession, ids: Iterable[str]) -> dict[str, Task]:
     """Locked in one order, until the transaction ends: nobody else moves them meanwhile."""
     wanted = sorted(ids)
@@ -118,7 +134,7 @@ def _locked(db: DbSession, ids: Iterable[str]) -> dict[str, Task]:
             .options(*_NOT_NEEDED)
             .where(Task.id.in_(wanted[i : i + _BATCH]))
             .order_by(Task.id)
-            .with_for_update()
+            .with_for_update(key_share=True)
             .execution_options(populate_existing=True)
         )
         found.update((row.id, row) for row in rows)

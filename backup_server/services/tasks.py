@@ -8,7 +8,7 @@ commit the caller wakes the session engine where a task became terminal (`Ended.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -26,7 +26,7 @@ from backup_server.db.states import (
 )
 from backup_server.db.tables import OutboxRow, Proxy, Repository, Session, Task
 from backup_server.log import task_ids
-from backup_server.services import counters, events
+from backup_server.services import counters, events, results
 from backup_server.services.proxy_settings import preferred_networks
 from backup_server.services.repository_agent import days_of
 from backup_server.services.results import Applied, Ended, RetryPolicy, say, stop_reason, try_again
@@ -233,15 +233,23 @@ def explain_waiting(db: DbSession, task_ids: Sequence[str], decision: Mapping[st
 
 
 def expire_leases(
-    db: DbSession, *, now: datetime, policy: RetryPolicy, heard_until: datetime | None = None
+    db: DbSession,
+    *,
+    now: datetime,
+    policy: RetryPolicy,
+    heard_until: datetime | None = None,
+    behind: Collection[str] = (),
 ) -> list[Ended]:
     """Take back every task whose proxy was not heard of in time. `heard_until`: what came before that moment was
-    applied, and what came later may renew a lease; None: all was.
+    applied, and what came later may renew a lease; None: all was. `behind`: proxies of which not all of that was read,
+    so that nobody knows whether they are silent.
 
     A row that somebody else holds is left for the next time: it is being renewed or ended.
     """
     until = now if heard_until is None else min(now, heard_until)
     where = sa.and_(Task.leased_until.is_not(None), Task.leased_until < until)
+    if behind:
+        where = sa.and_(where, Task.proxy_id.not_in(behind))
     why = "the proxy was not heard of for longer than the lease"
     return _take_back(db, where, why, policy, now, skip_locked=True)
 
@@ -314,14 +322,16 @@ def cancel_session_tasks(db: DbSession, session_id: str, now: datetime) -> int:
     Pending tasks end at once. Running ones are marked and their proxies told: here once, then in the answer to each
     heartbeat; they end when the proxy says so or its lease is over. The caller wakes engine and dispatcher then.
     """
+    unmarked = (
+        Task.session_id == session_id,
+        Task.state != TaskState.DONE.value,
+        Task.cancel_requested.is_(False),
+    )
+    results.lock(db, sa.select(Task.id).where(*unmarked))
     # The mark first: a hand-out at the same moment then either sees the row locked by us or is seen.
     marked = db.scalars(
         sa.update(Task)
-        .where(
-            Task.session_id == session_id,
-            Task.state != TaskState.DONE.value,
-            Task.cancel_requested.is_(False),
-        )
+        .where(*unmarked)
         .values(cancel_requested=True)
         .returning(Task.id)
         .execution_options(synchronize_session=False)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 import sqlalchemy as sa
 from nacl.signing import SigningKey
 
@@ -299,3 +300,58 @@ def test_what_a_stop_in_the_middle_of_a_reading_took_counts_for_nobody_s_silence
     since = reader.listening_since()
     assert since is not None
     assert since >= before + timedelta(seconds=300)
+
+
+def test_a_proxy_that_floods_us_keeps_nobody_else_s_leases_from_ending(reports: Reports) -> None:
+    """More comes of it than one reading takes, reading after reading."""
+    passing = Clock()
+    rig = reports.rig
+    scheduler = Scheduler(
+        replace(rig.ctx, clock=passing),
+        rig.broker.how.celery_url,
+        timing=replace(TIMING, leader_ttl_s=3600.0),
+        steady_s=lambda: passing().timestamp(),
+    )
+    step = {loop.health.name: loop._step for loop in scheduler._loops}
+    evil = reports.proxy("evil")
+    floods, silent = reports.task(evil), reports.task(reports.proxy("px"))
+
+    def read_a_flood() -> None:
+        with reports.client.pipeline(transaction=False) as pipe:
+            for number in range(600):
+                pipe.xadd(up_stream(ProxyId(evil)), {STREAM_FIELD: f"junk {number}"})
+            pipe.execute()
+        step["reports"]()
+        assert reports.left(evil) > 0
+
+    step["leader"]()
+    read_a_flood()
+    passing.ahead_s += 2 * rig.settings.lease_s
+    read_a_flood()
+    step["reaper"]()
+    assert rig.task(silent).state == TaskState.PENDING.value
+    assert rig.task(floods).state == TaskState.RUNNING.value, "nobody knows yet what it said"
+    while reports.left(evil):
+        step["reports"]()
+    step["reports"]()
+    step["reaper"]()
+    assert rig.task(floods).state == TaskState.PENDING.value
+    scheduler.stop()
+
+
+def test_a_broker_that_is_full_is_emptied_of_what_was_read(
+    reports: Reports, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What proxies said while no server was there filled it: then it takes no answers either."""
+    px = reports.proxy("px")
+    task_id = reports.task(px)
+    reports.send(px, result(task_id))
+
+    def full(*_: Any) -> None:
+        raise redis.OutOfMemoryError("command not allowed when used memory > 'maxmemory'")
+
+    monkeypatch.setattr(reports.down, "send", full)
+    with pytest.raises(redis.OutOfMemoryError):
+        reports.reader.step()
+    assert reports.left(px) == 0
+    assert reports.rig.task(task_id).state == TaskState.DONE.value
