@@ -225,7 +225,7 @@ def _nfs3_elsewhere(reach: Reach, proxy: ProxyMachine, mode: TransportMode) -> s
     vm = _own_vm(reach, proxy)
     if vm is None or reach.datastore_kind != "NFS" or proxy.hotadd_nfs3_any_host:
         return ""
-    if vm.host_moref == reach.host_moref:
+    if vm.host_moref and vm.host_moref == reach.host_moref:
         return ""
     return (
         "the disk is on NFS 3, and its VM runs on another host than the proxy: the VM would stand still for half a "

@@ -371,6 +371,14 @@ def test_what_does_not_matter_to_a_mode_changes_no_verdict(
         assert what_matters(mode, kept) == kept
 
 
+def test_a_proxy_of_which_no_host_is_known_is_on_the_host_of_no_disk() -> None:
+    disk = replace(DISK, datastore_kind="NFS", host_moref="host-7")
+    nowhere = replace(PROXY, vms=(replace(VM, host_moref=""),))
+    reach = reach_of(disk, proxy_hosts=frozenset())
+    said = judge_proxy(HOTADD, reach, nowhere)
+    assert "hotadd-nfs3-host" in [reason.rule for reason in said.reasons]
+
+
 @given(FACTS, MACHINES, st.sampled_from(list(TransportMode)))
 def test_hosts_without_proxies_need_not_be_told_apart(
     disk: DiskFacts, proxy: ProxyMachine, mode: TransportMode
