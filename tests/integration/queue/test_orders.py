@@ -229,7 +229,10 @@ def test_events_tell_where_a_disk_went(rig: Rig) -> None:
     rig.wait_state(ids, TaskState.DONE)
     with rig.db.read() as s:
         events = s.scalars(
-            sa.select(Event).where(Event.session_id == session_id).order_by(Event.id)
+            # That it waits is said where the proxy was not heard for a moment, on a busy machine.
+            sa.select(Event)
+            .where(Event.session_id == session_id, Event.name != "task.waits")
+            .order_by(Event.id)
         ).all()
     assert [event.name for event in events] == [
         "task.placed",
