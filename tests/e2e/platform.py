@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -18,15 +17,11 @@ from typing import Any
 
 import psutil
 
+from tests.support.ports import free_port
+
 VMHAUL = Path(sys.executable).with_name("vmhaul")
 # Loopback is never reached through a proxy, whatever the environment says.
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def wait_until(what: str, probe: Callable[[], Any], timeout_s: float = 60, pause_s: float = 0.1) -> Any:

@@ -17,7 +17,9 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from vmhaul_lab.site import LabSite
 
-from .platform import Platform, free_port, platform, wait_until
+from tests.support.ports import free_port
+
+from .platform import Platform, platform, wait_until
 from .setup import assert_restores, connect, create_job, hashes
 
 pytestmark = [pytest.mark.lab, pytest.mark.postgres]

@@ -25,7 +25,8 @@ from pipeline.storage.location import parse_object_location
 from pipeline.storage.object_store import ObjectStorage
 from pipeline.storage.s3_parts import PART_BYTES
 from pipeline.testing.builders import BLOCK_SIZE_BYTES, Workbench, disk_point, restore_point
-from tests.support.object_servers import SECRET_KEY, ObjectServer, free_port
+from tests.support.object_servers import SECRET_KEY, ObjectServer
+from tests.support.ports import free_port
 from tests.support.s3_front import BUSY, CUT, LOSE, PASS, Front, front_before
 
 CAPACITY_BYTES = 60 * BLOCK_SIZE_BYTES

@@ -25,11 +25,12 @@ from vmhaul_lab.plan import DATASTORES, SitePlan, quick_vms
 from vmhaul_lab.site import LabSite
 from vmhaul_lab.verify import sha256
 
-from tests.e2e.platform import Platform, free_port
+from tests.e2e.platform import Platform
 from tests.e2e.setup import connect, create_job
 from tests.stages import bases
 from tests.stages.engine import Engine, running_engine
 from tests.stages.report import Report, StageError, until
+from tests.support.ports import free_port
 
 IMAGE: Final = "vmhaul-stage/machine"
 NETWORK: Final = "vmhaul-deploy"

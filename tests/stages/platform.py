@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import secrets
-import socket
 import urllib.error
 import urllib.request
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from typing import Any, Final
 
 from tests.stages.engine import CHECKOUT, DockerError, Engine
 from tests.stages.report import StageError
+from tests.support import ports
 
 PROJECT: Final = "vmhaul-stage"
 SITE: Final = "/var/lib/lab/site"
@@ -21,9 +21,7 @@ PORTS: Final = ("VMHAUL_PORT", "FLOWER_PORT", "PROMETHEUS_PORT", "GRAFANA_PORT")
 
 
 def free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
+    return str(ports.free_port())
 
 
 @dataclass(kw_only=True)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.support.object_servers import free_port
+from tests.support.ports import free_port
 
 _TARGET = "iqn.2026-01.test.vmhaul:lun"
 _PATIENCE_S = 60.0

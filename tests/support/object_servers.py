@@ -10,7 +10,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -23,6 +22,8 @@ from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
+
+from tests.support.ports import free_port
 
 ACCESS_KEY = "vmhaul-test-key"
 SECRET_KEY = "vmhaul-test-secret-access-key"
@@ -84,12 +85,6 @@ def end(process: subprocess.Popen[bytes]) -> None:
             process.wait()
     if process.stdout is not None:
         process.stdout.close()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def wait_until(

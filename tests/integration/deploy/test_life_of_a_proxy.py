@@ -12,9 +12,9 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.e2e.platform import free_port
 from tests.integration.up.running import Up, wait_for
 from tests.support.deploy_target import PASSWORD, PYTHON, USER, Target, deploy_target
+from tests.support.ports import free_port
 
 PLACE = "/var/lib/vmhaul-proxy"
 
