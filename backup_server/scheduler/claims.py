@@ -118,8 +118,6 @@ class ProxyEntry:
     slots: int
     attachable: int = 0
     """Most disks that are attached to it at once; 0: no limit."""
-    ranks: Mapping[str, int] | None = None
-    """Place -> rank of its best mode there, all of them; None: as they are known."""
 
 
 class ClaimIndex:
@@ -317,17 +315,22 @@ class ClaimIndex:
     # -- proxies and limits
 
     def set_proxies(self, proxies: Sequence[ProxyEntry]) -> None:
-        """State, slots and eligibility; what they have in use stays."""
-        known = self._take_known({entry.proxy_id for entry in proxies if entry.ranks is not None})
+        """State and slots; what they reach and have in use stays."""
         with self._redis.pipeline(transaction=True) as pipe:
             for entry in proxies:
                 _write_limits(pipe, entry)
-                if entry.ranks is not None:
-                    _write_ranks(pipe, entry.proxy_id, entry.ranks, known[entry.proxy_id])
             pipe.execute()
-        self._ranks.update(
-            {entry.proxy_id: dict(entry.ranks) for entry in proxies if entry.ranks is not None}
-        )
+
+    def remove_proxies(self, proxy_ids: Iterable[str]) -> None:
+        """They take nothing more; what they have in use stays counted."""
+        known = self._take_known(proxy_ids)
+        with self._redis.pipeline(transaction=True) as pipe:
+            for proxy_id, ranks in known.items():
+                pipe.hdel("vmhaul:lim", PROXY + proxy_id, ATTACHED + proxy_id)
+                for place, rank in ranks.items():
+                    pipe.srem(f"vmhaul:reach:{place}:{rank}", proxy_id)
+                pipe.delete(f"vmhaul:elig:{proxy_id}")
+            pipe.execute()
 
     def set_places(self, places: Mapping[str, Mapping[str, int]], proxy_ids: Iterable[str]) -> None:
         """Place -> proxy -> rank of its best mode there: all of a place; other places stay. `proxy_ids`: the fleet."""
@@ -411,20 +414,6 @@ def _join(
         pipe.srem(f"vmhaul:reach:{place}:{rank}", *proxy_ids)
     for rank, proxy_ids in come.items():
         pipe.sadd(f"vmhaul:reach:{place}:{rank}", *proxy_ids)
-
-
-def _write_ranks(pipe: Any, proxy_id: str, ranks: Mapping[str, int], known: Mapping[str, int]) -> None:
-    for place, rank in known.items():
-        if ranks.get(place) != rank:
-            pipe.srem(f"vmhaul:reach:{place}:{rank}", proxy_id)
-    gone = [place for place in known if place not in ranks]
-    new = {place: rank for place, rank in ranks.items() if known.get(place) != rank}
-    if gone:
-        pipe.hdel(f"vmhaul:elig:{proxy_id}", *gone)
-    if new:
-        pipe.hset(f"vmhaul:elig:{proxy_id}", mapping=new)
-    for place, rank in new.items():
-        pipe.sadd(f"vmhaul:reach:{place}:{rank}", proxy_id)
 
 
 def _is_host(key: str) -> bool:

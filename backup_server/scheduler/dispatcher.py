@@ -257,16 +257,15 @@ class Dispatcher:
         view = self._view
         entries = view.entries()
         changed = [entry for entry in entries if self._written.get(entry.proxy_id) != entry]
-        gone = [
-            ProxyEntry(proxy_id=proxy_id, on=False, slots=0, ranks={})
-            for proxy_id in self._written.keys() - view.by_id.keys()
-        ]
-        if changed or gone:
+        gone = self._written.keys() - view.by_id.keys()
+        if changed:
             self._written.update({entry.proxy_id: _not_known(entry) for entry in changed})
-            self._index.set_proxies([*changed, *gone])
-        self._written.update({entry.proxy_id: entry for entry in changed})
-        for entry in gone:
-            del self._written[entry.proxy_id]
+            self._index.set_proxies(changed)
+            self._written.update({entry.proxy_id: entry for entry in changed})
+        if gone:
+            self._index.remove_proxies(gone)
+            for proxy_id in gone:
+                del self._written[proxy_id]
         self._follow_places(entry.proxy_id for entry in entries)
 
     def _follow_places(self, proxy_ids: Iterable[str]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
+from operator import attrgetter
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -74,9 +75,7 @@ def tasks_by_id(db: DbSession, ids: Collection[str], *, batch: int = _BATCH) -> 
         rows += db.scalars(
             sa.select(Task).options(*_WITHOUT_REPORTS).where(Task.id.in_(wanted[i : i + batch]))
         )
-    return sorted(
-        rows, key=lambda row: (row.priority, row.created_at, row.session_id, row.position, row.id)
-    )
+    return sorted(rows, key=attrgetter(*(column.key for column in _ORDER)))
 
 
 def sessions_of(db: DbSession, task_ids: Sequence[str]) -> set[str]:

@@ -14,7 +14,6 @@ not renewed for two of its terms is free, whatever time stands in it.
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -29,15 +28,11 @@ from backup_server.db.engine import Database
 from backup_server.db.fenced import FENCED, NotLeadingError
 from backup_server.db.tables import Leader
 from proxy_worker.contracts.events import EventName
+from transports.system import uptime_s
 
 NAME: Final = "scheduler"
 _TERMS: Final = 2
 """So many without a renewal, and the owner is taken for gone: it stops by itself after one."""
-
-
-def uptime_s() -> float:
-    """Seconds since the machine started, those included in which it slept."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class Leadership:

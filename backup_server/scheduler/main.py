@@ -39,7 +39,7 @@ from backup_server.scheduler.down import DownLink
 from backup_server.scheduler.due_checks import DueChecks
 from backup_server.scheduler.due_jobs import DueJobs, StartBackup
 from backup_server.scheduler.latency import GetVcenter, LatencyMeter
-from backup_server.scheduler.leader import Leadership, uptime_s
+from backup_server.scheduler.leader import Leadership
 from backup_server.scheduler.loops import Loop, LoopHealth
 from backup_server.scheduler.needs import SchedulerContext, Timing
 from backup_server.scheduler.outbox import OutboxSender, celery_sender
@@ -51,6 +51,7 @@ from backup_server.services.surveys import HOTADD_RANKS, NETWORK_RANK
 from backup_server.services.task_ends import Ends
 from proxy_worker.contracts.envelope import SERVER, Sealer
 from proxy_worker.contracts.names import redis_client_url
+from transports.system import uptime_s
 
 _JOIN_S: Final = 10.0
 

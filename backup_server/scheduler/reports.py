@@ -23,7 +23,6 @@ from backup_server.db.fenced import NotLeadingError
 from backup_server.db.tables import Proxy, Task
 from backup_server.scheduler.claims import ClaimIndex
 from backup_server.scheduler.down import DownLink
-from backup_server.scheduler.leader import uptime_s
 from backup_server.scheduler.needs import SchedulerContext, Timing, retry_policy
 from backup_server.services import leases, proxy_troubles, proxy_vms, results, tasks
 from backup_server.services.results import Applied, Ended
@@ -43,6 +42,7 @@ from proxy_worker.contracts.messages import (
 from proxy_worker.contracts.names import STREAM_FIELD, UP_ENTRIES, up_stream
 from proxy_worker.contracts.older import down_for
 from transports.rules import same_uuid
+from transports.system import uptime_s
 
 _ENTRIES: Final = 500
 _FIRST_ENTRIES: Final = 50

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 from itertools import islice
@@ -56,7 +56,13 @@ class Waiting:
                 kept.pop(place, None)
         if not places:
             return
-        chosen = self._in_turn(places, proxies)
+        there = {proxy.id for proxy in proxies if proxy.online and proxy.slots > 0}
+        lost = {place for place in places if there.isdisjoint(self._view.survey_of(place).best)}
+        for place in places.keys() - lost:
+            self._unreached_since.pop(place, None)
+        # Those that nobody who is there can take need somebody. Of the others the next few: a large site has a
+        # thousand, and each explanation looks at every proxy.
+        chosen = {place: places[place] for place in dict.fromkeys([*lost, *self._next_few(places)])}
         with self._ctx.db.read() as s:
             found = facts.tasks_by_id(s, {waiting[0] for waiting in chosen.values()})
         heads = {row.id: row for row in found}
@@ -64,29 +70,21 @@ class Waiting:
         for place, waiting in chosen.items():
             head = heads.get(waiting[0])
             if head is not None:
-                self._explain(place, waiting, head, proxies, usage, now, changed)
+                self._explain(place, waiting, head, proxies, usage, now, changed, is_lost=place in lost)
         if changed:
             with self._ctx.db() as s:
                 for waiting, decision in changed:
                     tasks.explain_waiting(s, waiting[:_EXPLAINED_TASKS], decision.to_json())
 
-    def _in_turn(
-        self, places: Mapping[str, list[str]], proxies: Sequence[ProxyFacts]
-    ) -> dict[str, list[str]]:
-        """The places that are explained in this look: all that no proxy which is there can take, as these need somebody,
-        and of the others the next few. A large site has a thousand, and each explanation looks at every proxy.
-        """
-        there = {proxy.id for proxy in proxies if proxy.online and proxy.slots > 0}
-        lost = [place for place in places if there.isdisjoint(self._view.survey_of(place).best)]
-        for place in places.keys() - set(lost):
-            self._unreached_since.pop(place, None)
+    def _next_few(self, places: Mapping[str, list[str]]) -> list[str]:
+        """They go to the end of the line."""
         self._turn = {place: None for place in self._turn if place in places}
         self._turn.update(dict.fromkeys(places))
         few = [*islice(self._turn, _EXPLAINED_PLACES)]
-        for place in few:  # to the end of the line
+        for place in few:
             del self._turn[place]
             self._turn[place] = None
-        return {place: places[place] for place in dict.fromkeys([*lost, *few])}
+        return few
 
     def _explain(
         self,
@@ -97,6 +95,8 @@ class Waiting:
         usage: Mapping[str, int],
         now: datetime,
         changed: list[tuple[list[str], Decision]],
+        *,
+        is_lost: bool,
     ) -> None:
         view = self._view
         wish = view.wishes[place]
@@ -110,8 +110,7 @@ class Waiting:
             # Every way was tried or is none: another proxy that comes back would not help.
             self._give_up(waiting, f"no way to this disk is left: {decision.reason}", now)
             return
-        if any(proxy.online and proxy.slots > 0 and proxy.id in seen.best for proxy in proxies):
-            self._unreached_since.pop(place, None)
+        if not is_lost:
             return
         since = self._unreached_since.setdefault(place, now)
         self._warn(place, waiting, decision.reason, now)

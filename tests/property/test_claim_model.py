@@ -32,7 +32,7 @@ from backup_server.scheduler.claims import (
     ProxyEntry,
     RunningClaim,
 )
-from tests.integration.queue.rig import Broker
+from tests.integration.queue.rig import Broker, tell_of_proxy
 
 PROXIES = ("a", "b", "c")
 PLACES = ("p1", "p2", "p3")
@@ -76,6 +76,7 @@ class ClaimModel(RuleBasedStateMachine):
         self.queued: set[str] = set()
         self.limits: dict[str, int] = {}
         self.proxies: dict[str, ProxyEntry] = {}
+        self.ranks: dict[str, dict[str, int]] = {}  # proxy -> place -> rank
 
     def _new_index(self) -> ClaimIndex:
         return ClaimIndex(
@@ -97,11 +98,11 @@ class ClaimModel(RuleBasedStateMachine):
         self.limits = limits
         self.index.set_limits(limits)
         for name, own, count in zip(PROXIES, ranks, slots, strict=True):
-            self._set_proxy(ProxyEntry(proxy_id=name, on=True, slots=count, ranks=own, attachable=2))
+            self._set_proxy(ProxyEntry(proxy_id=name, on=True, slots=count, attachable=2), own)
 
-    def _set_proxy(self, entry: ProxyEntry) -> None:
-        self.proxies[entry.proxy_id] = entry
-        self.index.set_proxies([entry])
+    def _set_proxy(self, entry: ProxyEntry, ranks: dict[str, int]) -> None:
+        self.proxies[entry.proxy_id], self.ranks[entry.proxy_id] = entry, ranks
+        tell_of_proxy(self.index, entry, ranks)
 
     # -- what happens
 
@@ -170,7 +171,7 @@ class ClaimModel(RuleBasedStateMachine):
             assert one.attempt == known.entry.attempt
             entry = self.proxies[one.proxy_id]
             assert entry.on
-            assert entry.ranks[known.entry.place] == one.rank
+            assert self.ranks[entry.proxy_id][known.entry.place] == one.rank
             known.claim = one
             self.queued.discard(one.task_id)
 
@@ -226,7 +227,7 @@ class ClaimModel(RuleBasedStateMachine):
     @rule(name=st.sampled_from(PROXIES), on=st.booleans(), slots=st.integers(0, 4), data=st.data())
     def change_proxy(self, name: str, *, on: bool, slots: int, data: st.DataObject) -> None:
         ranks = data.draw(st.dictionaries(st.sampled_from(PLACES), RANKS))
-        self._set_proxy(ProxyEntry(proxy_id=name, on=on, slots=slots, ranks=ranks, attachable=2))
+        self._set_proxy(ProxyEntry(proxy_id=name, on=on, slots=slots, attachable=2), ranks)
 
     @rule(key=st.sampled_from(LIMITS), most=st.sampled_from([CLOSED, 0, 1, 2, 5]))
     def change_limit(self, key: str, most: int) -> None:
@@ -250,7 +251,8 @@ class ClaimModel(RuleBasedStateMachine):
         assert self.index.adopt(running) == running
         assert self.index.adopt(running) == []
         self.index.set_limits(self.limits)
-        self.index.set_proxies(list(self.proxies.values()))
+        for name, entry in self.proxies.items():
+            tell_of_proxy(self.index, entry, self.ranks[name])
         for name in sorted(self.queued):
             entry = self.tasks[name].entry
             self.index.enqueue([entry, entry])
@@ -297,7 +299,7 @@ class ClaimModel(RuleBasedStateMachine):
         for name in self.queued:
             entry = self.tasks[name].entry
             for proxy in self.proxies.values():
-                rank = proxy.ranks.get(entry.place)
+                rank = self.ranks[proxy.proxy_id].get(entry.place)
                 if rank is None or not proxy.on:
                     continue
                 keys = self.index.counted(

@@ -38,6 +38,7 @@ from backup_server.db.tables import (
     new_id,
 )
 from backup_server.errors import ForbiddenError, VmhaulError, outcome_of
+from backup_server.scheduler.claims import ClaimIndex, ProxyEntry
 from backup_server.scheduler.main import Scheduler
 from backup_server.scheduler.needs import Timing
 from backup_server.services import leases
@@ -485,3 +486,10 @@ def running(rig: Rig) -> Iterator[Rig]:
         yield rig
     finally:
         rig.close()
+
+
+def tell_of_proxy(index: ClaimIndex, entry: ProxyEntry, ranks: dict[str, int]) -> None:
+    """A proxy with all that it reaches: place -> rank."""
+    index.remove_proxies([entry.proxy_id])
+    index.set_proxies([entry])
+    index.set_places({place: {entry.proxy_id: rank} for place, rank in ranks.items()}, [entry.proxy_id])

@@ -20,7 +20,7 @@ from backup_server.scheduler.claims import (
     ProxyEntry,
     RunningClaim,
 )
-from tests.integration.queue.rig import Broker
+from tests.integration.queue.rig import Broker, tell_of_proxy
 
 
 class Clock:
@@ -96,9 +96,8 @@ def set_proxy(
     ranks: dict[str, int],
     attachable: int = 0,
 ) -> None:
-    index.set_proxies(
-        [ProxyEntry(proxy_id=name, on=on, slots=slots, ranks=ranks, attachable=attachable)]
-    )
+    entry = ProxyEntry(proxy_id=name, on=on, slots=slots, attachable=attachable)
+    tell_of_proxy(index, entry, ranks)
 
 
 def is_clean(client: redis.Redis) -> bool:
@@ -459,7 +458,18 @@ def _reaching(client: redis.Redis) -> dict[str, object]:
     return found
 
 
-def test_places_written_one_by_one_are_what_proxies_written_whole_are(
+def _as_written(truth: dict[str, dict[str, int]]) -> dict[str, object]:
+    """`truth`: place -> proxy -> rank."""
+    of_proxies: dict[str, dict[str, str]] = {}
+    of_places: dict[str, set[str]] = {}
+    for place, ranks in truth.items():
+        for proxy, rank in ranks.items():
+            of_proxies.setdefault(f"vmhaul:elig:{proxy}", {})[place] = str(rank)
+            of_places.setdefault(f"vmhaul:reach:{place}:{rank}", set()).add(proxy)
+    return {**of_proxies, **of_places}
+
+
+def test_the_index_knows_just_who_reaches_what(
     index: ClaimIndex, client: redis.Redis, clock: Clock
 ) -> None:
     """At random, places that come, change and go, with an index that forgot what it wrote in between."""
@@ -474,16 +484,11 @@ def test_places_written_one_by_one_are_what_proxies_written_whole_are(
         }
         truth.update(changed)
         index.set_places(changed, proxies)
-        written = _reaching(client)
-        whole = ClaimIndex(client, clock, spill_ms=1000, network_rank=5)
-        for proxy in proxies:
-            set_proxy(
-                whole,
-                proxy,
-                slots=1,
-                ranks={place: ranks[proxy] for place, ranks in truth.items() if proxy in ranks},
-            )
-        assert _reaching(client) == written
+        if step % 10 == 9:
+            index.remove_proxies(["z"])
+            for ranks in truth.values():
+                ranks.pop("z", None)
+        assert _reaching(client) == _as_written(truth)
         if step % 20 == 19:
             index = ClaimIndex(client, clock, spill_ms=1000, network_rank=5)
 
