@@ -8,8 +8,9 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Session as DbSession
 
+from backup_server.db.batches import batches
 from backup_server.db.states import VmState
-from backup_server.db.tables import Job, Repository, RestorePointRow, SessionVm
+from backup_server.db.tables import Job, Repository, RestorePointRow, Session, SessionVm
 from backup_server.errors import ConflictError, NotFoundError
 from backup_server.services import damage, protection
 from backup_server.services.context import Context
@@ -102,7 +103,7 @@ def remove(ctx: Context, ref: str) -> None:
     """Forget a point in its repository and in the catalogue. Its data go with the next prune."""
     with ctx.db() as s:
         row = find(s, ref)
-        user = in_use(s, row.repository_id).get(row.id)
+        user = in_use(s, row.repository_id, of_vm=row.instance_uuid).get(row.id)
         if user is not None:
             raise ConflictError(
                 f"restore point {row.id} of {row.vm_name} is needed by session {user}; wait for it or cancel it",
@@ -144,8 +145,8 @@ def forget_marked(ctx: Context, repository_id: str) -> int:
         ids = [one for one in ids if one not in kept]
         ctx.agents.get(repository_id).forget(ids)
     with ctx.db() as s:
-        for point_id in ids:
-            s.execute(sa.delete(RestorePointRow).where(RestorePointRow.id == point_id))
+        for some in batches(ids):
+            s.execute(sa.delete(RestorePointRow).where(RestorePointRow.id.in_(some)))
     return len(ids)
 
 
@@ -164,28 +165,39 @@ def _unmark_kept(ctx: Context, repository_id: str, ids: list[str]) -> set[str]:
     return set(kept)
 
 
-def in_use(s: DbSession, repository_id: str) -> dict[str, str]:
-    """Point id -> session id, for points that an open restore, increment or copy reads from."""
-    from backup_server.db.tables import Session
+def in_use(s: DbSession, repository_id: str, *, of_vm: str | None = None) -> dict[str, str]:
+    """Point id -> session id, for points that an open restore, increment or copy reads from.
 
-    rows = s.execute(
-        sa.select(
-            SessionVm.session_id,
-            SessionVm.restore_point_id,
-            SessionVm.details,
-            Session.repository_id,
-            Session.options,
+    `of_vm`: only points of this VM (instance uuid). A night has thousands of open VMs, each with its details.
+    """
+    # Named one by one: the index of states finds them, however many VMs years of sessions left.
+    is_open: sa.ColumnElement[bool] = SessionVm.state.in_(
+        [one.value for one in VmState if one is not VmState.DONE]
+    )
+    if of_vm is not None:
+        is_open &= SessionVm.instance_uuid == of_vm
+    writing: set[str] = set()
+    copying: set[str] = set()
+    for session in s.execute(
+        sa.select(Session.id, Session.repository_id, Session.options).where(
+            Session.id.in_(sa.select(SessionVm.session_id).where(is_open))
         )
-        .join(Session, Session.id == SessionVm.session_id)
-        # Named one by one: the index of states finds them, however many VMs years of sessions left.
-        .where(SessionVm.state.in_([one.value for one in VmState if one is not VmState.DONE]))
+    ):
+        if session.repository_id == repository_id:
+            writing.add(session.id)
+        if session.options.get("source_repository_id") == repository_id:
+            copying.add(session.id)
+    rows = s.execute(
+        sa.select(SessionVm.session_id, SessionVm.restore_point_id, SessionVm.details).where(
+            is_open, SessionVm.session_id.in_(writing | copying)
+        )
     )
     used: dict[str, str] = {}
-    for session_id, point_id, details, its_repository_id, options in rows:
+    for session_id, point_id, details in rows:
         needed: list[str | None] = []
-        if its_repository_id == repository_id:
+        if session_id in writing:
             needed += [point_id, details.get("previous_id")]
-        if options.get("source_repository_id") == repository_id:
+        if session_id in copying:
             # The points that a copy has yet to read, and the one whose map it compares with.
             needed += [*details["points"][details["at"] :], details.get("base_id")]
         used |= {point: session_id for point in needed if point}
@@ -198,6 +210,11 @@ def _good() -> sa.Select[RestorePointRow]:
 
 def _of_vm(vm: str) -> Any:
     return sa.or_(RestorePointRow.vm_name == vm, RestorePointRow.instance_uuid == vm)
+
+
+def uuids_of(vm: str) -> sa.Select[str]:
+    """The VMs that have points under this name or instance uuid, as a subquery."""
+    return sa.select(RestorePointRow.instance_uuid).where(_of_vm(vm))
 
 
 def _repository_names(s: DbSession) -> dict[str, str]:

@@ -16,11 +16,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import chain
 from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session as DbSession
 
+from backup_server.db.batches import batches
 from backup_server.db.tables import Job, Repository, RestorePointRow, Setting
 from backup_server.errors import VmhaulError
 from backup_server.services import damage, events, protection, restore_points, session_end, steps
@@ -67,14 +69,18 @@ def plan_job(
     *,
     now: datetime,
     backed_up: tuple[str, str] | None = None,
+    vm: str | None = None,
 ) -> list[VmPlan]:
     """The plan for each VM that has points of the job, in order of names.
 
     `backed_up`: only of this VM in this repository (repository id, instance uuid), which the job takes.
+    `vm`: only of those that ever had this name or have this instance uuid.
     """
     query = sa.select(RestorePointRow).where(
         RestorePointRow.job_id == job.id, RestorePointRow.deleting.is_(False)
     )
+    if vm is not None:
+        query = query.where(RestorePointRow.instance_uuid.in_(restore_points.uuids_of(vm)))
     if backed_up is not None:
         repository_id, uuid = backed_up
         query = query.where(
@@ -83,7 +89,8 @@ def plan_job(
     groups: dict[tuple[str, str], dict[str, RestorePointRow]] = {}
     for row in s.scalars(query):
         groups.setdefault((row.repository_id, row.instance_uuid), {})[row.id] = row
-    in_use = {repository_id: _users(s, repository_id) for repository_id, _ in groups}
+    of_vm = None if backed_up is None else backed_up[1]
+    in_use = {one: _users(s, one, of_vm) for one in {repository_id for repository_id, _ in groups}}
     # Decoding the inventory of a large site takes a second: not after each of ten thousand backups.
     meant = protection.vms_of(s, job) if groups and backed_up is None else None
     rule = rule_of(retention, job.schedule)
@@ -102,8 +109,8 @@ def plan_job(
     return sorted(plans, key=lambda one: (one.name.lower(), one.instance_uuid, one.repository_id))
 
 
-def _users(s: DbSession, repository_id: str) -> dict[str, str]:
-    used = restore_points.in_use(s, repository_id)
+def _users(s: DbSession, repository_id: str, of_vm: str | None) -> dict[str, str]:
+    used = restore_points.in_use(s, repository_id, of_vm=of_vm)
     return {point_id: f"session {session_id[:8]}" for point_id, session_id in used.items()}
 
 
@@ -159,7 +166,7 @@ def preview(
     with ctx.db.read() as s:
         job = by_ref(s, Job, ref)
         rule = job.retention if retention is None else _accepted(retention)
-        plans = plan_job(s, job, rule, now=now)
+        plans = plan_job(s, job, rule, now=now, vm=vm)
         repositories = {
             row.id: row.name for row in s.execute(sa.select(Repository.id, Repository.name))
         }
@@ -306,13 +313,14 @@ def _held_until(s: DbSession, now: datetime) -> datetime | None:
 
 
 def _mark(s: DbSession, remove: Iterable[RetentionDecision]) -> None:
-    for gone in remove:
-        s.execute(sa.update(RestorePointRow).where(RestorePointRow.id == gone.id).values(deleting=True))
+    ids = [gone.id for gone in remove]
+    for some in batches(ids):
+        s.execute(sa.update(RestorePointRow).where(RestorePointRow.id.in_(some)).values(deleting=True))
 
 
 def _mark_all(ctx: Context, s: DbSession, job: Job, plans: Sequence[VmPlan]) -> None:
+    _mark(s, chain.from_iterable(one.plan.remove for one in plans))
     for one in plans:
-        _mark(s, one.plan.remove)
         for gone in one.plan.remove:
             text = f"{job.name}: restore point {gone.id[:8]} of {one.name} goes: {gone.reason}"
             events.record(s, ctx.clock(), "retention.forget", text)

@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from backup_server.db.tables import Event, RestorePointRow, Session, Vcenter
+from backup_server.db.states import VmState
+from backup_server.db.tables import Event, RestorePointRow, Session, SessionVm, Vcenter, new_id
 from backup_server.errors import ConflictError, InvalidError
-from backup_server.services import damage, jobs, restore_points, retention, vcenters
+from backup_server.services import damage, jobs, restore_points, restores, retention, vcenters
 from tests.fakes.server import Rig
+from tests.support.statements import counted
 
 DAY_S = 86_400
 
@@ -126,8 +128,6 @@ def test_points_in_use_and_immutable_ones_stay_and_say_why(rig: Rig) -> None:
     first, second, third, _ = (row.id for row in rig.points())
     edit_row(rig, first, immutable_until=rig.clock.now + timedelta(days=5))
     edit_row(rig, third, immutable_until=rig.clock.now - timedelta(days=5))
-    from backup_server.services import restores
-
     request = {"restore_point": second, "disk": 1, "path": "/restore/x.raw"}
     session = restores.restore_disk(rig.ctx, request)
     jobs.edit(rig.ctx, "job1", {"retention": {"keep": 1}}, confirm_removal=True)
@@ -139,6 +139,82 @@ def test_points_in_use_and_immutable_ones_stay_and_say_why(rig: Rig) -> None:
     assert third not in {row.id for row in rig.points()}
     with pytest.raises(ConflictError, match="immutable until"):
         restore_points.remove(rig.ctx, first)
+
+
+def _open_restores(rig: Rig, count: int) -> None:
+    """VMs of which a session is not done, as a night has them."""
+    with rig.ctx.db() as s:
+        repository_id = s.scalars(sa.select(RestorePointRow.repository_id)).first()
+        session = Session(
+            id=new_id(),
+            kind="restore",
+            state="running",
+            repository_id=repository_id,
+            created_at=rig.clock.now,
+        )
+        s.add(session)
+        s.flush()
+        for number in range(count):
+            s.add(
+                SessionVm(
+                    id=new_id(),
+                    session_id=session.id,
+                    position=number,
+                    moref="",
+                    instance_uuid=f"other-{number}",
+                    name=f"other-{number}",
+                    state=VmState.RUNNING.value,
+                    restore_point_id=f"point-{number}",
+                )
+            )
+
+
+def test_a_plan_asks_once_for_all_vms_who_needs_their_points(rig: Rig) -> None:
+    rig.job(retention={"keep": 9})
+    costs = []
+    for name in ("a", "b"):
+        for number in range(4):
+            rig.vcenter.add_vm(f"{name}{number}", disks=1)
+        assert rig.run("job1")["result"] == "success"
+        _open_restores(rig, 10)
+        with counted(rig.ctx.db.engine) as cost:
+            retention.preview(rig.ctx, "job1")
+        costs.append(cost.statements)
+    assert costs[0] == costs[1]
+
+
+def test_the_end_of_a_backup_reads_nothing_of_other_vms_that_are_open(rig: Rig) -> None:
+    rig.vcenter.add_vm("db01", disks=1)
+    rig.job(retention={"keep": 9})
+    nights(rig, 2)
+    first, _ = rig.points()
+    _open_restores(rig, 50)
+    restore = restores.restore_disk(
+        rig.ctx, {"restore_point": first.id, "disk": 1, "path": "/restore/x.raw"}
+    )
+    with rig.ctx.db.read() as s:
+        everything = restore_points.in_use(s, first.repository_id)
+        assert len(everything) == 51
+        of_it = restore_points.in_use(s, first.repository_id, of_vm=first.instance_uuid)
+        assert of_it == {first.id: restore["id"]}
+        with counted(rig.ctx.db.engine) as few:
+            restore_points.in_use(s, "another repository")
+        assert few.statements == 2
+
+
+def test_what_goes_is_marked_and_forgotten_by_few_statements(rig: Rig) -> None:
+    rig.vcenter.add_vm("db01", disks=1)
+    rig.job(retention={"keep": 30})
+    costs = []
+    for nights_more in (3, 9):
+        nights(rig, nights_more)
+        jobs.edit(rig.ctx, "job1", {"retention": {"keep": 1}}, confirm_removal=True)
+        with counted(rig.ctx.db.engine) as cost:
+            assert retention.apply_job(rig.ctx, "job1")["removed"] == nights_more - (not costs)
+        costs.append(cost.statements)
+        jobs.edit(rig.ctx, "job1", {"retention": {"keep": 30}})
+    assert len(rig.points()) == 1
+    assert costs[1] - costs[0] <= 7, "one event for each point that goes, nothing else"
 
 
 def test_a_damaged_point_does_not_count_as_the_newest_good_one(rig: Rig) -> None:
