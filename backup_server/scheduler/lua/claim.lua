@@ -52,24 +52,13 @@ local function fits(bucket, nfc)
   return true
 end
 
--- Is there another proxy with a free slot that reaches this place in a better mode?
-local reach = {}
-local function better(place, rank, p)
-  for r = 1, rank - 1 do
-    local key = 'vmhaul:reach:' .. place .. ':' .. r
-    reach[key] = reach[key] or redis.call('SMEMBERS', key)
-    for _, other in ipairs(reach[key]) do
-      if other ~= p and slot(other) and attachable(other, r) then return true end
-    end
-  end
-  return false
-end
-
 -- Best head of a place whose keys have room, remembered until the place changes or a key is full.
+local waits = {}  -- place -> rank -> see must_wait
 local best_of = {[true] = {}, [false] = {}}
 local function best(place, nfc)
   local kept = best_of[nfc][place]
   if kept == false or (kept and fits(kept.bucket, nfc)) then return kept end
+  waits[place] = nil
   local from, step = 0, 4
   while true do
     local heads = redis.call('ZRANGE', 'vmhaul:heads:' .. place, from, from + step - 1, 'WITHSCORES')
@@ -93,6 +82,7 @@ local function best(place, nfc)
 end
 local function forget(place)
   best_of[true][place], best_of[false][place] = nil, nil
+  waits[place] = nil
 end
 
 local function set_head(place, bucket)
@@ -100,6 +90,41 @@ local function set_head(place, bucket)
   if head[1] then redis.call('ZADD', 'vmhaul:heads:' .. place, head[2], bucket)
   else redis.call('ZREM', 'vmhaul:heads:' .. place, bucket) end
   forget(place)
+end
+
+-- Is there a proxy with a free slot that reaches this place in a better mode?
+local reach = {}
+local function better(place, rank)
+  for r = 1, rank - 1 do
+    local key = 'vmhaul:reach:' .. place .. ':' .. r
+    reach[key] = reach[key] or redis.call('SMEMBERS', key)
+    for _, other in ipairs(reach[key]) do
+      if slot(other) and attachable(other, r) then return true end
+    end
+  end
+  return false
+end
+
+-- Must the head of a place wait, as another proxy reaches it in a better mode? One answer for all proxies of a rank: a
+-- night's beginning has a thousand places and a hundred proxies that must leave them alone. A slot of a better proxy
+-- that is taken meanwhile is seen by the next call.
+local function must_wait(c, rank)
+  if rank <= 1 then return false end
+  local known = waits[c.place]
+  if not known then
+    known = {}
+    waits[c.place] = known
+  end
+  if known[rank] == nil then
+    known[rank] = false
+    if better(c.place, rank) then
+      local head = redis.call('ZRANGE', 'vmhaul:pend:' .. c.place .. '/' .. c.bucket, 0, 0)[1]
+      -- Without one the head is stale, and who takes it sees that.
+      known[rank] = head and not (spill >= 0
+        and now - tonumber(redis.call('HGET', 'vmhaul:t:' .. head, 'enq') or '0') >= spill)
+    end
+  end
+  return known[rank]
 end
 
 -- The other disks of a VM that has begun come before VMs that have not.
@@ -166,30 +191,25 @@ local function serve(p)
     for i = 1, #flat, 2 do ranks[flat[i]] = tonumber(flat[i + 1]) end
     ranks_of[p] = ranks
   end
-  local passed = {}  -- places whose head waits for a better mode
   while true do
     local found, found_rank
     for place, rank in pairs(ranks) do
-      if not passed[place] and attachable(p, rank) then
+      if attachable(p, rank) then
         local c = best(place, rank >= network)
-        if c and (not found or before(c, rank, found, found_rank)) then
+        if not c then
+          ranks[place] = nil  -- nothing comes into a place in this call
+        elseif (not found or before(c, rank, found, found_rank)) and not must_wait(c, rank) then
           found, found_rank = c, rank
         end
       end
     end
     if not found then return false end
-    local first = redis.call('ZRANGE', 'vmhaul:pend:' .. found.place .. '/' .. found.bucket, 0, 0)
-    local tid = first[1]
-    if not tid then
-      set_head(found.place, found.bucket)  -- a stale head heals itself
-    elseif found_rank > 1 and better(found.place, found_rank, p)
-      and not (spill >= 0
-        and now - tonumber(redis.call('HGET', 'vmhaul:t:' .. tid, 'enq') or '0') >= spill) then
-      passed[found.place] = true
-    else
+    local tid = redis.call('ZRANGE', 'vmhaul:pend:' .. found.place .. '/' .. found.bucket, 0, 0)[1]
+    if tid then
       take(p, found, found_rank, tid)
       return true
     end
+    set_head(found.place, found.bucket)  -- a stale head heals itself
   end
 end
 

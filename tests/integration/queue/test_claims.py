@@ -8,6 +8,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -250,6 +251,30 @@ def test_a_worse_mode_waits_for_a_better_one_only_so_long(index: ClaimIndex, clo
     assert names(index, "san", 9) == ["fresh"]
     # the better one is full: no reason to wait
     assert names(index, "nbd", 9) == ["t1", "t2"]
+
+
+def test_places_that_wait_for_a_better_mode_are_looked_at_once_for_all_proxies(
+    index: ClaimIndex, client: redis.Redis
+) -> None:
+    """A night's beginning: whoever has a worse mode leaves a place alone, for the same reason as all others."""
+    places, proxies = 12, 10
+    set_proxy(index, "san", slots=1, ranks={f"p{n:02}": 2 for n in range(places)})
+    for number in range(proxies):
+        set_proxy(index, f"nbd{number}", slots=9, ranks={f"p{n:02}": 5 for n in range(places)})
+    index.enqueue([pending(f"t{n}", place=f"p{n:02}") for n in range(places)])
+
+    def asked() -> int:
+        stats: Any = client.info("commandstats")
+        told = (stats.get(f"cmdstat_{name}", {}) for name in ("zrange", "smembers", "hget"))
+        return sum(int(one.get("calls", 0)) for one in told)
+
+    before = asked()
+    assert index.claim([f"nbd{number}" for number in range(proxies)], each=9) == []
+    # For each proxy its slots; for each place its heads, who reaches it, and how long the first has waited.
+    assert asked() - before <= 2 * (proxies + 1) + 10 * places
+    assert [one.task_id for one in index.claim(["nbd0", "san"], each=9)] == ["t0"]
+    # The better one is full now.
+    assert len(index.claim([f"nbd{number}" for number in range(proxies)], each=9)) == places - 1
 
 
 def test_a_stale_head_heals_itself(index: ClaimIndex, client: redis.Redis) -> None:
