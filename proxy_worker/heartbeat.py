@@ -117,4 +117,5 @@ class Heartbeat:
             modes=self._modes,
             cpu_share=psutil.cpu_percent() / 100,
             free_memory_bytes=psutil.virtual_memory().available,
+            takes_leases_held=True,
         )

@@ -17,6 +17,7 @@ from proxy_worker.contracts.ids import ProxyId
 from proxy_worker.contracts.messages import (
     DownMessage,
     LeaseAnswer,
+    LeasesHeld,
     RateOrder,
     RescanOrder,
     ResultAck,
@@ -32,6 +33,7 @@ from proxy_worker.contracts.names import (
 
 _BLOCK_MS: Final = 1000
 _LONGEST_PAUSE_S: Final = 5.0
+_EXPECTED: Final = frozenset({LeaseAnswer, LeasesHeld, ResultAck, RescanOrder, RateOrder})
 
 
 def broker_client(broker_url: str) -> redis.Redis:
@@ -129,10 +131,9 @@ class DownListener:
 
     def _handle(self, text: str) -> None:
         try:
-            expect = {LeaseAnswer, ResultAck, RescanOrder, RateOrder}
-            message = self._opener.open(text, expect=expect).message
+            message = self._opener.open(text, expect=_EXPECTED).message
         except MessageError as error:
             self._log.warning(EventName.MESSAGE_REFUSED, text=str(error))
             return
-        if isinstance(message, LeaseAnswer | ResultAck | RescanOrder | RateOrder):
+        if isinstance(message, DownMessage):
             self._on_message(message)

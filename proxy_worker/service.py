@@ -18,6 +18,7 @@ from proxy_worker.contracts.events import EventName
 from proxy_worker.contracts.logs import task_ids
 from proxy_worker.contracts.messages import (
     DownMessage,
+    LeasesHeld,
     LeaseVerdict,
     ProgressReport,
     RateOrder,
@@ -196,6 +197,12 @@ class ProxyService:
             return
         if isinstance(message, RateOrder):
             self._slots.set_rate(message.task_id, message.attempt, message.rate)
+            return
+        if isinstance(message, LeasesHeld):
+            for task in message.held:
+                handle = self._slots.find(task.task_id, task.attempt)
+                if handle is not None:
+                    self._lease_held(handle, message.sequence)
             return
         handle = self._slots.find(message.task_id, message.attempt)
         if handle is None:

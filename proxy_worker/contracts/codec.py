@@ -30,6 +30,7 @@ from proxy_worker.contracts.messages import (
     DatastoresRequest,
     HeartbeatReport,
     LeaseAnswer,
+    LeasesHeld,
     PresentAnswer,
     PresentRequest,
     ProgressReport,
@@ -50,6 +51,7 @@ from proxy_worker.contracts.messages import (
 Message = (
     TaskRequest
     | LeaseAnswer
+    | LeasesHeld
     | ResultAck
     | SealedSecrets
     | HeartbeatReport
@@ -73,6 +75,7 @@ MESSAGE_TYPES: Final[Mapping[str, type[Any]]] = {
     for cls in (
         TaskRequest,
         LeaseAnswer,
+        LeasesHeld,
         ResultAck,
         SealedSecrets,
         HeartbeatReport,

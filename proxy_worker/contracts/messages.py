@@ -210,6 +210,8 @@ class HeartbeatReport:
     modes: tuple[TransportMode, ...]
     cpu_share: float
     free_memory_bytes: int
+    takes_leases_held: bool = field(default=False, metadata=LATER)
+    """It understands `LeasesHeld`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -371,6 +373,18 @@ class LeaseAnswer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LeasesHeld:
+    """All that a heartbeat named and that is to go on, in one message; to workers whose heartbeats say that they take
+    it. The others, and other verdicts, are told by a `LeaseAnswer` each.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    sequence: int
+    """Of the heartbeat that is answered."""
+    held: tuple[RunningTask, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ResultAck:
     schema_version: int = SCHEMA_VERSION
     task_id: TaskId
@@ -441,4 +455,4 @@ class RateOrder:
     """None: as fast as it can."""
 
 
-DownMessage = LeaseAnswer | ResultAck | RescanOrder | RateOrder
+DownMessage = LeaseAnswer | LeasesHeld | ResultAck | RescanOrder | RateOrder

@@ -68,6 +68,7 @@ def test_its_envelope_opens(path: Path) -> None:
 def _addressee(data: dict[str, Any]) -> str:
     down = {
         "LeaseAnswer",
+        "LeasesHeld",
         "ResultAck",
         "SealedSecrets",
         "RateOrder",
