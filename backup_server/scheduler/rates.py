@@ -109,9 +109,13 @@ class RateKeeper:
         *,
         leading: Callable[[], bool],
         wake: threading.Event | None = None,
+        steady: Callable[[], datetime] | None = None,
     ) -> None:
-        """`wake` asks for a round before its time."""
+        """`wake` asks for a round before its time. `steady`: as the context's clock, and nobody sets it; by it goes how
+        long something has been so. None: the context's.
+        """
         self._wake = wake or threading.Event()
+        self._steady = steady or ctx.clock
         self._round_at: datetime | None = None  # the last one as the leader
         self._ctx = ctx
         self._down = down
@@ -137,9 +141,9 @@ class RateKeeper:
                 self._demands.clear()
                 self._round_at = None
             return False
-        now = self._ctx.clock()
+        now = self._steady()
         with self._ctx.db.read() as s:
-            limits = self._read_limits(s, now)
+            limits = self._read_limits(s)
             # What another leader had said, or this one before it ended, may have been heard or not.
             everything = bool(limits.bytes_per_s or self._said or self._round_at is None)
             rows = self._running(s, everything=everything)
@@ -161,10 +165,10 @@ class RateKeeper:
         """How fast tasks may begin that are handed out now to that proxy in that mode: with what nobody else uses; the
         next rounds make room for them. Nothing is waited for.
         """
-        now = self._ctx.clock()
+        now = self._steady()
         limits, is_first = self._limits, self._round_at is None
         if is_first:
-            limits = self._read_limits(s, now)
+            limits = self._read_limits(s)
             self._learn_proxies(s)
         if not limits.bytes_per_s or not starts:
             return {}
@@ -236,8 +240,8 @@ class RateKeeper:
 
     # -- what there is
 
-    def _read_limits(self, s: DbSession, now: datetime) -> _Limits:
-        settings = self._ctx.settings
+    def _read_limits(self, s: DbSession) -> _Limits:
+        settings, now = self._ctx.settings, self._ctx.clock()
         allowed: dict[str, float] = {
             f"d:{name}": most for name, most in datastore_loads.allowances(s, settings, now).items()
         }

@@ -7,6 +7,7 @@ Limits: VMs that are being prepared at once (`preparing_vms`), open snapshots of
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -20,6 +21,8 @@ from backup_server.services.context import Context
 _PAGE: Final = 200
 _PAGES: Final = 10
 """VMs that are looked at in one go: those whose datastores are full are passed over."""
+_DATASTORES: Final = SessionVm.details["datastores"].label("datastores")
+"""Of all that is known of a VM the least part: thousands are looked at."""
 _ACTIVE: Final = (VmState.PREPARING.value, VmState.RUNNING.value, VmState.FINISHING.value)
 
 
@@ -50,7 +53,7 @@ def _admit(ctx: Context, s: DbSession, session: Session) -> None:
         sa.select(
             SessionVm.state,
             SessionVm.instance_uuid,
-            SessionVm.details,
+            _DATASTORES,
             SessionVm.snapshot_removed_at,
             Session.vcenter_id,
         )
@@ -64,7 +67,7 @@ def _admit(ctx: Context, s: DbSession, session: Session) -> None:
         store
         for vm in busy
         if vm.snapshot_removed_at is None
-        for store in _stores(vm.vcenter_id, vm.details)
+        for store in _stores(vm.vcenter_id, vm.datastores)
     )
     loads = datastore_loads.read(s, ctx.settings, now)
     after = -1
@@ -74,7 +77,7 @@ def _admit(ctx: Context, s: DbSession, session: Session) -> None:
             if left <= 0:
                 return
             after = vm.position
-            stores = _stores(session.vcenter_id, vm.details)
+            stores = _stores(session.vcenter_id, vm.datastores)
             full = any(snapshots[name] >= loads.max_snapshots(name) for name in stores)
             identity = (session.vcenter_id, vm.instance_uuid)
             if full or (identity in in_other and session.kind == SessionKind.BACKUP.value):
@@ -89,7 +92,7 @@ def _admit(ctx: Context, s: DbSession, session: Session) -> None:
 
 def _waiting(s: DbSession, session_id: str, after: int) -> Any:
     return s.execute(
-        sa.select(SessionVm.id, SessionVm.position, SessionVm.instance_uuid, SessionVm.details)
+        sa.select(SessionVm.id, SessionVm.position, SessionVm.instance_uuid, _DATASTORES)
         .where(
             SessionVm.session_id == session_id,
             SessionVm.state == VmState.PENDING.value,
@@ -100,5 +103,5 @@ def _waiting(s: DbSession, session_id: str, after: int) -> Any:
     ).all()
 
 
-def _stores(vcenter_id: str | None, details: dict[str, Any]) -> list[str]:
-    return [f"{vcenter_id}/{name}" for name in details.get("datastores", [])]
+def _stores(vcenter_id: str | None, datastores: Sequence[str] | None) -> list[str]:
+    return [f"{vcenter_id}/{name}" for name in datastores or ()]

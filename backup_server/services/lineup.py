@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from heapq import nsmallest
 from operator import itemgetter
 
 from backup_server.services.placement import (
@@ -22,7 +23,7 @@ from backup_server.services.placement import (
     said_of,
     why_chosen,
 )
-from backup_server.services.surveys import ProxyFacts, Survey, claim_rank, not_now, survey
+from backup_server.services.surveys import RANKS, ProxyFacts, Survey, claim_rank, not_now, survey
 from backup_server.services.wishes import ModeRefused, Wish
 from transports.base import TransportMode
 
@@ -47,23 +48,25 @@ class Lineup:
 def lineup(wish: Wish, proxies: Sequence[ProxyFacts], known: Survey | None = None) -> Lineup:
     seen = known or survey(wish, proxies)
     modes = modes_in_question(wish, proxies)
+    now = [(proxy, not_now(proxy), proxy.used / max(1, proxy.slots)) for proxy in proxies]
     pairs: list[_Pair] = []
-    for proxy in proxies:
-        busy = not_now(proxy)
-        load = proxy.used / max(1, proxy.slots)
-        for mode in modes:
-            reason = seen.reasons[proxy.id, mode] or busy
-            rank = claim_rank(mode, near=(proxy.id, mode) not in seen.far)
-            pairs.append((bool(reason), rank, load, proxy.name, reason, mode, proxy))
-    pairs.sort(key=itemgetter(0, 1, 2, 3))
     best: dict[str, _Pair] = {}
-    for pair in pairs:
-        if not pair[0]:
-            best.setdefault(pair[-1].id, pair)
+    # The better modes first, so that the first pair of a proxy that may take a task is its best.
+    for mode in sorted(modes, key=RANKS.__getitem__):
+        near, far = claim_rank(mode, near=True), claim_rank(mode, near=False)
+        of_mode = seen.reasons.of_mode(mode, proxies)
+        for (proxy, busy, load), obstacle in zip(now, of_mode, strict=True):
+            reason = obstacle or busy
+            rank = far if seen.far and (proxy.id, mode) in seen.far else near
+            pair = (reason != "", rank, load, proxy.name, reason, mode, proxy)
+            pairs.append(pair)
+            if not reason and proxy.id not in best:
+                best[proxy.id] = pair
+    named = nsmallest(NAMED_CANDIDATES, pairs, key=itemgetter(0, 1, 2, 3))
     return Lineup(
         wish=wish,
         seen=seen,
-        named=tuple(_candidate(pair, seen) for pair in pairs[:NAMED_CANDIDATES]),
+        named=tuple(_candidate(pair, seen) for pair in named),
         counted=Counter(pair[4] or ACCEPTED for pair in pairs),
         best=best,
         refused=tuple(not_offered(wish, modes)),

@@ -86,6 +86,11 @@ class Obstacles(Mapping[tuple[str, TransportMode], str]):
     def __len__(self) -> int:
         return len(self._places) * len(self._columns)
 
+    def of_mode(self, mode: TransportMode, proxies: Iterable[ProxyFacts]) -> Iterator[str]:
+        """As so many look-ups, in the order of the proxies."""
+        column, places = self._columns[mode], self._places
+        return (column[places[proxy.id]] for proxy in proxies)
+
     def modes(self) -> Iterable[TransportMode]:
         return self._columns.keys()
 

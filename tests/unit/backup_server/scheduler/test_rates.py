@@ -51,9 +51,15 @@ class Rig:
         self.down = Down()
         self.leads = True
         self.lookups = Lookups(clock, ctx.log)
-        ends = Ends(lambda _: OneHost(), self.lookups)  # type: ignore[arg-type, return-value]
         self.wake = threading.Event()
-        self.keeper = RateKeeper(ctx, self.down, ends, leading=lambda: self.leads, wake=self.wake)  # type: ignore[arg-type]
+        self.keeper = self.new_keeper(clock)
+
+    def new_keeper(self, steady: Clock) -> RateKeeper:
+        ends = Ends(lambda _: OneHost(), self.lookups)  # type: ignore[arg-type, return-value]
+        down: Any = self.down
+        return RateKeeper(
+            self.ctx, down, ends, leading=lambda: self.leads, wake=self.wake, steady=steady
+        )
 
     def round(self) -> dict[str, RateLimit | None]:
         """What was told in one round."""
@@ -286,6 +292,19 @@ def test_an_order_is_said_again_until_the_proxy_tells_that_it_holds(rig: Rig) ->
     assert [rig.later(2) for _ in range(5)] == [{"a": None}] * 5
     tell(rig, "a", 0)
     assert [rig.later(20) for _ in range(3)] == [{}] * 3
+
+
+@pytest.mark.parametrize("set_by", [timedelta(hours=-1), timedelta(hours=1)])
+def test_a_clock_that_is_set_changes_nothing_of_what_is_said_again(rig: Rig, set_by: timedelta) -> None:
+    steady = Clock()
+    rig.keeper = rig.new_keeper(steady)
+    rig.rule("hosts", "80Mbit")
+    tell(rig, rig.task("a"), 0)
+    assert rig.round() == {"a": source(10_000_000)}
+    rig.clock.now += set_by
+    assert rig.round() == {}
+    steady.now += timedelta(seconds=2)
+    assert rig.round() == {"a": source(10_000_000)}
 
 
 @pytest.mark.parametrize(("stored", "wanted"), [(None, None), (10_000_000, 10_000_000)])
