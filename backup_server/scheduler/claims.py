@@ -132,7 +132,7 @@ class ClaimIndex:
         network_rank: int,
         hotadd_ranks: tuple[int, int] = (0, 0),
     ) -> None:
-        """`spill_ms`: how long a task waits for a better mode's free slot before a worse mode takes it.
+        """`now_ms`: a clock that nobody sets. `spill_ms`: how long a task waits for a better mode's free slot before a worse mode takes it.
         `network_rank`: from this rank on a mode uses the NFC service of the VM's host. `hotadd_ranks`: first and
         last of the mode in which disks are attached to the proxy; 0: none.
         """

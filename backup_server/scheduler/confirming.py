@@ -18,7 +18,7 @@ from backup_server.scheduler import facts
 from backup_server.scheduler.claims import Claim
 from backup_server.scheduler.needs import SchedulerContext
 from backup_server.scheduler.view import View
-from backup_server.services import events, job_windows, lineup, proxy_facts, tasks
+from backup_server.services import events, job_windows, lineup, pending, proxy_facts, tasks
 from backup_server.services.limits import PROXY
 from backup_server.services.lineup import Lineup
 from backup_server.services.placement import Decision
@@ -76,7 +76,7 @@ def confirm(
                 problem = begun[row.id]
                 if isinstance(problem, MessageError):
                     reason = f"the stored order cannot be carried out: {problem}"
-                    tasks.give_up(s, row, reason, now)
+                    pending.give_up(s, row, reason, now)
                     ctx.wake_engine.set()
                 else:
                     held.append(claim)
@@ -138,13 +138,13 @@ class _Round:
 
     def _decide(self, claim: Claim, row: Task) -> Decision | None:
         wish = proxy_facts.task_wish(row, self._view.fleet)
-        by = self._view.by_id.get(claim.proxy_id)
-        if by is None or wish.impossible or wish.key not in self._view.wishes:
+        by, key = self._view.by_id.get(claim.proxy_id), wish.key
+        if by is None or wish.impossible or key not in self._view.wishes:
             return None
-        if wish.key not in self._lineups:
-            self._lineups[wish.key] = lineup.lineup(wish, self._present, self._view.survey_of(wish.key))
+        if key not in self._lineups:
+            self._lineups[key] = lineup.lineup(wish, self._present, self._view.survey_of(key))
         decision = lineup.confirm(
-            self._lineups[wish.key],
+            self._lineups[key],
             by,
             taken=self._used[claim.proxy_id],
             refused=proxy_facts.task_refusals(row),

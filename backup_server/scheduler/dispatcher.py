@@ -18,7 +18,7 @@ from itertools import islice
 from typing import Final
 from uuid import uuid4
 
-from backup_server.db.states import StaleStateError, TaskState
+from backup_server.db.states import TaskState
 from backup_server.db.tables import Task
 from backup_server.scheduler import confirming, facts
 from backup_server.scheduler.claims import Claim, ClaimIndex, PendingTask, ProxyEntry
@@ -26,10 +26,11 @@ from backup_server.scheduler.confirming import AtStart, no_rates
 from backup_server.scheduler.needs import SchedulerContext, Timing
 from backup_server.scheduler.view import View, is_on
 from backup_server.scheduler.waiting import Waiting
-from backup_server.services import proxy_facts, tasks
+from backup_server.services import pending, proxy_facts
 from backup_server.services.task_ends import Ends
 from backup_server.services.wishes import Wish
 from proxy_worker.contracts.events import EventName
+from transports.system import uptime_s
 
 _CLAIMS: Final = 128
 """In one round: Redis answers nobody else while the script runs, some 0.2 ms for each."""
@@ -67,12 +68,16 @@ class Dispatcher:
         at_start: AtStart = no_rates,
         ends: Ends | None = None,
         heard_until: Callable[[], datetime | None] = _just_now,
+        steady_s: Callable[[], float] = uptime_s,
     ) -> None:
-        """`heard_until`: what proxies said before that moment was applied; None: all of it."""
+        """`heard_until`: what proxies said before that moment was applied; None: all of it. `steady_s`: a clock that
+        nobody sets.
+        """
         self._ctx = ctx
         self._at_start = at_start
         self._ends = ends
         self._heard_until = heard_until
+        self._steady_s = steady_s
         self._index = index
         self._leading = leading
         self._outbox_wake = outbox_wake
@@ -94,8 +99,13 @@ class Dispatcher:
         self._compare = True
         self._wished_for = 0  # View.fleets for which that holds
         self._busy = False
-        self._audited_at: datetime | None = None
-        self._waiting = Waiting(self._ctx, self._index, self._view, self._timing)
+        self._read_s: float | None = (
+            None  # when the view was read, as all that follows by the steady clock
+        )
+        self._audited_s: float | None = None
+        self._waiting = Waiting(
+            self._ctx, self._index, self._view, self._timing, steady_s=self._steady_s
+        )
 
     def forget_index(self) -> None:
         """Fill the index again before anything else: another server may have written to it."""
@@ -109,15 +119,15 @@ class Dispatcher:
         now = self._ctx.clock()
         view = self._view
         # While one round follows the other only what is new among the tasks is looked for.
-        if not self._busy or view.read_at is None or now - view.read_at >= self._facts_age:
+        if not self._busy or self._is_over(self._read_s, self._timing.facts_s):
             near = view.fleet.near
-            view.read(self._ctx, now, self._heard_until())
+            self._read(now)
             if self._generation and view.fleet.near != near:
                 # Another wish of what waits already: it is queued anew, for the proxies that now come first.
                 self._forget.set()
                 self._follow_generation()
                 view = self._view
-                view.read(self._ctx, now, self._heard_until())
+                self._read(now)
         self._follow_pending(now)
         if not self._leading():
             # Stopped meanwhile, for whatever reason: what this one knows must not stand in what another filled by now.
@@ -126,22 +136,22 @@ class Dispatcher:
         self._follow_proxies()
         filled = self._fill() if self._indexed else False
         self._busy = filled or bool(self._new or view.unsurveyed or view.unwritten)
-        since_audit = (
-            self._span(self._timing.audit_s) if self._audited_at is None else now - self._audited_at
-        )
-        # Below zero when the clock went back.
-        if not timedelta(0) <= since_audit < self._span(self._timing.audit_s):
-            self._audited_at = now
+        if self._is_over(self._audited_s, self._timing.audit_s):
+            self._audited_s = self._steady_s()
             self._audit(now)
         return self._busy
+
+    def _read(self, now: datetime) -> None:
+        began_s = self._steady_s()
+        self._view.read(self._ctx, now, self._heard_until())
+        self._read_s = began_s
+
+    def _is_over(self, since_s: float | None, span_s: float) -> bool:
+        return since_s is None or self._steady_s() - since_s >= span_s
 
     @staticmethod
     def _span(seconds: float) -> timedelta:
         return timedelta(seconds=seconds)
-
-    @property
-    def _facts_age(self) -> timedelta:
-        return self._span(self._timing.facts_s)
 
     # -- the index follows SQL
 
@@ -172,18 +182,18 @@ class Dispatcher:
             self._wished_for = self._view.fleets
         with self._ctx.db.read() as s:
             if self._compare or self._looked_at is None:
-                pending = facts.pending_ids(s, now)
-                gone = self._indexed.keys() - set(pending)
+                waiting = facts.pending_ids(s, now)
+                gone = self._indexed.keys() - set(waiting)
                 self._new.clear()
             else:
-                pending = facts.fresh_ids(s, self._looked_at - self._span(_COMMIT_S), now, self._again)
+                waiting = facts.fresh_ids(s, self._looked_at - self._span(_COMMIT_S), now, self._again)
                 gone = set()
         if gone:
             self._index.remove_all(gone)
             for task_id in gone:
                 del self._indexed[task_id]
         # What is new comes before what is left of many: it may be urgent, and the next comparison orders all of it.
-        came = dict.fromkeys(task_id for task_id in pending if task_id not in self._indexed)
+        came = dict.fromkeys(task_id for task_id in waiting if task_id not in self._indexed)
         self._new = {**came, **self._new}
         self._looked_at = now
         self._compare = False
@@ -209,12 +219,11 @@ class Dispatcher:
             if wish.impossible:
                 hopeless.append((row, wish))
                 continue
-            view.add_wish(wish)
-            self._indexed[row.id] = wish.key
+            place = self._indexed[row.id] = view.add_wish(wish)
             entries.append(
                 PendingTask(
                     task_id=row.id,
-                    place=wish.key,
+                    place=place,
                     keys=view.keys(row),
                     band=row.priority,
                     job=row.session_id,
@@ -235,13 +244,12 @@ class Dispatcher:
 
     def _end_hopeless(self, found: list[tuple[Task, Wish]], now: datetime) -> None:
         """Tasks whose disks no mode admits, whatever proxy: waiting would not help them."""
+        reasons = {
+            row.id: f"no transport mode that the job allows can open this disk: {wish.impossible}"
+            for row, wish in found
+        }
         with self._ctx.db() as s:
-            for row, wish in found:
-                reason = f"no transport mode that the job allows can open this disk: {wish.impossible}"
-                try:
-                    tasks.give_up(s, row, reason, now)
-                except StaleStateError:
-                    continue  # it moved on by itself
+            pending.give_up_all(s, reasons, now)
         self._ctx.wake_engine.set()
 
     def _follow_limits(self) -> None:

@@ -20,7 +20,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final
 from uuid import uuid4
 
@@ -81,6 +81,12 @@ def start_job(s: DbSession, job: Job, now: datetime) -> str:
     return str(sessions.start_backup(s, job, now=now).id)
 
 
+def _never_set(clock: Callable[[], datetime], steady_s: Callable[[], float]) -> Callable[[], datetime]:
+    """`clock` as it would show if nobody had set it since."""
+    began, began_s = clock(), steady_s()
+    return lambda: began + timedelta(seconds=steady_s() - began_s)
+
+
 class Scheduler:
     """`start()` once, `stop()` once. `broker_url` in Celery's form (`redis+socket://...`)."""
 
@@ -119,7 +125,7 @@ class Scheduler:
         sealer = Sealer(SERVER, key, lambda: ctx.clock().timestamp())
         index = ClaimIndex(
             self._client,
-            lambda: int(ctx.clock().timestamp() * 1000),
+            lambda: int(steady_s() * 1000),
             spill_ms=int(timing.spill_s * 1000),
             network_rank=NETWORK_RANK,
             hotadd_ranks=HOTADD_RANKS,
@@ -130,7 +136,14 @@ class Scheduler:
             ends = Ends(vcenter, self._lookups)
         assert ends is not None
         rates_wake = threading.Event()
-        rates = RateKeeper(ctx, down, ends, leading=self._leading, wake=rates_wake)
+        rates = RateKeeper(
+            ctx,
+            down,
+            ends,
+            leading=self._leading,
+            wake=rates_wake,
+            steady=_never_set(ctx.clock, steady_s),
+        )
         self._reports = ReportReader(
             ctx,
             self._client,
@@ -149,6 +162,7 @@ class Scheduler:
             at_start=rates.at_start,
             ends=ends,
             heard_until=self._reports.heard_until,
+            steady_s=steady_s,
         )
         reaper = Reaper(
             ctx,

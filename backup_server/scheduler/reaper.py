@@ -93,6 +93,5 @@ class Reaper:
         if any(not task.terminal for task in ended):
             self._ctx.wake_janitor.set()
         self._ctx.wake_dispatcher.set()
-        for task in ended:
-            self._index.release(task.task_id, task.attempt)
+        self._index.release_all((task.task_id, task.attempt) for task in ended)
         return True

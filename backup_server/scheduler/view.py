@@ -56,7 +56,6 @@ class View:
     """Wishes that were surveyed, whoever asked, and of which the index was not told yet."""
     forgotten: list[str] = field(default_factory=list)
     """Wishes that nothing has any more, until the index was told so."""
-    read_at: datetime | None = None
 
     def read(self, ctx: SchedulerContext, now: datetime, heard_until: datetime | None = None) -> None:
         """`heard_until`: what proxies said since is not applied yet, so that silence is measured by then."""
@@ -86,13 +85,14 @@ class View:
                 self.unwritten.clear()
             # Who waited before comes first: a fleet may change faster than all of them are surveyed.
             self.unsurveyed.update(dict.fromkeys(self.wishes))
-        self.read_at = now
 
-    def add_wish(self, wish: Wish) -> None:
+    def add_wish(self, wish: Wish) -> str:
+        """Its key."""
         key = wish.key
         if key not in self.wishes:
             self.wishes[key] = wish
             self.unsurveyed[key] = None
+        return key
 
     def survey(self, most: int | None = None) -> list[str]:
         """Bring surveys up to date, no more than `most` of them; answers those of which the index is to be told."""
@@ -113,8 +113,9 @@ class View:
             self.wishes.pop(key, None)
             self.unsurveyed.pop(key, None)
             self.unwritten.pop(key, None)
-            if self.surveys.pop(key, None) is not None:
-                self.forgotten.append(key)
+            self.surveys.pop(key, None)
+            # Also one that was not surveyed since the fleet became another: the index knows it from before.
+            self.forgotten.append(key)
         self.surveyor.forget_but(self.wishes.values())
 
     # -- for the index
@@ -133,6 +134,8 @@ class View:
         return found
 
     def _most(self, key: str) -> int:
+        if key.startswith(REPOSITORY):
+            return self.repositories.get(key.removeprefix(REPOSITORY), ("", 0))[1]
         if key.startswith(HOST):
             return self.host_tasks
         return self.loads.max_tasks(key.removeprefix(DATASTORE)) if self.loads else 0
@@ -155,19 +158,18 @@ class View:
         return [replace(proxy, used=used.get(f"p:{proxy.id}", 0)) for proxy in self.proxies]
 
     def limits_of(self, row: Task, usage: Mapping[str, int]) -> list[Limit]:
-        keys = limits.task_keys(row, self.repository_rows)
         closed = self.loads.closed if self.loads else {}
-        most = self.limits()
+        names = {key: name for key, (name, _) in self.repositories.items()}
         return [
             Limit(
                 key=key,
-                what=limits.limit_name(key, {k: name for k, (name, _) in self.repositories.items()}),
+                what=limits.limit_name(key, names),
                 used=usage.get(key, 0),
-                maximum=max(0, most.get(key, self._most(key))),
+                maximum=0 if key in closed else self._most(key),
                 modes=NETWORK_MODES if key.startswith(HOST) else None,
                 closed=closed.get(key, ""),
             )
-            for key in keys
+            for key in limits.task_keys(row, self.repository_rows)
         ]
 
 

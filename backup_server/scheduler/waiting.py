@@ -2,67 +2,91 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from itertools import islice
 from typing import Final
 
-from sqlalchemy.orm import Session as DbSession
-
-from backup_server.db.states import StaleStateError
 from backup_server.db.tables import Task
 from backup_server.scheduler import facts
 from backup_server.scheduler.claims import ClaimIndex
 from backup_server.scheduler.needs import SchedulerContext, Timing
 from backup_server.scheduler.view import View
-from backup_server.services import events, placement, tasks
+from backup_server.services import events, pending, placement
 from backup_server.services.placement import Decision
 from backup_server.services.surveys import ProxyFacts, survey
 from backup_server.services.wishes import Wish
 from proxy_worker.contracts.events import EventName
 
 _EXPLAINED_PLACES: Final = 40
+_LOST_PLACES: Final = 100
+"""In one look, of those that nobody who is there reaches: when a whole fleet is away that is all of them."""
 _EXPLAINED_TASKS: Final = 20
 """How many tasks that wait for the same proxies get the explanation stored: those that come next. The others wait
 alike, and whoever asks why is told what holds at that moment.
 """
+_LONGEST_GAP: Final = 4
+"""Audits. What lies further apart is no watching: this server was stopped, or its machine slept."""
 
 
 class Waiting:
-    def __init__(self, ctx: SchedulerContext, index: ClaimIndex, view: View, timing: Timing) -> None:
+    def __init__(
+        self,
+        ctx: SchedulerContext,
+        index: ClaimIndex,
+        view: View,
+        timing: Timing,
+        *,
+        steady_s: Callable[[], float],
+    ) -> None:
+        """`steady_s`: a clock that nobody sets."""
         self._ctx = ctx
         self._index = index
         self._view = view
         self._timing = timing
-        self._unreached_since: dict[str, datetime] = {}
+        self._steady_s = steady_s
+        self._looked_s: float | None = None
+        self._unreached_s: dict[str, float] = {}
+        """Place -> for how long we watched that nobody who is there could take its tasks."""
         self._explained: dict[str, str] = {}
         """Place -> the reason that was stored: figures in a decision change all the time, reasons do not."""
         self._turn: dict[str, None] = {}
         """Places in the order in which they are explained next."""
+        self._lost_turn: dict[str, None] = {}
+        """As `_turn`, those that nobody who is there reaches."""
         self._warned: dict[str, tuple[str, set[str]]] = {}
         """Place -> why nobody takes its tasks, and those whose sessions were told so."""
 
     def look(self, indexed: Mapping[str, str], now: datetime) -> None:
         """`indexed`: pending tasks with the keys of their wishes."""
+        passed_s = self._passed_s()
         usage = self._index.usage()
         proxies = self._view.with_used(usage)
         places: dict[str, list[str]] = {}
         for task_id, place in indexed.items():
             places.setdefault(place, []).append(task_id)
         self._view.forget_wishes(self._view.wishes.keys() - places.keys())
-        for kept in (self._unreached_since, self._explained, self._warned):
+        for kept in (self._explained, self._warned):
             for place in kept.keys() - places.keys():
                 kept.pop(place, None)
+        there = {
+            proxy.id for proxy in proxies if proxy.online and proxy.slots > 0 and not proxy.trouble
+        }
+        lost = [place for place in places if there.isdisjoint(self._view.survey_of(place).best)]
+        before = self._unreached_s
+        self._unreached_s = {
+            place: before[place] + passed_s if place in before else 0.0 for place in lost
+        }
         if not places:
             return
-        there = {proxy.id for proxy in proxies if proxy.online and proxy.slots > 0}
-        lost = {place for place in places if there.isdisjoint(self._view.survey_of(place).best)}
-        for place in places.keys() - lost:
-            self._unreached_since.pop(place, None)
-        # Those that nobody who is there can take need somebody. Of the others the next few: a large site has a
-        # thousand, and each explanation looks at every proxy.
-        chosen = {place: places[place] for place in dict.fromkeys([*lost, *self._next_few(places)])}
+        # Those that nobody who is there can take need somebody, and come first. Of the others the next few: a large
+        # site has a thousand, and each explanation looks at every proxy.
+        few = [
+            *_next_few(self._lost_turn, lost, _LOST_PLACES),
+            *_next_few(self._turn, places, _EXPLAINED_PLACES),
+        ]
+        chosen = {place: places[place] for place in dict.fromkeys(few)}
         with self._ctx.db.read() as s:
             found = facts.tasks_by_id(s, {waiting[0] for waiting in chosen.values()})
         heads = {row.id: row for row in found}
@@ -70,21 +94,19 @@ class Waiting:
         for place, waiting in chosen.items():
             head = heads.get(waiting[0])
             if head is not None:
-                self._explain(place, waiting, head, proxies, usage, now, changed, is_lost=place in lost)
+                self._explain(place, waiting, head, proxies, usage, now, changed)
         if changed:
             with self._ctx.db() as s:
-                for waiting, decision in changed:
-                    tasks.explain_waiting(s, waiting[:_EXPLAINED_TASKS], decision.to_json())
+                pending.explain(
+                    s,
+                    [(waiting[:_EXPLAINED_TASKS], decision.to_json()) for waiting, decision in changed],
+                )
 
-    def _next_few(self, places: Mapping[str, list[str]]) -> list[str]:
-        """They go to the end of the line."""
-        self._turn = {place: None for place in self._turn if place in places}
-        self._turn.update(dict.fromkeys(places))
-        few = [*islice(self._turn, _EXPLAINED_PLACES)]
-        for place in few:
-            del self._turn[place]
-            self._turn[place] = None
-        return few
+    def _passed_s(self) -> float:
+        """Since the last look, as far as we looked."""
+        before, now_s = self._looked_s, self._steady_s()
+        self._looked_s = now_s
+        return 0.0 if before is None else min(now_s - before, _LONGEST_GAP * self._timing.audit_s)
 
     def _explain(
         self,
@@ -95,8 +117,6 @@ class Waiting:
         usage: Mapping[str, int],
         now: datetime,
         changed: list[tuple[list[str], Decision]],
-        *,
-        is_lost: bool,
     ) -> None:
         view = self._view
         wish = view.wishes[place]
@@ -110,11 +130,11 @@ class Waiting:
             # Every way was tried or is none: another proxy that comes back would not help.
             self._give_up(waiting, f"no way to this disk is left: {decision.reason}", now)
             return
-        if not is_lost:
+        unreached_s = self._unreached_s.get(place)
+        if unreached_s is None:
             return
-        since = self._unreached_since.setdefault(place, now)
         self._warn(place, waiting, decision.reason, now)
-        if now - since < timedelta(seconds=self._timing.no_proxy_timeout_s):
+        if unreached_s < self._timing.no_proxy_timeout_s:
             return
         minutes = self._timing.no_proxy_timeout_s / 60
         reason = f"no proxy could take this disk for {minutes:.0f} minutes: {decision.reason}"
@@ -148,15 +168,22 @@ class Waiting:
             events.warn_once(s, now, EventName.TASK_WAITS, text, sessions)
         self._warned[place] = (reason, told | set(new))
 
-    def _give_up(self, waiting: Iterable[str], reason: str, now: datetime) -> None:
-        with self._ctx.db() as s:
-            for row in facts.tasks_by_id(s, set(waiting)):
-                _give_up(s, row, reason, now)
+    def _give_up(self, waiting: Sequence[str], reason: str, now: datetime) -> None:
+        # Each part by itself: nobody waits for the end of thousands.
+        for i in range(0, len(waiting), pending.BATCH):
+            with self._ctx.db() as s:
+                pending.give_up_all(s, dict.fromkeys(waiting[i : i + pending.BATCH], reason), now)
         self._ctx.wake_engine.set()
 
 
-def _give_up(s: DbSession, row: Task, reason: str, now: datetime) -> None:
-    try:
-        tasks.give_up(s, row, reason, now)
-    except StaleStateError:
-        return  # it moved on by itself
+def _next_few(line: dict[str, None], places: Iterable[str], most: int) -> list[str]:
+    """Those whose turn it is; they go to the end of the line, which is of all the places afterwards."""
+    wanted = dict.fromkeys(places)
+    for place in line.keys() - wanted.keys():
+        del line[place]
+    line.update(wanted)
+    few = [*islice(line, most)]
+    for place in few:
+        del line[place]
+        line[place] = None
+    return few

@@ -29,6 +29,7 @@ dicts in the shapes of docs/reference/api.md (times are RFC 3339 text). Errors a
 | `engine` | `SessionEngine(ctx)` with `start()`, `stop()`, `run_once()` |
 | `janitor` | `Janitor(ctx)` with `start()`, `stop()`, `run_once()` |
 | `tasks` | inside a transaction: `start_attempt`, `expire_leases`, `cancel_session_tasks(db, session_id, now)` |
+| `pending` | inside a transaction: `explain`, `give_up`, `give_up_all(db, {task id: reason}, now)` |
 | `results` | inside a transaction: `apply_results(db, [(proxy_id, report)], *, policy, now)`, `try_again` |
 | `leases` | inside a transaction: `renew_leases`, `record_progress`, `holds_attempt` |
 | `placement` | `decide(wish, proxies, limits, *, claimed_by=None) -> Decision`, `wish_of`; `surveys`: `Surveyor.follow(proxies)`, `survey(wish) -> Survey`; pure |

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session as DbSession
@@ -23,6 +23,8 @@ from proxy_worker.contracts.messages import (
     ProgressReport,
     RunningTask,
 )
+
+T = TypeVar("T")
 
 _BATCH: Final = 500
 
@@ -55,7 +57,10 @@ def renew_leases(
 def renew_all(
     db: DbSession, beats: Sequence[Beat], *, now: datetime, lease_s: float
 ) -> list[list[LeaseAnswer]]:
-    """As `renew_leases` for the heartbeats of many proxies, with two statements for 500 tasks."""
+    """As `renew_leases` for the heartbeats of many proxies, with a statement for 500 tasks that are read, one for 500 of
+    one attempt (few have a second) that are renewed, and one for all that were not heard of before. Who changes other
+    tasks as well locks these first (`results.lock_running`).
+    """
     rows: dict[str, Any] = {}
     for chunk in _chunks(sorted({task.task_id for beat in beats for task in beat.running})):
         found = db.execute(
@@ -70,7 +75,8 @@ def renew_all(
         )
         rows.update({row.id: row for row in found})
     answers: list[list[LeaseAnswer]] = []
-    held: list[dict[str, Any]] = []
+    held: dict[int, set[str]] = {}
+    first: list[dict[str, Any]] = []
     for beat in beats:
         mine: list[LeaseAnswer] = []
         for task in beat.running:
@@ -78,14 +84,9 @@ def renew_all(
             verdict = LeaseVerdict.LOST
             if row is not None and _is_held(row, task, beat):
                 verdict = LeaseVerdict.CANCEL if row.cancel_requested else LeaseVerdict.HELD
-                held.append(
-                    {
-                        "b_id": row.id,
-                        "b_attempt": row.attempt,
-                        "b_proxy": beat.proxy_id,
-                        "b_boot": beat.boot_id,
-                    }
-                )
+                held.setdefault(row.attempt, set()).add(row.id)
+                if row.proxy_boot_id is None:
+                    first.append({"b_id": row.id, "b_attempt": row.attempt, "b_boot": beat.boot_id})
             mine.append(
                 LeaseAnswer(
                     task_id=task.task_id,
@@ -95,10 +96,13 @@ def renew_all(
                 )
             )
         answers.append(mine)
-    if held:
-        # In one order, so that two that renew at once wait for each other and not in a circle.
-        held.sort(key=lambda one: str(one["b_id"]))
-        db.connection().execute(_renewal(now + timedelta(seconds=lease_s)), held)
+    until = now + timedelta(seconds=lease_s)
+    for attempt, named in sorted(held.items()):
+        for part in _chunks(sorted(named)):
+            db.connection().execute(_renewal(part, attempt, until))
+    if first:
+        first.sort(key=lambda one: str(one["b_id"]))
+        db.connection().execute(_FIRST_HEARD, first)
     return answers
 
 
@@ -110,18 +114,30 @@ def _is_held(row: Any, task: RunningTask, beat: Beat) -> bool:
     )
 
 
-def _renewal(until: datetime) -> sa.Update:
+def _renewal(task_ids: Sequence[str], attempt: int, until: datetime) -> sa.Update:
+    """An attempt has one proxy, so that task and attempt say enough."""
     return (
         sa.update(Task)
         .where(
-            Task.id == sa.bindparam("b_id"),
-            Task.attempt == sa.bindparam("b_attempt"),
-            Task.proxy_id == sa.bindparam("b_proxy"),
+            Task.id.in_(task_ids),
+            Task.attempt == attempt,
             Task.state == TaskState.RUNNING.value,
         )
-        .values(leased_until=until, proxy_boot_id=sa.bindparam("b_boot"))
+        .values(leased_until=until)
         .execution_options(synchronize_session=False)
     )
+
+
+_FIRST_HEARD: Final = (
+    sa.update(Task)
+    .where(
+        Task.id == sa.bindparam("b_id"),
+        Task.attempt == sa.bindparam("b_attempt"),
+        Task.state == TaskState.RUNNING.value,
+    )
+    .values(proxy_boot_id=sa.bindparam("b_boot"))
+    .execution_options(synchronize_session=False)
+)
 
 
 def record_progress(db: DbSession, reports: Iterable[tuple[str, ProgressReport]]) -> None:
@@ -184,5 +200,5 @@ def require_attempt(db: DbSession, proxy_id: str, task_id: str, attempt: int) ->
         raise ForbiddenError(f"attempt {attempt} of task {task_id} is over; stop working on it")
 
 
-def _chunks(items: Sequence[str]) -> Iterable[Sequence[str]]:
+def _chunks(items: Sequence[T]) -> Iterable[Sequence[T]]:
     return (items[i : i + _BATCH] for i in range(0, len(items), _BATCH))

@@ -77,7 +77,7 @@ def apply_results(
     """As `apply_result` for many, pairs of proxy id and report: those that simply end are written with a number of
     statements that does not grow with them. Answers in the order of the reports.
     """
-    rows = _locked(db, {report.task_id for _, report in reports})
+    rows = _locked(db, {proxy_id for proxy_id, _ in reports}, {report.task_id for _, report in reports})
     answers: list[Applied] = []
     over: set[str] = set()
     plain: list[dict[str, Any]] = []
@@ -124,15 +124,21 @@ def lock_running(db: DbSession, proxy_ids: Collection[str], task_ids: Iterable[s
         lock(db, sa.select(Task.id).where(Task.id.in_(chunk), *theirs))
 
 
-def _locked(db: DbSession, ids: Iterable[str]) -> dict[str, Task]:
-    """Locked in one order, until the transaction ends: nobody else moves them meanwhile."""
+def _locked(db: DbSession, proxy_ids: Collection[str], ids: Iterable[str]) -> dict[str, Task]:
+    """As `lock_running`, with the rows: nobody else moves them meanwhile. A result of anything else counts for nothing,
+    and waits for nobody.
+    """
     wanted = sorted(ids)
     found: dict[str, Task] = {}
     for i in range(0, len(wanted), _BATCH):
         rows = db.scalars(
             sa.select(Task)
             .options(*_NOT_NEEDED)
-            .where(Task.id.in_(wanted[i : i + _BATCH]))
+            .where(
+                Task.id.in_(wanted[i : i + _BATCH]),
+                Task.state == TaskState.RUNNING.value,
+                Task.proxy_id.in_(proxy_ids),
+            )
             .order_by(Task.id)
             .with_for_update(key_share=True)
             .execution_options(populate_existing=True)

@@ -17,19 +17,17 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session as DbSession
 
 from backup_server.db.states import (
-    Result,
     SessionState,
     StaleStateError,
     TaskState,
-    change_state,
     change_states,
 )
 from backup_server.db.tables import OutboxRow, Proxy, Repository, Session, Task
 from backup_server.log import task_ids
-from backup_server.services import counters, events, results
+from backup_server.services import counters, events, pending, results
 from backup_server.services.proxy_settings import preferred_networks
 from backup_server.services.repository_agent import days_of
-from backup_server.services.results import Applied, Ended, RetryPolicy, say, stop_reason, try_again
+from backup_server.services.results import Applied, Ended, RetryPolicy, try_again
 from proxy_worker.contracts.codec import MessageError, decode_order, to_json
 from proxy_worker.contracts.events import EventName
 from proxy_worker.contracts.ids import Attempt, ProxyId, SessionId, TaskId
@@ -206,29 +204,6 @@ def _request(
     return request_for(request, proxy.version if proxy is not None else None)
 
 
-def give_up(db: DbSession, row: Task, reason: str, now: datetime) -> None:
-    """End a task that is still pending and that no attempt can help. StaleStateError: it moved on."""
-    _end_pending(db, row, Result.FAILED, reason, now)
-    say(db, row, now, EventName.TASK_GIVEN_UP, f"{row.title}: failed: {reason}", events.ERROR)
-
-
-def _end_pending(db: DbSession, row: Task, result: Result, reason: str, now: datetime) -> None:
-    old, new = TaskState.PENDING, TaskState.DONE
-    values = {"result": result.value, "reason": reason, "finished_at": now}
-    change_state(db, Task, row.id, old, new, attempt=row.attempt, **values)
-    counters.add(db, "tasks_ended", (row.kind, result.value))
-
-
-def explain_waiting(db: DbSession, task_ids: Sequence[str], decision: Mapping[str, Any]) -> None:
-    """Store why no proxy can take these pending tasks now."""
-    for chunk in _chunks(task_ids):
-        db.execute(
-            sa.update(Task)
-            .where(Task.id.in_(chunk), Task.state == TaskState.PENDING.value)
-            .values(decision=dict(decision))
-        )
-
-
 # ---- what time and people do ----------------------------------------------------------------------
 
 
@@ -257,13 +232,30 @@ def expire_leases(
 def end_leases_of_other_boots(
     db: DbSession, proxy_id: str, boot_id: str, *, now: datetime, policy: RetryPolicy
 ) -> list[Ended]:
-    """The proxy's worker was started anew: what its earlier self ran is lost."""
+    """The proxy's worker was started anew: what its earlier self ran is lost. Who changes other tasks as well locks
+    these before (`of_other_boots`); one that somebody else holds is left until its lease is over.
+    """
     where = sa.and_(
         Task.proxy_id == proxy_id,
         Task.proxy_boot_id.is_not(None),
         Task.proxy_boot_id != boot_id,
     )
-    return _take_back(db, where, "the proxy's worker was started anew", policy, now)
+    why = "the proxy's worker was started anew"
+    return _take_back(db, where, why, policy, now, skip_locked=True)
+
+
+def of_other_boots(db: DbSession, boots: Mapping[str, str]) -> list[str]:
+    """Ids of the tasks that other selves of these proxies' workers run; boot ids by proxy."""
+    if not boots:
+        return []
+    rows = db.execute(
+        sa.select(Task.id, Task.proxy_id, Task.proxy_boot_id).where(
+            Task.state == TaskState.RUNNING.value,
+            Task.proxy_id.in_(boots),
+            Task.proxy_boot_id.is_not(None),
+        )
+    )
+    return [row.id for row in rows if row.proxy_boot_id != boots[row.proxy_id]]
 
 
 def end_leases_of(
@@ -336,38 +328,39 @@ def cancel_session_tasks(db: DbSession, session_id: str, now: datetime) -> int:
         .returning(Task.id)
         .execution_options(synchronize_session=False)
     ).all()
-    pending = db.scalars(
-        sa.select(Task)
-        .where(Task.session_id == session_id, Task.state == TaskState.PENDING.value)
-        .execution_options(populate_existing=True)
-    ).all()
-    why = stop_reason(db, session_id) or "cancelled"
-    for row in pending:
-        _cancel_pending(db, row, why, now)
+    pending.cancel(db, session_id, now)
     return sum(_tell_of_cancel(db, chunk, now) for chunk in _chunks(marked))
 
 
 def _tell_of_cancel(db: DbSession, task_ids: Sequence[str], now: datetime) -> int:
     """Those of the tasks that run; answers how many."""
     running = db.execute(
-        sa.select(Task.id, Task.attempt, Task.proxy_id).where(
-            Task.id.in_(task_ids), Task.state == TaskState.RUNNING.value, Task.proxy_id.is_not(None)
-        )
+        sa.select(Task.id, Task.attempt, Task.proxy_id)
+        .where(Task.id.in_(task_ids), Task.state == TaskState.RUNNING.value, Task.proxy_id.is_not(None))
+        .order_by(Task.id)
     ).all()
-    verdict = LeaseVerdict.CANCEL
-    for row in running:
-        answer = LeaseAnswer(task_id=TaskId(row.id), attempt=Attempt(row.attempt), verdict=verdict)
-        told = {"proxy_id": row.proxy_id, "task_id": row.id, "attempt": row.attempt}
-        db.add(OutboxRow(kind=OUTBOX_DOWN, body=to_json(answer), created_at=now, **told))
+    if running:
+        db.execute(
+            sa.insert(OutboxRow),
+            [
+                {
+                    "kind": OUTBOX_DOWN,
+                    "proxy_id": row.proxy_id,
+                    "task_id": row.id,
+                    "attempt": row.attempt,
+                    "body": to_json(
+                        LeaseAnswer(
+                            task_id=TaskId(row.id),
+                            attempt=Attempt(row.attempt),
+                            verdict=LeaseVerdict.CANCEL,
+                        )
+                    ),
+                    "created_at": now,
+                }
+                for row in running
+            ],
+        )
     return len(running)
-
-
-def _cancel_pending(db: DbSession, row: Task, why: str, now: datetime) -> None:
-    try:
-        _end_pending(db, row, Result.CANCELLED, f"{why} before it was handed out", now)
-    except StaleStateError:
-        return  # handed out meanwhile; it bears the mark and ends with the next heartbeat
-    say(db, row, now, EventName.TASK_CANCELLED, f"{row.title}: {why}", events.INFO)
 
 
 def sessions_to_cancel(db: DbSession) -> list[str]:

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from backup_server.db.engine import Database
 from backup_server.db.states import TaskState
 from backup_server.db.tables import Task
-from backup_server.services.results import RetryPolicy
+from backup_server.services.results import RetryPolicy, lock
 
 
 def shorten_waits(database: Database, *, now: datetime, lease_s: float, policy: RetryPolicy) -> int:
@@ -31,6 +31,7 @@ def shorten_waits(database: Database, *, now: datetime, lease_s: float, policy: 
         return 0
     count = 0
     with database() as s:
+        lock(s, sa.select(Task.id).where(sa.or_(leased, paused)))
         result = s.execute(sa.update(Task).where(leased).values(leased_until=now + lease))
         count += int(result.rowcount)  # type: ignore[attr-defined]
         for task_id, until, wait in far:

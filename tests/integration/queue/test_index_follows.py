@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from backup_server.scheduler import dispatcher as dispatching
 from backup_server.scheduler import facts
 from tests.integration.queue.rig import ON_SQLITE, TIMING, Rig, running, utc_now
 from tests.integration.queue.test_placing import NBDSSL, Site
+from transports.system import uptime_s
 
 pytestmark = ON_SQLITE
 
@@ -211,7 +213,7 @@ def test_what_ended_by_the_hundreds_is_not_claimed_piece_by_piece(
     assert set(site.dispatcher._indexed) == set(ids)
     end_all(site, ids)
     set_proxy(site, proxy_id, enabled=True)
-    site.dispatcher._audited_at = utc_now()
+    site.dispatcher._audited_s = uptime_s()
     site.dispatcher._compare = False
     step(site)
     step(site)
@@ -237,3 +239,34 @@ def test_a_leader_that_was_stopped_in_the_middle_of_a_round_writes_nothing(site:
     with site.rig.broker.client() as client:
         assert client.hget("vmhaul:lim", f"p:{proxy_id}") == "3"
     assert count_running(site, ids) == 1
+
+
+def test_places_that_end_while_the_fleet_changes_are_forgotten(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As there are more than one round surveys anew."""
+    proxy_id = site.proxy("px", NBDSSL)
+    ids = site.tasks(1, datastore="gone")
+    site.settle()
+    monkeypatch.setattr(dispatching, "_SURVEYED", 0)
+    end_all(site, ids)
+    site.proxy("new", NBDSSL)
+    step(site)
+    site.dispatcher._audit(utc_now())
+    step(site)
+    assert not site.dispatcher._placed
+    with site.rig.broker.client() as client:
+        assert not client.exists(f"vmhaul:elig:{proxy_id}")
+        assert not list(client.scan_iter("vmhaul:reach:*"))
+
+
+def test_a_clock_that_was_set_back_keeps_nobody_from_looking_at_the_fleet(site: Site) -> None:
+    """While one round follows the other, the fleet is read every half second."""
+    proxy_id = site.proxy("px", NBDSSL)
+    step(site)
+    assert site.dispatcher._view.by_id[proxy_id].enabled
+    set_proxy(site, proxy_id, enabled=False)
+    site.dispatcher._ctx = replace(site.rig.ctx, clock=lambda: utc_now() - timedelta(hours=1))
+    site.dispatcher._busy = True
+    step(site)
+    assert not site.dispatcher._view.by_id[proxy_id].enabled

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from backup_server.db.states import Result, TaskState
 from backup_server.db.tables import Credential, Event, OutboxRow, Proxy, Task, Vcenter, new_id
 from backup_server.scheduler.claims import ClaimIndex
 from backup_server.scheduler.dispatcher import Dispatcher
+from backup_server.scheduler.needs import Timing
 from backup_server.scheduler.outbox import OutboxSender, celery_sender
 from backup_server.services import disk_facts
 from backup_server.services.surveys import HOTADD_RANKS, NETWORK_RANK
@@ -26,6 +27,7 @@ from proxy_worker.contracts.messages import Connection, ConnectionsReport, DownM
 from tests.integration.queue.rig import ON_SQLITE, TIMING, Rig, running, utc_now
 from transports.base import TransportMode
 from transports.rules import DiskFacts, ProxyVm, StorageSnapshotFacts
+from transports.system import uptime_s
 
 SNAPSHOT, SAN, NFS, HOTADD, NBDSSL, NBD = TransportMode
 UUID_TEXT = "420a1b2c-3d4e-5f60-7182-93a4b5c6d7e8"
@@ -45,7 +47,9 @@ def rig(database_url: str) -> Iterator[Rig]:
 class Site:
     """Proxies that are there, a vCenter, and a dispatcher that a test steps."""
 
-    def __init__(self, rig: Rig) -> None:
+    def __init__(
+        self, rig: Rig, *, timing: Timing = TIMING, steady_s: Callable[[], float] = uptime_s
+    ) -> None:
         self.rig = rig
         with rig.db() as s:
             credential = Credential(id=new_id(), kind="vcenter", sealed=b"x", created_at=utc_now())
@@ -73,7 +77,12 @@ class Site:
             hotadd_ranks=HOTADD_RANKS,
         )
         self.dispatcher = Dispatcher(
-            rig.ctx, index, leading=lambda: True, outbox_wake=threading.Event(), timing=TIMING
+            rig.ctx,
+            index,
+            leading=lambda: True,
+            outbox_wake=threading.Event(),
+            timing=timing,
+            steady_s=steady_s,
         )
 
     def close(self) -> None:
@@ -429,6 +438,10 @@ class Down:
 
     def __init__(self) -> None:
         self.sent: list[tuple[str, list[DownMessage]]] = []
+
+    def send_all(self, messages: dict[ProxyId, list[DownMessage]]) -> None:
+        for proxy_id, its_own in messages.items():
+            self.send(proxy_id, its_own)
 
     def send(self, proxy_id: str, messages: list[DownMessage]) -> None:
         self.sent.append((proxy_id, list(messages)))

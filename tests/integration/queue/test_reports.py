@@ -27,6 +27,9 @@ from proxy_worker.contracts.ids import Attempt, ProxyId, TaskId
 from proxy_worker.contracts.messages import (
     ConnectionsReport,
     HeartbeatReport,
+    LeaseAnswer,
+    LeasesHeld,
+    LeaseVerdict,
     ProgressReport,
     ResultAck,
     ResultReport,
@@ -152,7 +155,7 @@ def result(task_id: str, reason: str = "") -> ResultReport:
     )
 
 
-def heartbeat(proxy_id: str, task_id: str, version: str = "0.4.0") -> HeartbeatReport:
+def heartbeat(proxy_id: str, *task_ids: str, version: str = "0.4.0", **more: Any) -> HeartbeatReport:
     return HeartbeatReport(
         proxy_id=ProxyId(proxy_id),
         boot_id="boot",
@@ -160,12 +163,37 @@ def heartbeat(proxy_id: str, task_id: str, version: str = "0.4.0") -> HeartbeatR
         version=version,
         clock_s=utc_now().timestamp(),
         slots=4,
-        running=(RunningTask(task_id=TaskId(task_id), attempt=Attempt(1)),),
+        running=_first_attempts(*task_ids),
         stopping=False,
         modes=(TransportMode.NBDSSL,),
         cpu_share=0.1,
         free_memory_bytes=1 << 30,
+        **more,
     )
+
+
+def _first_attempts(*task_ids: str) -> tuple[RunningTask, ...]:
+    return tuple(RunningTask(task_id=TaskId(one), attempt=Attempt(1)) for one in task_ids)
+
+
+def test_a_worker_is_told_of_all_that_it_keeps_in_one_message_where_it_takes_that(
+    reports: Reports,
+) -> None:
+    new, old = reports.proxy("new"), reports.proxy("old")
+    keeps = {proxy_id: [reports.task(proxy_id) for _ in range(3)] for proxy_id in (new, old)}
+    lost = new_id()
+    reports.send(new, heartbeat(new, *keeps[new], lost, takes_leases_held=True))
+    reports.send(old, heartbeat(old, *keeps[old], version="0.5.0"))
+    reports.reader.step()
+    told = dict(reports.down.sent)
+    assert told[new] == [
+        LeaseAnswer(task_id=TaskId(lost), attempt=Attempt(1), verdict=LeaseVerdict.LOST, sequence=1),
+        LeasesHeld(sequence=1, held=_first_attempts(*keeps[new])),
+    ]
+    assert told[old] == [
+        LeaseAnswer(task_id=TaskId(one), attempt=Attempt(1), verdict=LeaseVerdict.HELD, sequence=1)
+        for one in keeps[old]
+    ]
 
 
 @pytest.mark.usefixtures("picky")

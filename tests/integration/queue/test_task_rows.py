@@ -14,7 +14,7 @@ from backup_server.db.tables import (
     Session,
     Task,
 )
-from backup_server.services import leases, tasks, waits
+from backup_server.services import leases, pending, tasks, waits
 from backup_server.services.results import Applied
 from backup_server.services.session_shapes import task_shape
 from backup_server.services.tasks import Placement
@@ -31,6 +31,7 @@ from proxy_worker.contracts.messages import (
     TaskRequest,
 )
 from tests.integration.queue.task_rows import BACKUP_ORDER, NOW, POLICY, STATS, Rows, report
+from tests.integration.queue.test_cost import counted
 from transports.base import TransportMode
 
 
@@ -90,11 +91,11 @@ def test_an_order_that_cannot_be_read_is_given_up(rows: Rows) -> None:
     with pytest.raises(MessageError):
         rows.start(task_id)
     with rows.db() as s:
-        tasks.give_up(s, s.get_one(Task, task_id), "why", NOW)
+        pending.give_up(s, s.get_one(Task, task_id), "why", NOW)
     row = rows.get(task_id)
     assert (row.state, row.result, row.reason) == ("done", "failed", "why")
     with rows.db() as s, pytest.raises(StaleStateError):
-        tasks.give_up(s, row, "again", NOW)
+        pending.give_up(s, row, "again", NOW)
 
 
 def test_a_result_is_applied_once(rows: Rows) -> None:
@@ -186,6 +187,35 @@ def test_a_proxy_is_told_once_of_a_cancel_however_often_it_is_asked_for(rows: Ro
         told.append(tasks.cancel_session_tasks(s, rows.session_id, NOW))
     assert told == [1, 0, 0, 1]
     assert [row.task_id for row in rows.outbox()[before:] if row.kind == "down"] == [first, late]
+
+
+def test_many_are_cancelled_with_as_many_statements_as_few(rows: Rows) -> None:
+    def cancel(running: int, waiting: int) -> int:
+        for _ in range(running):
+            rows.running()
+        ids = [rows.add() for _ in range(waiting)]
+        with counted(rows) as found, rows.db() as s:
+            assert tasks.cancel_session_tasks(s, rows.session_id, NOW) == running
+        assert {rows.get(one).result for one in ids} == {"cancelled"}
+        return found.trips
+
+    assert cancel(1, 2) == cancel(8, 40)
+    with rows.db.read() as s:
+        said = s.scalars(sa.select(Event.text).where(Event.name == "task.cancelled")).all()
+    assert said == ["disk: cancelled"] * 42
+
+
+def test_many_are_given_up_with_as_many_statements_as_few(rows: Rows) -> None:
+    def give_up(count: int) -> int:
+        reasons = {rows.add(): f"no way {n}" for n in range(count)}
+        moved_on = rows.running()
+        with counted(rows) as found, rows.db() as s:
+            assert pending.give_up_all(s, {**reasons, moved_on: "no way"}, NOW) == count
+        assert {rows.get(one).reason for one in reasons} == set(reasons.values())
+        assert rows.get(moved_on).state == "running"
+        return found.trips
+
+    assert give_up(2) == give_up(40)
 
 
 def test_sessions_to_cancel_are_those_with_work_left(rows: Rows) -> None:
@@ -319,7 +349,7 @@ def test_progress_is_for_the_attempt_that_runs(rows: Rows) -> None:
 def test_why_a_task_waits_is_kept_with_it(rows: Rows) -> None:
     waiting, running = rows.add(), rows.running()
     with rows.db() as s:
-        tasks.explain_waiting(s, [waiting, running], {"reason": "nobody is there"})
+        pending.explain(s, [([waiting, running], {"reason": "nobody is there"})])
     assert rows.get(waiting).decision == {"reason": "nobody is there"}
     assert rows.get(running).decision == {"why": "test"}
 

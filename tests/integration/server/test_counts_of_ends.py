@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from backup_server.db.states import SessionState, TaskState
 from backup_server.db.tables import Session, Task
-from backup_server.services import counters, jobs, repositories, sessions, tasks
+from backup_server.services import counters, jobs, pending, repositories, sessions
 from tests.fakes.server import Rig
 from tests.support.storage_rig import begin
 
@@ -66,7 +66,7 @@ def test_tasks_that_were_never_handed_out(rig: Rig) -> None:
     rig.job()
     session_id, [first, _] = begin(rig)
     with rig.ctx.db() as s:
-        tasks.give_up(s, s.get_one(Task, first.id), "nobody reaches it", rig.clock())
+        pending.give_up(s, s.get_one(Task, first.id), "nobody reaches it", rig.clock())
     sessions.cancel(rig.ctx, session_id)
     found = rows(rig, Task, TaskState.DONE.value)
     assert counted(rig, "tasks_ended") == found

@@ -10,7 +10,7 @@ from nacl.signing import SigningKey
 from backup_server.db.tables import Event, Intent, Proxy
 from backup_server.errors import ConflictError, UnauthorizedError
 from backup_server.main import create_app
-from backup_server.scheduler.reports import ReportReader
+from backup_server.scheduler.applying import ReportWriter
 from backup_server.services import jobs, proxies, proxy_facts, vcenters
 from backup_server.services.proxy_door import ProxyDoor
 from proxy_worker.contracts.envelope import SERVER, Sealer
@@ -48,7 +48,7 @@ def says(rig: Rig, uuid: str, *addresses: str) -> None:
         proxy_id=ProxyId(PROXY), vm_uuid=uuid, addresses=addresses, connections=(), missing=()
     )
     with rig.ctx.db() as s:
-        ReportReader._apply_connections(s, PROXY, report, rig.clock.now)
+        ReportWriter._apply_connections(s, PROXY, report, rig.clock.now)
 
 
 def calls_from(rig: Rig, address: str, key: SigningKey = KEY) -> None:

@@ -14,9 +14,9 @@ from backup_server.errors import (
 )
 from backup_server.services import (
     jobs,
+    pending,
     repositories,
     sessions,
-    tasks,
 )
 from tests.fakes.server import Rig
 
@@ -112,7 +112,7 @@ def test_a_disk_that_waits_says_why(rig: Rig) -> None:
     [task] = rig.rows(Task)
     assert sessions.why(rig.ctx, task.id[:8])["waits"] == "no proxy was asked yet"
     with rig.ctx.db() as s:
-        tasks.explain_waiting(s, [task.id], {"reason": "default: the proxy is offline"})
+        pending.explain(s, [([task.id], {"reason": "default: the proxy is offline"})])
     for ref in (task.id, task.id[:4]):
         assert sessions.why(rig.ctx, ref)["waits"] == "default: the proxy is offline"
     shown = sessions.get(rig.ctx, session["id"])["vms"][0]["tasks"][0]
