@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from backup_server.deploy.distribution import Distribution, nfs_packages, python_packages
 from backup_server.deploy.machine import Machine, must
 from backup_server.deploy.places import Places
+from backup_server.deploy.said import Named, number
 
 PYTHONS: Final = ("python3.14", "python3.13", "python3.12", "python3.11", "python3")
 FREE_FLOOR_BYTES: Final = 1 << 30
 """An environment is some 350 MB; two stand beside each other in an upgrade."""
-_VALUE_CHARS: Final = 300
 CLOCK_LIMIT_S: Final = 60.0
 """Half of what orders bear: a clock that is off so far now is further off some day."""
 
@@ -21,7 +21,7 @@ CLOCK_LIMIT_S: Final = 60.0
 _SCRIPT: Final = (
     r"""
 if [ -r /etc/os-release ]; then . /etc/os-release; fi
-echo "system=${PRETTY_NAME:-unknown}"; echo "family=${ID:-} ${ID_LIKE:-}"
+echo "system=${PRETTY_NAME:-unknown}"; echo "family=${ID:-} ${ID_LIKE:-}"; echo "release=${VERSION_ID:-}"
 echo "kernel=$(uname -s)"; echo "architecture=$(uname -m)"; echo "clock=$(date +%s)"
 if [ -d /run/systemd/system ]; then echo init=systemd
 elif [ -x /sbin/openrc-run ]; then echo init=openrc
@@ -29,14 +29,18 @@ else echo init=sysv; fi
 for manager in apt-get dnf yum; do
   if command -v "$manager" >/dev/null 2>&1; then echo "packages=$manager"; break; fi
 done
+bare=
 for python in ${3:-"""
     + " ".join(PYTHONS)
     + r"""}; do
   version=$("$python" -c 'import sys; print("%d.%d.%d" % sys.version_info[:3]) if sys.version_info >= (3, 11) else sys.exit(1)' 2>/dev/null) || continue
+  bare=${bare:-$version}
+  "$python" -c 'import venv, ensurepip' 2>/dev/null || continue
   echo "python=$(command -v "$python")"; echo "python_version=$version"
-  if "$python" -c 'import venv, ensurepip' 2>/dev/null; then echo venv=yes; fi
+  bare=
   break
 done
+if [ -n "$bare" ]; then echo "python_version=$bare"; fi
 for directory in "$1" "$2"; do
   while [ ! -d "$directory" ]; do directory=$(dirname "$directory"); done
   echo "free=$(df -Pk "$directory" | awk 'NR == 2 { print $4 }') $directory"
@@ -47,7 +51,8 @@ if grep -qsF "$1/current/venv/" /etc/systemd/system/*.service /etc/init.d/*; the
 for tool in useradd runuser setpriv; do
   command -v "$tool" >/dev/null 2>&1 && echo "tool=$tool"
 done
-for file in /usr/lib/*/libnfs.so.1[0-9] /usr/lib64/libnfs.so.1[0-9]; do
+# Those versions that the mover loads (transports.direct_nfs.library); 6 is libnfs.so.16 and is not.
+for file in /usr/lib/*/libnfs.so.1[34] /usr/lib64/libnfs.so.1[34]; do
   if [ -e "$file" ]; then echo libnfs=yes; break; fi
 done
 exit 0
@@ -66,8 +71,9 @@ class Facts:
     packages: str
     """Its package manager: apt-get, dnf, yum; empty: none that is known."""
     python: str
-    """Path of the newest that is new enough; empty: there is none."""
+    """Path of the newest that is new enough and can make virtual environments; empty: there is none."""
     python_version: str
+    """Its version; where there is none, that of one that is only new enough."""
     free_bytes: int
     """In the directory with the least."""
     clock_offset_s: float
@@ -78,6 +84,12 @@ class Facts:
     """Packages that one more transport mode takes."""
     problems: tuple[str, ...]
     """Why no proxy can be installed even with those packages; each says what to do."""
+
+    @property
+    def python_then(self) -> str:
+        """The Python that there is when the missing packages are installed; their names say which."""
+        versioned = [name for name in self.missing if name.startswith("python3.") and "-" not in name]
+        return self.python or (versioned[0] if versioned else "python3")
 
     def shape(self) -> dict[str, object]:
         return {
@@ -101,24 +113,18 @@ def look(machine: Machine, places: Places, now_s: Callable[[], float], *, python
     before_s = now_s()
     text = must(machine, words, "looking around")
     after_s = now_s()
-    found: dict[str, list[str]] = {}
-    for line in text.splitlines():
-        name, _, value = line.partition("=")
-        found.setdefault(name, []).append(value.strip())
-
-    def one(name: str) -> str:
-        return found.get(name, [""])[0][:_VALUE_CHARS]
-
-    clock = _number(one("clock"), before_s)
+    found = Named(text)
+    one = found.one
+    clock = number(one("clock"), before_s)
     # date(1) counts whole seconds: half of one is the best guess of what it cut off.
     offset_s = clock + 0.5 - (before_s + after_s) / 2
-    free = [_number(entry.partition(" ")[0], -1) * 1024 for entry in found.get("free", ())]
+    free = [number(entry.partition(" ")[0], -1) * 1024 for entry in found.all("free")]
     facts = Facts(
         system=one("system"),
         architecture=one("architecture"),
         init=one("init"),
         packages=one("packages"),
-        python=one("python") if one("venv") else "",
+        python=one("python"),
         python_version=one("python_version"),
         free_bytes=int(min((size for size in free if size >= 0), default=0)),
         clock_offset_s=offset_s if abs(offset_s) > 1 else 0.0,
@@ -127,12 +133,7 @@ def look(machine: Machine, places: Places, now_s: Callable[[], float], *, python
         useful=(),
         problems=(),
     )
-    return _judged(facts, machine, one, set(found.get("tool", ())), places, asked_python=python)
-
-
-def _number(text: str, otherwise: float) -> float:
-    """What a machine that is not trusted yet says is a number: one that fits, or `otherwise`."""
-    return int(text) if re.fullmatch(r"[0-9]{1,15}", text) else otherwise
+    return _judged(facts, machine, one, set(found.all("tool")), places, asked_python=python)
 
 
 def _judged(
@@ -173,23 +174,32 @@ def _judged(
         problems.append(
             f"its clock differs by {facts.clock_offset_s:+.0f} s from the server's; set both by NTP first"
         )
+    distribution = Distribution.of(one("family"), one("release"))
     if not facts.python:
         if asked_python:
             problems.append(
                 f"{asked_python} there is no Python 3.11 or newer that can make virtual environments"
             )
-        else:
-            missing += _python_packages(machine, facts.packages, one("family"))
-    if not {"useradd", "runuser"} <= tools:
+        elif facts.packages:
+            found = python_packages(machine, facts.packages, distribution)
+            missing += found
+            if not found:
+                problems.append(
+                    f"it has no Python 3.11 or newer with venv, and {facts.system} has no package of one; install one "
+                    "there and name it with --python"
+                )
+    # Without systemd, setpriv makes the worker the user that it is.
+    if not {"useradd", "runuser"} | (set() if facts.init == "systemd" else {"setpriv"}) <= tools:
         missing += {"apt-get": ["passwd", "util-linux"]}.get(
             facts.packages, ["shadow-utils", "util-linux"]
         )
     if not facts.packages and (missing or (not facts.python and not asked_python)):
+        lacks = [] if facts.python or asked_python else ["Python 3.11 or newer with venv"]
         problems.append(
-            "it has no Python 3.11 or newer with venv, and no package manager that is known here; install Python there"
+            f"it lacks {', '.join([*lacks, *missing])}, and has no package manager that is known here; install these there"
         )
         missing = []
-    useful = () if facts.libnfs else _nfs_packages(machine, facts.packages)
+    useful = () if facts.libnfs else nfs_packages(machine, facts.packages, distribution)
     return Facts(
         system=facts.system,
         architecture=facts.architecture,
@@ -205,23 +215,3 @@ def _judged(
         problems=tuple(problems),
     )
 
-
-def _python_packages(machine: Machine, manager: str, family: str) -> list[str]:
-    """The distribution's own Python where that is new enough, else the oldest that is, beside it."""
-    if manager == "apt-get":
-        policy = machine.run(["apt-cache", "policy", "python3"]).output
-        version = re.search(r"Candidate: \D*(\d+)\.(\d+)", policy)
-        if version and (int(version[1]), int(version[2])) < (3, 11):
-            return ["python3.11", "python3.11-venv"]
-        return ["python3", "python3-venv"]
-    # Red Hat's family: venv and ensurepip are in the interpreter's own package.
-    return ["python3"] if "fedora" in family.split()[:1] else ["python3.11"]
-
-
-def _nfs_packages(machine: Machine, manager: str) -> tuple[str, ...]:
-    if manager != "apt-get":
-        return ("libnfs",) if manager else ()
-    for name in ("libnfs14", "libnfs13"):
-        if machine.run(["apt-cache", "show", "--no-all-versions", name]).ok:
-            return (name,)
-    return ()

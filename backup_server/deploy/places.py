@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Final
+from typing import Any, Final, Self
 
 SERVICE: Final = "vmhaul-proxy"
 USER: Final = "vmhaul"
@@ -17,8 +17,32 @@ _WORD: Final = re.compile(r"[a-z][a-z0-9_-]{0,30}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Places:
-    """Several proxies on a machine differ in all of them but the user."""
+class AnyPlaces:
+    """Of a machine of any kind, as they are stored and asked for."""
+
+    install_dir: str
+    data_dir: str
+    service: str
+    user: str
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Self:
+        """Of what was stored or asked for; what is not named is as usual. ValueError as the kind of machine says."""
+        return cls(
+            **{
+                item.name: str(values[item.name])
+                for item in fields(cls)
+                if values.get(item.name) is not None
+            }
+        )
+
+    def values(self) -> dict[str, str]:
+        return {name: str(value) for name, value in asdict(self).items()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Places(AnyPlaces):
+    """Of Linux. Several proxies on a machine differ in all of them but the user."""
 
     install_dir: str = INSTALL_DIR
     data_dir: str = DATA_DIR
@@ -38,20 +62,6 @@ class Places:
                 raise ValueError(
                     f"{name} must be 1 to 31 small letters, digits, dashes and underscores, a letter first"
                 )
-
-    @classmethod
-    def of(cls, values: Mapping[str, Any]) -> Places:
-        """Of what was stored or asked for; what is not named is as usual."""
-        return cls(
-            **{
-                item.name: str(values[item.name])
-                for item in fields(cls)
-                if values.get(item.name) is not None
-            }
-        )
-
-    def values(self) -> dict[str, str]:
-        return {name: str(value) for name, value in asdict(self).items()}
 
     @property
     def releases(self) -> str:

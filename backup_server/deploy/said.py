@@ -21,6 +21,9 @@ _ESCAPES: Final = re.compile(
 )
 _LEFT: Final = "\n\t"
 _ERROR_CHARS: Final = 300
+_LOG_CHARS: Final = 800
+VALUE_CHARS: Final = 300
+"""Of one fact about a machine."""
 
 
 _TURNS: Final = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
@@ -60,6 +63,33 @@ def reason_of(error: BaseException) -> str:
     """
     text = clean(str(error).encode(errors="replace"))
     return " ".join(text.split())[:_ERROR_CHARS] or type(error).__name__
+
+
+def in_one_line(text: str) -> str:
+    """Lines of a log for a message: bounded, the end stays."""
+    return " / ".join(line.strip() for line in text.splitlines() if line.strip())[-_LOG_CHARS:]
+
+
+class Named:
+    """What a look printed: lines of NAME=VALUE, a name perhaps more than once."""
+
+    def __init__(self, text: str) -> None:
+        self._found: dict[str, list[str]] = {}
+        for line in text.splitlines():
+            name, _, value = line.partition("=")
+            self._found.setdefault(name, []).append(value.strip())
+
+    def one(self, name: str) -> str:
+        """The first, bounded; empty: it does not say that."""
+        return self._found.get(name, [""])[0][:VALUE_CHARS]
+
+    def all(self, name: str) -> list[str]:
+        return self._found.get(name, [])
+
+
+def number(text: str, otherwise: float) -> float:
+    """What a machine that is not trusted yet says is a number: one that fits, or `otherwise`."""
+    return int(text) if re.fullmatch(r"[0-9]{1,18}", text) else otherwise
 
 
 class Kept:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Final
+
+from backup_server.deploy.places import AnyPlaces
 
 ACCOUNT: Final = "LOCAL SERVICE"
 """With the task's own SID in its token, by which the data directory knows this task from all others of the account."""
@@ -16,7 +17,7 @@ _RELEASE: Final = re.compile(r"\\releases\\([^\\]+)\\venv\\", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WindowsPlaces:
+class WindowsPlaces(AnyPlaces):
     """Several proxies on a machine differ in all of them but the user."""
 
     install_dir: str = "C:\\Program Files\\vmhaul"
@@ -39,20 +40,6 @@ class WindowsPlaces:
             )
         if self.user != ACCOUNT:
             raise ValueError(f"user cannot be chosen on Windows: the worker runs as {ACCOUNT}")
-
-    @classmethod
-    def of(cls, values: Mapping[str, Any]) -> WindowsPlaces:
-        """Of what was stored or asked for; what is not named is as usual."""
-        return cls(
-            **{
-                item.name: str(values[item.name])
-                for item in fields(cls)
-                if values.get(item.name) is not None
-            }
-        )
-
-    def values(self) -> dict[str, str]:
-        return {name: str(value) for name, value in asdict(self).items()}
 
     @property
     def releases(self) -> str:
