@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from backup_server.deploy import releases, service
 from backup_server.deploy.look import Facts
-from backup_server.deploy.machine import Machine, StepError, must, put
+from backup_server.deploy.machine import Machine, StepError, for_all, must, put
 from backup_server.deploy.places import Places
 from backup_server.deploy.releases import Release
 from backup_server.errors import VmhaulError
@@ -68,7 +68,7 @@ def install(machine: Machine, order: InstallOrder, facts: Facts, report: Report,
     places: Places = order.places
     if order.packages or order.optional_packages:
         report("packages", f"system packages: {' '.join((*order.packages, *order.optional_packages))}")
-        _packages(machine, facts, order)
+        _packages(machine, facts, order, report)
     report("user", f"user {places.user}")
     _user(machine, places, undo)
     report("directories", f"{places.install_dir} and {places.data_dir}")
@@ -109,7 +109,7 @@ def uninstall(machine: Machine, places: Places, init: str, report: Report, *, ke
     _remove_user(machine, places)
 
 
-def _packages(machine: Machine, facts: Facts, order: InstallOrder) -> None:
+def _packages(machine: Machine, facts: Facts, order: InstallOrder, report: Report) -> None:
     environment = ["env", "DEBIAN_FRONTEND=noninteractive"]
     if facts.packages == "apt-get":
         machine.run([*environment, "apt-get", "-q", "update"], timeout_s=PACKAGES_S)
@@ -125,7 +125,9 @@ def _packages(machine: Machine, facts: Facts, order: InstallOrder) -> None:
             timeout_s=PACKAGES_S,
         )
     for name in order.optional_packages:
-        machine.run([*install_words, name], timeout_s=PACKAGES_S)
+        ran = machine.run([*install_words, name], timeout_s=PACKAGES_S)
+        if not ran.ok:
+            report("packages", f"{name} could not be installed; the proxy does without it: {ran.why()}")
 
 
 def _user(machine: Machine, places: Places, undo: Undo) -> None:
@@ -147,8 +149,8 @@ def _directories(machine: Machine, places: Places, undo: Undo) -> None:
     for path in (places.install_dir, places.data_dir):
         if not machine.run(["test", "-d", path]).ok:
             undo.later(f"removing {path}", partial(_remove_directory, machine, path))
-            must(machine, ["mkdir", "-p", "-m", "755", path], f"making {path}")
-    must(machine, ["mkdir", "-p", "-m", "755", places.releases], f"making {places.releases}")
+            must(machine, for_all(["mkdir", "-p", path]), f"making {path}")
+    must(machine, for_all(["mkdir", "-p", places.releases]), f"making {places.releases}")
     must(machine, ["chown", f"{places.user}:{places.user}", places.data_dir], "giving it its data")
     must(machine, ["chmod", "700", places.data_dir], "closing its data to others")
 

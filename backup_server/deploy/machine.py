@@ -15,6 +15,7 @@ COMMAND_S: Final = 60.0
 _SHOWN_LINES: Final = 6
 _SHOWN_CHARS: Final = 600
 _PUT: Final = 'umask 077; cat > "$1.new" && chmod "$2" "$1.new" && mv -f "$1.new" "$1"'
+_FOR_ALL: Final = 'umask 022; exec "$@"'
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +76,13 @@ def put(machine: Machine, path: str, content: bytes, *, mode: int = 0o644) -> No
         stdin=content,
         timeout_s=600,
     )
+
+
+def for_all(words: Sequence[str]) -> list[str]:
+    """The command, whose files and directories everybody may read, also where root's own umask keeps them to root: the
+    worker is another user.
+    """
+    return ["sh", "-c", _FOR_ALL, "sh", *words]
 
 
 class ThisMachine:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from backup_server.deploy.machine import Machine, must, put
+from backup_server.deploy.machine import Machine, for_all, must, put
 from backup_server.deploy.places import Places
 from backup_server.deploy.wheel import Wheel
 from backup_server.errors import InvalidError
@@ -65,12 +65,12 @@ def build(machine: Machine, places: Places, release: Release) -> str:
     if machine.run(["test", "-e", f"{here}/complete"]).ok:
         return release_id
     must(machine, ["rm", "-rf", here], f"clearing {here}")
-    must(machine, ["mkdir", "-p", "-m", "755", here], f"making {here}")
+    must(machine, for_all(["mkdir", "-p", here]), f"making {here}")
     wheel = f"{here}/{release.wheel.name}"
     put(machine, wheel, release.wheel.content)
     must(
         machine,
-        [release.python, "-m", "venv", f"{here}/venv"],
+        for_all([release.python, "-m", "venv", f"{here}/venv"]),
         "making a virtual environment",
         advice="install the package that has Python's venv (python3-venv on Debian and Ubuntu)",
         timeout_s=VENV_S,
@@ -96,7 +96,8 @@ def _pip(machine: Machine, here: str, wheel: str, release: Release) -> None:
         _send(machine, house, wheels_in(release.wheelhouse))
         words += ["--no-index", "--find-links", house]
         advice = "the wheelhouse must hold every requirement for the machine's Python and processor"
-    must(machine, [*words, f"{wheel}{extras}"], "installing vmhaul", advice=advice, timeout_s=PIP_S)
+    words.append(f"{wheel}{extras}")
+    must(machine, for_all(words), "installing vmhaul", advice=advice, timeout_s=PIP_S)
     if release.wheelhouse is not None:
         must(machine, ["rm", "-rf", f"{here}/wheelhouse"], "clearing the wheelhouse")
 

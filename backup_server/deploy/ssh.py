@@ -1,5 +1,8 @@
 """A machine that is reached over SSH: host key pinned, root by itself or through sudo.
 
+The connection lives on a thread of its own, which goes on answering while nothing is run: an upgrade may wait a day until
+a proxy is drained, and servers and firewalls end connections that are silent.
+
 Passwords go over the encrypted connection or a command's standard input, never into a command line.
 """
 
@@ -8,15 +11,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shlex
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Self, TypeVar
 
 from backup_server.deploy.machine import COMMAND_S, Ran, StepError
 from backup_server.deploy.said import MOST_BYTES, Kept, reason_of
 from backup_server.errors import ConflictError, InvalidError, UnavailableError
 from transports.vsphere.model import Secret
+
+T = TypeVar("T")
 
 SSH_PORT: Final = 22
 CONNECT_S: Final = 20.0
@@ -25,8 +31,10 @@ _SUDO_SILENT: Final = ("sudo", "-n", "--")
 _SUDO_ASKING: Final = ("sudo", "-k", "-S", "-p", "", "--")
 
 
-_AS_RUN: Final = ("env", "LC_ALL=C")
-"""Before every command: messages in one language."""
+_AS_RUN: Final = ("env", "LC_ALL=C", "PYTHONSAFEPATH=1")
+"""Before every command: messages in one language, and a Python that imports nothing from where the login happens to
+stand: a `queue.py` in somebody's home would take the place of the library's.
+"""
 _WHO: Final = ("id", "-u")
 _PIECE_BYTES: Final = 64 << 10
 
@@ -80,36 +88,69 @@ def connected(address: SshAddress, login: Login) -> Iterator[SshMachine]:
     refused, UnavailableError when it does not answer.
     """
     ssh = _library()
-    with asyncio.Runner() as loop:
-        connection = loop.run(_connect(ssh, address, login))
+    with _Loop() as loop:
+        machine = SshMachine(ssh, loop, address, login)
         try:
-            yield SshMachine(ssh, loop, connection, address, login)
+            machine.become_root()
+            yield machine
         finally:
-            connection.close()
-            loop.run(connection.wait_closed())
+            machine.close()
+
+
+class _Loop:
+    """An event loop on a thread of its own, for as long as the context lasts."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="vmhaul-ssh", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def __exit__(self, *_: object) -> None:
+        self.run(self._end_tasks())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    @staticmethod
+    async def _end_tasks() -> None:
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for one in others:
+            one.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
 
 
 class SshMachine:
-    """Runs commands one after the other over one connection."""
+    """Runs commands one after the other over one connection; the next one after it was lost opens another."""
 
-    def __init__(
-        self, ssh: Any, loop: asyncio.Runner, connection: Any, address: SshAddress, login: Login
-    ) -> None:
+    def __init__(self, ssh: Any, loop: _Loop, address: SshAddress, login: Login) -> None:
         self.name = address.host
         self._ssh = ssh
         self._loop = loop
-        self._connection = connection
+        self._address = address
+        self._login = login
+        self._connection: Any = None
         self._prefix: tuple[str, ...] = ()
         self._first_line = b""
-        self._become_root(login)
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._loop.run(self._connection.wait_closed())
 
     def run(self, words: Sequence[str], *, stdin: bytes = b"", timeout_s: float = COMMAND_S) -> Ran:
         return self._plain(
             [*self._prefix, *_AS_RUN, *words], stdin=self._first_line + stdin, timeout_s=timeout_s
         )
 
-    def _become_root(self, login: Login) -> None:
-        """Tried with just what `run` puts before every command: sudo may allow one program and not another."""
+    def become_root(self) -> None:
+        """Before anything else is run. Tried with just what `run` puts before every command: sudo may allow one program and not another."""
+        login = self._login
         if _is_root(self._plain([*_AS_RUN, *_WHO])):
             return
         silent = self._plain([*_SUDO_SILENT, *_AS_RUN, *_WHO])
@@ -136,6 +177,8 @@ class SshMachine:
         self._first_line = line
 
     def _plain(self, words: Sequence[str], *, stdin: bytes = b"", timeout_s: float = COMMAND_S) -> Ran:
+        if self._connection is None or self._connection.is_closed():
+            self._connection = self._loop.run(_connect(self._ssh, self._address, self._login))
         try:
             return self._loop.run(asyncio.wait_for(self._ran(shlex.join(words), stdin), timeout_s))
         except TimeoutError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socketserver
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -25,6 +26,7 @@ class Sshd:
 
     def __init__(self) -> None:
         self.asked: list[str] = []
+        self._connections: list[Any] = []
         self.answers: dict[str, Answer] = {}
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
@@ -38,7 +40,12 @@ class Sshd:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(60)
 
     async def _listen(self, key: Any) -> Any:
+        connections = self._connections
+
         class Anybody(asyncssh.SSHServer):
+            def connection_made(self, conn: Any) -> None:
+                connections.append(conn)
+
             def password_auth_supported(self) -> bool:
                 return True
 
@@ -63,6 +70,19 @@ class Sshd:
                 return
         process.stderr.write(b"no such command\n")
         process.exit(127)
+
+    def cut(self) -> int:
+        """End the connections that there are, without a word; how many there were."""
+
+        async def end() -> None:
+            for one in self._connections:
+                one.abort()
+                await one.wait_closed()
+
+        self._do(end())
+        count = len(self._connections)
+        self._connections.clear()
+        return count
 
     def close(self) -> None:
         async def end() -> None:
@@ -105,7 +125,7 @@ def reach(sshd: Sshd, *, sudo_password: str | None = None) -> Any:
     return connected(address, login)
 
 
-AS_ROOT = "env LC_ALL=C id -u"
+AS_ROOT = "env LC_ALL=C PYTHONSAFEPATH=1 id -u"
 
 
 def test_what_is_said_is_cleaned(sshd: Sshd) -> None:
@@ -193,7 +213,27 @@ def test_sudo_is_tried_with_what_is_run(sshd: Sshd) -> None:
     wanted = r"not allowed to execute '/usr/bin/env'; .* all commands"
     with pytest.raises(InvalidError, match=wanted), reach(sshd):
         raise AssertionError("it became root")
-    sshd.answers = {"sudo -n -- env LC_ALL=C id -u": says(b"0\n"), "id -u": says(b"1000\n")}
-    sshd.answers["sudo -n -- env LC_ALL=C whoami"] = says(b"root\n")
+    sshd.answers = {f"sudo -n -- {AS_ROOT}": says(b"0\n"), "id -u": says(b"1000\n")}
+    sshd.answers[f"sudo -n -- {AS_ROOT.replace('id -u', 'whoami')}"] = says(b"root\n")
     with reach(sshd) as machine:
         assert machine.run(["whoami"]).output == "root\n"
+
+
+def test_a_connection_that_was_cut_while_nothing_ran_is_opened_again(sshd: Sshd) -> None:
+    """As by a firewall, while an upgrade waits for hours until a proxy is drained."""
+    refused = says(b"", 1, b"sudo: a password is required\n")
+    sshd.answers = {"sudo -n": refused, "sudo -k": says(b"0\n"), "id -u": says(b"1000\n")}
+    with reach(sshd) as machine:
+        assert machine.run(["first"]).ok
+        assert sshd.cut() == 1
+        until = time.monotonic() + 60
+        # Found out without being asked anything.
+        while not machine._connection.is_closed():
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        assert machine.run(["second"]).ok
+        assert sshd.cut() == 1
+    assert [one for one in sshd.asked if one.endswith(("first", "second"))] == [
+        f"sudo -k -S -p '' -- {AS_ROOT.replace('id -u', word)}" for word in ("first", "second")
+    ]
+    assert not [one for one in threading.enumerate() if one.name == "vmhaul-ssh"]
