@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from backup_server.deploy.machine import Machine, must, put
 from backup_server.deploy.places import Places
+from backup_server.deploy.said import in_one_line
 from backup_server.deploy.unit import STOP_S, init_script, systemd_unit
 
 SYSTEMD = "systemd"
 OPENRC = "openrc"
+LAST_LINES = "4"
 _STOP_LIMIT_S = STOP_S + 30.0
 _ENABLE = """
 if command -v update-rc.d >/dev/null 2>&1; then update-rc.d "$1" defaults
@@ -66,6 +68,16 @@ def remove(machine: Machine, places: Places, init: str) -> None:
     must(machine, ["rm", "-f", file], f"removing {file}")
     if init == SYSTEMD:
         must(machine, ["systemctl", "daemon-reload"], "forgetting the unit")
+
+
+def last_words(machine: Machine, places: Places, init: str) -> str:
+    """The end of what its worker logged, for a message; empty: nothing."""
+    if init == SYSTEMD:
+        words = ["journalctl", "-q", "--no-pager", "-o", "cat", "-n", LAST_LINES, "-u", places.service]
+    else:
+        words = ["tail", "-n", LAST_LINES, places.log_file]
+    ran = machine.run(words)
+    return in_one_line(ran.output) if ran.ok else ""
 
 
 def _ask(what: str, places: Places, init: str) -> list[str]:

@@ -11,7 +11,7 @@ from backup_server.deploy import install, releases, service, ssh
 from backup_server.deploy.install import InstallOrder, Report, Undo
 from backup_server.deploy.look import Facts, look
 from backup_server.deploy.machine import Machine
-from backup_server.deploy.places import Places
+from backup_server.deploy.places import AnyPlaces, Places
 from backup_server.deploy.releases import Release
 from backup_server.deploy.ssh import Login, SshAddress
 from backup_server.deploy.windows import steps, winrm
@@ -19,7 +19,6 @@ from backup_server.deploy.windows.places import WindowsPlaces
 
 LINUX: Final = "linux"
 WINDOWS: Final = "windows"
-AnyPlaces = Places | WindowsPlaces
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +30,7 @@ class Way:
     connect: Callable[[SshAddress, Login], AbstractContextManager[Any]]
     identity_of: Callable[[str, int], str]
     """What is shown at host and port, for a person to confirm: "SHA256:..."."""
-    places_of: Callable[[Mapping[str, Any]], Any]
+    places_of: Callable[[Mapping[str, Any]], AnyPlaces]
     look: Callable[..., Facts]
     install: Callable[[Any, InstallOrder, Facts, Report, Undo], str]
     uninstall: Callable[..., None]
@@ -41,6 +40,8 @@ class Way:
     """machine, places, init, release: that one runs from now on."""
     start: Callable[[Any, Any, str], None]
     forget_others: Callable[[Any, Any, Sequence[str]], None]
+    last_words: Callable[[Any, Any, str], str]
+    """machine, places, init: the end of what the worker logged."""
 
 
 def _change_to(machine: Machine, places: Places, init: str, release_id: str) -> None:
@@ -63,6 +64,7 @@ OVER_SSH: Final = Way(
     change_to=_change_to,
     start=service.start,
     forget_others=releases.forget_others,
+    last_words=service.last_words,
 )
 OVER_WINRM: Final = Way(
     kind=WINDOWS,
@@ -78,6 +80,7 @@ OVER_WINRM: Final = Way(
     change_to=steps.change_to,
     start=steps.start,
     forget_others=steps.forget_others,
+    last_words=steps.last_words,
 )
 
 

@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import secrets
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
@@ -63,7 +63,8 @@ _STRANGER: Final = "00000000-0000-0000-0000-000000000000"
 class BrokerAccess:
     """How one proxy reaches the broker."""
 
-    url: str
+    url: str = field(repr=False)
+    """With its login."""
     ca_pem: str = ""
     """The authority that its certificate is signed by; empty: none is needed, or the machine's own."""
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from ipaddress import ip_address
@@ -16,8 +16,9 @@ from backup_server.db.tables import ManagedServer, Proxy
 from backup_server.deploy.install import InstallOrder, Undo
 from backup_server.deploy.look import Facts
 from backup_server.deploy.machine import StepError
+from backup_server.deploy.places import AnyPlaces
 from backup_server.deploy.releases import Release
-from backup_server.deploy.ways import AnyPlaces, Way
+from backup_server.deploy.ways import Way
 from backup_server.deploy.wheel import Wheel, carried_wheel
 from backup_server.errors import (
     ConflictError,
@@ -128,13 +129,8 @@ def _refuse_unfit(machine: Any, facts: Facts, order: _AddOrder) -> None:
 def _install(
     ctx: Context, journal: Journal, order: _AddOrder, machine: Any, facts: Facts, wheel: Wheel
 ) -> dict[str, Any]:
-    release = _release(wheel, order.extras, order.python or facts.python, order.wheelhouse)
-    if not release.python:
-        # What the packages bring; their names say which.
-        versioned = [name for name in facts.missing if name.startswith("python3.") and "-" not in name]
-        release = _release(
-            wheel, order.extras, versioned[0] if versioned else "python3", order.wheelhouse
-        )
+    python = order.python or facts.python_then
+    release = _release(wheel, order.extras, python, order.wheelhouse)
     release.check()
     journal.step("register", f"registering the server and proxy {order.name}")
     with ctx.db() as s:
@@ -170,7 +166,9 @@ def _install(
             undo,
         )
         journal.step("heard", "waiting until the server hears it")
-        _wait_heard(ctx, added["id"], None, connections=True)
+        # Read now: undoing takes the log away with the rest.
+        with _with_last_words(order.access.way, machine, order.places, facts.init):
+            _wait_heard(ctx, added["id"], None, connections=True)
     except VmhaulError as error:
         left = undo.all(ctx.log)
         _forget(ctx, server_id if new_server else None, server_id, added.get("id"))
@@ -222,8 +220,9 @@ def _wait_heard(
 ) -> None:
     """Until a worker with another boot than `old_boot` was heard. StepError when it was not in time."""
     until = ctx.clock().timestamp() + HEARD_S
+    name, seen = proxy_id, False
     while True:
-        with ctx.db.read() as s:
+        with _whatever_the_database_does(ctx), ctx.db.read() as s:
             row = s.get(Proxy, proxy_id)
             if row is None:
                 raise StepError("the proxy was removed meanwhile")
@@ -238,11 +237,32 @@ def _wait_heard(
         if ctx.clock().timestamp() > until:
             what = "what it found when it looked around" if seen else "its heartbeat"
             raise StepError(
-                f"the server did not hear {what} of proxy {name!r} within {HEARD_S:.0f} s; its log on the machine says "
-                "why, most often the broker's address or a firewall"
+                f"the server did not hear {what} of proxy {name!r} within {HEARD_S:.0f} s; most often the broker's "
+                "address or a firewall is the reason"
             )
         if ctx.stopping.wait(POLL_S):
             raise ConflictError("the server is being stopped")
+
+
+@contextmanager
+def _with_last_words(way: Way, machine: Any, places: AnyPlaces, init: str) -> Iterator[None]:
+    """A worker that is not heard may have said why, on its machine."""
+    try:
+        yield
+    except StepError as error:
+        said = ""
+        with suppress(VmhaulError):
+            said = way.last_words(machine, places, init)
+        raise StepError(f"{error.message}; its log ends: {said}" if said else error.message) from error
+
+
+@contextmanager
+def _whatever_the_database_does(ctx: Context) -> Iterator[None]:
+    """For a look that is taken again: a wait of a day must outlive a database that is started anew."""
+    try:
+        yield
+    except sa.exc.OperationalError as error:
+        ctx.log.warning("operation.database", text="the database did not answer", error=str(error.orig))
 
 
 # ---- drain
@@ -253,8 +273,8 @@ def wait_drained(ctx: Context, proxy_id: str, limit_s: float) -> None:
     until = ctx.clock().timestamp() + limit_s
     quiet_since: datetime | None = None
     while True:
-        now = ctx.clock()
-        with ctx.db.read() as s:
+        now, running = ctx.clock(), -1
+        with _whatever_the_database_does(ctx), ctx.db.read() as s:
             running = proxies.running_on(s, proxy_id)
         if running:
             quiet_since = None
@@ -263,8 +283,9 @@ def wait_drained(ctx: Context, proxy_id: str, limit_s: float) -> None:
         elif (now - quiet_since).total_seconds() >= QUIET_S:
             return
         if now.timestamp() > until:
+            count = "tasks" if running < 0 else f"{running} tasks"
             raise StepError(
-                f"{running} tasks still run on it after {limit_s:.0f} s; wait for their sessions or cancel them"
+                f"{count} still run on it after {limit_s:.0f} s; wait for their sessions or cancel them"
             )
         if ctx.stopping.wait(POLL_S):
             raise ConflictError("the server is being stopped")
@@ -403,14 +424,21 @@ class _Upgrade:
         try:
             way.change_to(machine, places, init, new)
             self._step("heard", "waiting until the server hears it")
-            _wait_heard(self.ctx, self.proxy_id, before, version=self.wheel.version)
+            with _with_last_words(way, machine, places, init):
+                _wait_heard(self.ctx, self.proxy_id, before, version=self.wheel.version)
         except VmhaulError as error:
             if not old or old == new:
                 raise
             self._step("back", f"the new release did not come up; going back to {old}")
             before = self._boot()
-            way.change_to(machine, places, init, old)
-            _wait_heard(self.ctx, self.proxy_id, before)
+            try:
+                way.change_to(machine, places, init, old)
+                _wait_heard(self.ctx, self.proxy_id, before)
+            except VmhaulError as second:
+                raise StepError(
+                    f"{error.message}; its old release {old} did not come back either: {second.message}; see its log on "
+                    "the machine, then upgrade it again"
+                ) from second
             raise StepError(f"{error.message}; it runs its old release {old} again") from error
 
     def _step(self, name: str, text: str) -> None:
@@ -464,6 +492,21 @@ def start_remove(
 
     def work(journal: Journal) -> dict[str, Any]:
         proxies.edit(ctx, proxy_id, {"enabled": False})
+        try:
+            left = take_off(journal)
+        except VmhaulError as error:
+            raise StepError(
+                f"{error.message}; proxy {name!r} is still there and gets no tasks: remove it again (--force where its "
+                f"machine is gone), or give it tasks with `vmhaul proxy enable {name}`"
+            ) from error
+        journal.step("forget", f"forgetting proxy {name}; its keys are trusted no longer")
+        proxies.remove(ctx, proxy_id, force=force)
+        with ctx.db() as s:
+            managed_servers.set_installed(s, server_id, proxy_id, None)
+        return {"left_on_machine": left}
+
+    def take_off(journal: Journal) -> str:
+        """Why its machine was left as it is; empty: it was not."""
         left = ""
         if not force:
             journal.step("drain", "no new tasks; waiting until those that run have ended")
@@ -487,11 +530,7 @@ def start_remove(
                 raise
             left = error.message
             journal.step("left", f"its machine was left as it is: {left}")
-        journal.step("forget", f"forgetting proxy {name}; its keys are trusted no longer")
-        proxies.remove(ctx, proxy_id, force=force)
-        with ctx.db() as s:
-            managed_servers.set_installed(s, server_id, proxy_id, None)
-        return {"left_on_machine": left}
+        return left
 
     takes = [f"proxy/{proxy_id}", *([] if access is None else [_machine(access)])]
     return operations.start(ctx, "remove", name, work, takes=takes)

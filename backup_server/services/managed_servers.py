@@ -14,8 +14,9 @@ from sqlalchemy.orm import Session as DbSession
 
 from backup_server.db.tables import ManagedServer, Proxy, new_id
 from backup_server.deploy.look import Facts
+from backup_server.deploy.places import AnyPlaces
 from backup_server.deploy.ssh import Login, SshAddress
-from backup_server.deploy.ways import LINUX, WINDOWS, AnyPlaces, Way, way_of
+from backup_server.deploy.ways import LINUX, WINDOWS, Way, way_of
 from backup_server.errors import ConflictError, InvalidError
 from backup_server.services.context import Context
 from backup_server.services.shapes import Fields, by_ref, when
@@ -99,8 +100,7 @@ def places_of(access: Access) -> Callable[[Any], AnyPlaces]:
             "user",
         }:
             raise ValueError("must be an object with install_dir, data_dir, service and user")
-        places: AnyPlaces = access.way.places_of(value)
-        return places
+        return access.way.places_of(value)
 
     return read
 

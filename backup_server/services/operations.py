@@ -19,12 +19,14 @@ from sqlalchemy.orm import Session as DbSession
 
 from backup_server.db.tables import Setting, new_id
 from backup_server.errors import ConflictError, NotFoundError, VmhaulError
+from backup_server.services import instances
 from backup_server.services.context import Context
 from backup_server.services.shapes import when
 
 KEPT: Final = 50
 _PREFIX: Final = "operation/"
 _LOCK: Final = "operating/"
+DATABASE_RETRY_S: Final = 2.0
 RUNNING: Final = "running"
 SUCCESS: Final = "success"
 FAILED: Final = "failed"
@@ -120,6 +122,10 @@ def _carry_out(journal: Journal, work: Work) -> None:
         row["state"] = SUCCESS
     except VmhaulError as error:
         row["error"] = error.message
+    except sa.exc.DBAPIError as error:
+        row["error"] = (
+            f"the job database did not answer ({str(error.orig).strip()}); see that it runs, then {_the_way_on(row)}"
+        )
     except Exception as error:
         log.exception("operation.broken", operation=journal.id, kind=row["kind"])
         row["error"] = f"a defect of vmhaul ({type(error).__name__}); the server's log has the details"
@@ -128,10 +134,24 @@ def _carry_out(journal: Journal, work: Work) -> None:
             row["state"] = FAILED
             log.warning("operation.failed", operation=journal.id, text=row["error"])
         row["finished_at"] = when(journal.ctx.clock())
-        _end(journal)
-        _forget_old(journal.ctx)
-        # Last: who follows it may go on once this is read.
-        journal.write()
+        _write_end(journal)
+
+
+def _write_end(journal: Journal) -> None:
+    """However long the database is away: else it would run for ever, and nobody could work on its machine again."""
+    ctx = journal.ctx
+    while True:
+        try:
+            _end(journal)
+            _forget_old(ctx)
+            # Last: who follows it may go on once this is read.
+            journal.write()
+        except sa.exc.DBAPIError as error:
+            ctx.log.warning("operation.not-written", operation=journal.id, error=str(error.orig))
+            if ctx.stopping.wait(DATABASE_RETRY_S):
+                return  # the next start finds it
+        else:
+            return
 
 
 def _end(journal: Journal) -> None:
@@ -167,13 +187,15 @@ def running_on(s: DbSession) -> dict[str, dict[str, Any]]:
 
 def interrupted(ctx: Context) -> list[dict[str, Any]]:
     """At a server's start: operations that it carried out when it ended, marked as failed. Answers them whole."""
+    # Release 0.5.0 wrote the machine's name and the directory instead.
+    owners = {_owner(ctx), f"{socket.gethostname()}:{ctx.settings.data_dir}"}
     found = []
     with ctx.db() as s:
         for row in _rows(s):
-            if row["state"] != RUNNING or row["owner"] != _owner(ctx):
+            if row["state"] != RUNNING or row["owner"] not in owners:
                 continue
             row["state"] = FAILED
-            row["error"] = _cut_off(row)
+            row["error"] = f"the server ended in the middle; {_the_way_on(row)}"
             row["finished_at"] = when(ctx.clock())
             s.merge(Setting(name=_PREFIX + row["id"], value=json.dumps(row)))
             s.execute(
@@ -183,14 +205,13 @@ def interrupted(ctx: Context) -> list[dict[str, Any]]:
     return found
 
 
-def _cut_off(row: dict[str, Any]) -> str:
-    """Why an operation ended that the server's end cut off, and how to go on."""
+def _the_way_on(row: dict[str, Any]) -> str:
+    """After an operation that was cut off."""
     if row["kind"] == "add":
         return (
-            "the server ended in the middle; take away what is there already with "
-            f"`vmhaul proxy remove {row['target']}`, then add it again"
+            f"take away what is there already with `vmhaul proxy remove {row['target']}`, and add it again"
         )
-    return "the server ended in the middle; start it again: what is done already is found"
+    return "start it again: what is done already is found"
 
 
 def shape(row: dict[str, Any]) -> dict[str, Any]:
@@ -212,5 +233,7 @@ def _forget_old(ctx: Context) -> None:
 
 
 def _owner(ctx: Context) -> str:
-    """This installation of the server: one of two on a database ends only its own."""
-    return f"{socket.gethostname()}:{ctx.settings.data_dir}"
+    """This installation of the server: one of two on a database ends only its own. By its data directory, not by the
+    machine's name: a container has another one each time it is made.
+    """
+    return instances.instance_id(ctx.settings)

@@ -11,6 +11,7 @@ from backup_server.deploy.machine import Ran
 LOOK = {
     "system": "Debian GNU/Linux 12 (bookworm)",
     "family": "debian ",
+    "release": "12",
     "kernel": "Linux",
     "architecture": "x86_64",
     "clock": "",
@@ -18,7 +19,6 @@ LOOK = {
     "packages": "apt-get",
     "python": "/usr/bin/python3.11",
     "python_version": "3.11.2",
-    "venv": "yes",
     "free": "10485760 /opt",
     "tool": "useradd\ntool=runuser\ntool=setpriv",
     "libnfs": "yes",
@@ -40,6 +40,8 @@ class FakeMachine:
         self.stdin: list[bytes] = []
         self.fails: dict[str, str] = {}
         """Part of a command line: what it says when it fails."""
+        self.log = ""
+        """Of its worker."""
         self.on_start: Callable[[], None] = lambda: None
         self.on_enrol: Callable[[str], None] = lambda _: None
 
@@ -77,6 +79,8 @@ class FakeMachine:
 
     def _do(self, words: list[str], stdin: bytes) -> bool | str:
         match words:
+            case ["sh", "-c", script, "sh", *arguments] if script.endswith('exec "$@"'):
+                return self._do(arguments, stdin)
             case ["sh", "-c", script, "sh", *arguments]:
                 return self._script(script, arguments, stdin)
             case ["env", _, *rest]:
@@ -96,6 +100,8 @@ class FakeMachine:
                     self._remove(path)
             case [_, "-m", "venv", path]:
                 self.directories.add(path)
+            case ["journalctl", *_] | ["tail", *_]:
+                return self.log
             case ["readlink", path]:
                 return self.links.get(path, "")
             case ["runuser", *_, "--join", "token"]:

@@ -137,6 +137,9 @@ class PlayedWindows:
     def _current(self, task_name: str) -> list[str]:
         return [self.tasks[task_name]["program"]] if task_name in self.tasks else []
 
+    def _last_words(self, path: str) -> list[str]:
+        return self.files.get(path, b"").decode().splitlines()[-4:]
+
     def _remove(self, path: str) -> None:
         gone = (path, f"{path}\\")
         self.files = {

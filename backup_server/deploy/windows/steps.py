@@ -12,6 +12,7 @@ from backup_server.deploy.install import InstallOrder, Report, Undo
 from backup_server.deploy.look import CLOCK_LIMIT_S, FREE_FLOOR_BYTES, Facts
 from backup_server.deploy.machine import COMMAND_S, StepError
 from backup_server.deploy.releases import PIP_S, VENV_S, Release, wheels_in
+from backup_server.deploy.said import VALUE_CHARS, Named, in_one_line, number
 from backup_server.deploy.windows.places import WindowsPlaces, release_of
 from backup_server.deploy.windows.winrm import WindowsMachine
 
@@ -21,7 +22,6 @@ PART_BYTES: Final = 256 << 10
 """Of a file in one call: with base64 twice around it, less than WinRM takes at once."""
 _BUILD_FLOOR: Final = 14393
 """Windows Server 2016. Earlier ones have neither these cmdlets nor a Python that is new enough."""
-_VALUE_CHARS: Final = 300
 _REMOVE_S: Final = 600.0
 _SETTINGS: Final = "# Settings of this proxy; docs/reference/proxy-settings.md names them all. Restart the task after a change.\r\n"
 
@@ -62,18 +62,12 @@ def look(
         TaskName=places.service,
     )
     after_s = now_s()
-    found: dict[str, list[str]] = {}
-    for line in text.splitlines():
-        name, _, value = line.partition("=")
-        found.setdefault(name, []).append(value.strip())
-
-    def one(name: str) -> str:
-        return found.get(name, [""])[0][:_VALUE_CHARS]
-
-    clock_s = _number(one("clock"), before_s * 1000) / 1000
+    found = Named(text)
+    one = found.one
+    clock_s = number(one("clock"), before_s * 1000) / 1000
     # It was asked somewhere in between, and the look takes seconds: only what lies outside is off.
     offset_s = clock_s - min(max(clock_s, before_s), after_s)
-    free = [_number(value, -1) for value in found.get("free", ())]
+    free = [number(value, -1) for value in found.all("free")]
     return Facts(
         system=one("system"),
         architecture=one("architecture"),
@@ -90,11 +84,6 @@ def look(
     )
 
 
-def _number(text: str, otherwise: float) -> float:
-    """What a machine that is not trusted yet says is a number: one that fits, or `otherwise`."""
-    return int(text) if re.fullmatch(r"[0-9]{1,18}", text) else otherwise
-
-
 def _problems(
     one: Callable[[str], str],
     places: WindowsPlaces,
@@ -103,7 +92,7 @@ def _problems(
     asked_python: str,
 ) -> list[str]:
     problems = []
-    if _number(one("build"), 0) < _BUILD_FLOOR:
+    if number(one("build"), 0) < _BUILD_FLOOR:
         problems.append(
             f"it runs {one('system') or 'no known system'}: a proxy needs Windows Server 2016 or newer"
         )
@@ -279,7 +268,7 @@ def _packages(
 def current(machine: WindowsMachine, places: WindowsPlaces) -> str:
     """Id of the release that the task starts; empty: none."""
     return release_of(
-        must(machine, "current", "looking at the task", TaskName=places.service)[:_VALUE_CHARS]
+        must(machine, "current", "looking at the task", TaskName=places.service)[:VALUE_CHARS]
     )
 
 
@@ -309,6 +298,13 @@ def change_to(machine: WindowsMachine, places: WindowsPlaces, init: str, release
     must(machine, "stop", f"stopping the task {places.service}", TaskName=places.service)
     _register(machine, places, release_id)
     start(machine, places, init)
+
+
+def last_words(machine: WindowsMachine, places: WindowsPlaces, init: str) -> str:
+    """The end of what its worker logged, for a message; empty: nothing."""
+    del init
+    path = f"{places.data_dir}\\proxy.log"
+    return in_one_line(must(machine, "last_words", "reading its log", Path=path))
 
 
 def _register(machine: WindowsMachine, places: WindowsPlaces, release_id: str) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -163,9 +165,12 @@ def test_a_failure_leaves_nothing_on_either_side(rig: Rig, site: Site, step: str
 
 def test_a_worker_that_is_not_heard_is_taken_away_again(rig: Rig, site: Site) -> None:
     site.machine.on_start = lambda: None
+    site.machine.log = "starting\nthe broker at 192.0.2.1:6380 does not answer\n"
     before = site.machine.state
     done = site.add()
     assert "did not hear its heartbeat" in done["error"]
+    # Afterwards the log is gone with the rest.
+    assert "its log ends: starting / the broker at 192.0.2.1:6380 does not answer" in done["error"]
     assert site.machine.state == before
     with pytest.raises(NotFoundError):
         proxies.get(rig.ctx, "px1")
@@ -175,7 +180,7 @@ def test_what_cannot_be_is_refused_before_anything_begins(rig: Rig, site: Site) 
     site.machine.look["free"] = "1024 /opt"
     assert "only 1 MiB are free" in site.add()["error"]
     site.machine.look["free"] = "10485760 /opt"
-    del site.machine.look["venv"]
+    del site.machine.look["python"]
     assert "lacks python3, python3-venv" in site.add()["error"]
     with pytest.raises(ConflictError, match="exists already"):
         site.add(name="default")
@@ -224,6 +229,43 @@ def test_upgraded_in_peace(rig: Rig, site: Site) -> None:
     again = site.upgrade(names=["px1"])
     assert [step["name"] for step in again["steps"]] == ["current"]
     assert order == ["start"]
+
+
+def _away(times: int, then: Callable[..., Any]) -> Callable[..., Any]:
+    """The database does not answer so often, and does then."""
+    left = itertools.chain(range(times), itertools.repeat(None))
+
+    def ask(*words: Any) -> Any:
+        if next(left) is not None:
+            raise sa.exc.OperationalError("SELECT 1", {}, OSError("it is started anew"))
+        return then(*words)
+
+    return ask
+
+
+def test_an_upgrade_outlives_a_database_that_starts_anew(
+    rig: Rig, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While it waits until nothing runs, which may take a day, and when its end is written."""
+    site.add(keep_credentials=True)
+    site.make_it_older()
+    monkeypatch.setattr(operations, "DATABASE_RETRY_S", 0.01)
+    monkeypatch.setattr(proxies, "running_on", _away(5, proxies.running_on))
+    monkeypatch.setattr(operations, "_end", _away(3, operations._end))
+    done = site.upgrade(all=True)
+    assert done["state"] == "success", done
+    with rig.ctx.db.read() as s:
+        assert s.scalars(sa.select(Setting.name).where(Setting.name.startswith("operating/"))).all() == []
+
+
+def test_that_the_database_was_away_is_no_defect(
+    rig: Rig, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.add(keep_credentials=True)
+    site.make_it_older()
+    monkeypatch.setattr(managed_servers, "installed", _away(1, managed_servers.installed))
+    assert "the job database did not answer (it is started anew)" in site.upgrade(all=True)["error"]
+    assert site.upgrade(all=True)["state"] == "success"
 
 
 def test_a_disabled_proxy_stays_disabled(rig: Rig, site: Site) -> None:
@@ -283,6 +325,16 @@ def test_the_old_release_comes_back(rig: Rig, site: Site, failure: str) -> None:
     assert proxies.get(rig.ctx, "px1")["enabled"]
 
 
+def test_that_no_release_comes_up_is_said_of_both(rig: Rig, site: Site) -> None:
+    site.add(keep_credentials=True)
+    old = site.make_it_older()
+    site.machine.on_start = lambda: None
+    done = site.upgrade(all=True)
+    assert done["state"] == "failed"
+    assert f"its old release {old} did not come back either: the server did not hear" in done["error"]
+    assert "then upgrade it again" in done["error"]
+
+
 def test_local_and_strange_proxies_are_not_upgraded(rig: Rig, site: Site) -> None:
     with pytest.raises(ConflictError, match="installed no proxy"):
         site.upgrade(all=True)
@@ -316,6 +368,18 @@ def test_removed_and_its_server_kept(rig: Rig, site: Site) -> None:
         assert "managed-server" not in set(s.scalars(sa.select(Credential.kind)))
 
 
+def test_a_removal_that_fails_says_what_the_proxy_is_now(rig: Rig, site: Site) -> None:
+    site.add(keep_credentials=True)
+    site.machine.fails = {"systemctl stop": "it does not stop"}
+    done = site.remove()
+    assert done["state"] == "failed"
+    assert "it does not stop; proxy 'px1' is still there and gets no tasks" in done["error"]
+    assert "vmhaul proxy enable px1" in done["error"]
+    assert not proxies.get(rig.ctx, "px1")["enabled"]
+    site.machine.fails = {}
+    assert site.remove()["state"] == "success"
+
+
 def test_not_removed_while_a_job_names_it(rig: Rig, site: Site) -> None:
     site.add(keep_credentials=True)
     rig.vcenter.add_vm("db01", disks=1)
@@ -338,7 +402,9 @@ def test_a_dead_machine_does_not_keep_its_proxy(rig: Rig, site: Site) -> None:
     assert site.machine.running
 
 
-def test_an_upgrade_that_the_servers_end_cut_off(rig: Rig, site: Site) -> None:
+def test_an_upgrade_that_the_servers_end_cut_off(
+    rig: Rig, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
     site.add(keep_credentials=True)
     proxy_id = proxies.edit(rig.ctx, "px1", {"enabled": False})["id"]
     row = {
@@ -347,6 +413,8 @@ def test_an_upgrade_that_the_servers_end_cut_off(rig: Rig, site: Site) -> None:
         "facts": {"disabled": proxy_id},
     }  # fmt: skip
     other = {**row, "id": "op-2", "owner": "elsewhere:/data"}
+    # A container has another host name each time it is made.
+    monkeypatch.setattr(socket, "gethostname", lambda: "made-anew")
     with rig.ctx.db() as s:
         s.add(Setting(name="operation/op-1", value=json.dumps(row)))
         s.add(Setting(name="operation/op-2", value=json.dumps(other)))
@@ -372,7 +440,7 @@ def test_an_installation_that_the_servers_end_cut_off(rig: Rig, site: Site) -> N
         s.add(Setting(name="operation/op-1", value=json.dumps(row)))
         s.add(Setting(name="operating/proxy-name/px1", value="op-1"))
     rig.restart()
-    assert "`vmhaul proxy remove px1`, then add it again" in operations.get(rig.ctx, "op-1")["error"]
+    assert "`vmhaul proxy remove px1`, and add it again" in operations.get(rig.ctx, "op-1")["error"]
     with pytest.raises(ConflictError, match="exists already"):
         site.add()
     assert site.remove()["state"] == "success"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
 import subprocess
 import time
@@ -11,10 +12,10 @@ import pytest
 import structlog
 
 from backup_server.deploy.install import InstallOrder, Undo, install, uninstall
-from backup_server.deploy.look import Facts, look
+from backup_server.deploy.look import PYTHONS, Facts, look
 from backup_server.deploy.machine import Ran, StepError
 from backup_server.deploy.places import Places
-from backup_server.deploy.releases import Release, forget_others
+from backup_server.deploy.releases import Release, build, forget_others
 from backup_server.deploy.unit import systemd_unit
 from backup_server.deploy.wheel import Wheel
 from backup_server.errors import InvalidError
@@ -89,7 +90,7 @@ def test_every_step_can_be_done_twice() -> None:
 STEPS = [
     "apt-get -q -y install",
     "useradd",
-    "mkdir -p -m 755 /opt/vmhaul",
+    "mkdir -p /opt/vmhaul",
     "-m venv",
     "pip install",
     "import proxy_worker.app",
@@ -201,13 +202,17 @@ def test_wheels_of_a_site_without_an_index_are_sent(tmp_path: Path) -> None:
 
 LOOKS = [
     ({}, (), ()),
-    ({"python": None, "venv": None}, ("python3", "python3-venv"), ()),
-    ({"venv": None}, ("python3", "python3-venv"), ()),
-    ({"python": None, "packages": "dnf", "family": "rhel fedora"}, ("python3.11",), ()),
-    ({"python": None, "packages": "dnf", "family": "fedora "}, ("python3",), ()),
+    ({"python": None}, ("python3", "python3-venv"), ()),
+    (
+        {"python": None, "packages": "dnf", "family": "rhel fedora", "release": "9.4"},
+        ("python3.11",),
+        (),
+    ),
     ({"libnfs": None, "packages": "dnf"}, (), ("libnfs",)),
     ({"libnfs": None}, (), ("libnfs14",)),
     ({"tool": "setpriv"}, ("passwd", "util-linux"), ()),
+    ({"tool": "useradd\ntool=runuser"}, (), ()),
+    ({"tool": "useradd\ntool=runuser", "init": "sysv"}, ("passwd", "util-linux"), ()),
 ]
 
 
@@ -219,16 +224,17 @@ def test_what_is_missing_is_named(
     assert (facts.missing, facts.useful, facts.problems) == (missing, useful, ())
 
 
-def test_an_old_distribution_gets_a_python_beside_its_own() -> None:
-    machine = FakeMachine(python=None, venv=None)
-    machine._do = (
-        lambda words, stdin: (  # type: ignore[method-assign]
-            "  Candidate: 3.10.6-1~22.04\n"
-            if words[:2] == ["apt-cache", "policy"]
-            else FakeMachine._do(machine, words, stdin)
-        )
-    )
-    assert _facts(machine).missing == ("python3.11", "python3.11-venv")
+THEN = [
+    ({}, "/usr/bin/python3.11"),
+    ({"python": None}, "python3"),
+    ({"python": None, "packages": "dnf", "family": "rhel", "release": "9"}, "python3.11"),
+    ({"python": None, "family": "ubuntu debian", "release": "22.04"}, "python3.11"),
+]
+
+
+@pytest.mark.parametrize(("found", "python"), THEN)
+def test_which_python_there_is_when_the_packages_are(found: dict[str, str | None], python: str) -> None:
+    assert _facts(FakeMachine(**found)).python_then == python
 
 
 PROBLEMS = [
@@ -238,7 +244,18 @@ PROBLEMS = [
     ({"releases": "taken"}, "another service runs from /opt/vmhaul.*--install-dir"),
     ({"free": "1024 /opt"}, "only 1 MiB are free"),
     ({"clock": "1400"}, r"clock differs by \+400 s"),
-    ({"python": None, "packages": None}, "no package manager that is known"),
+    (
+        {"python": None, "packages": None},
+        "lacks Python 3.11 or newer with venv, and has no package manager that is known",
+    ),
+    (
+        {"tool": "setpriv", "packages": None},
+        "^it lacks shadow-utils, util-linux, and has no package manager that is known",
+    ),
+    (
+        {"python": None, "packages": "yum", "family": "rhel fedora", "release": "7.9"},
+        "has no package of one; install one there and name it with --python",
+    ),
 ]
 
 
@@ -266,18 +283,83 @@ def test_services_of_other_proxies_are_seen(tmp_path: Path) -> None:
 
 
 class Shell:
-    """Runs the look of this machine, with units in a directory of the test's."""
+    """Runs commands on this machine as somebody who keeps everything to himself, with units and programs in a
+    directory of the test's.
+    """
 
     name = "here"
 
     def __init__(self, directory: Path) -> None:
         self._units = directory / "units"
+        self._programs = directory / "programs"
 
     def run(self, words: Sequence[str], *, stdin: bytes = b"", timeout_s: float = 60) -> Ran:
-        del stdin
         given = [word.replace("/etc/systemd/system", str(self._units)) for word in words]
-        done = subprocess.run(given, capture_output=True, text=True, timeout=timeout_s, check=False)
-        return Ran(status=done.returncode, output=done.stdout, errors=done.stderr)
+        done = subprocess.run(
+            given,
+            input=stdin,
+            capture_output=True,
+            timeout=timeout_s,
+            check=False,
+            umask=0o077,
+            env={**os.environ, "PATH": f"{self._programs}:{os.environ['PATH']}"},
+        )
+        return Ran(status=done.returncode, output=done.stdout.decode(), errors=done.stderr.decode())
+
+    def program(self, name: str, script: str) -> str:
+        self._programs.mkdir(exist_ok=True)
+        file = self._programs / name
+        file.write_text(f"#!/bin/sh\n{script}\n")
+        file.chmod(0o755)
+        return str(file)
+
+
+NONE = "exit 1"
+WITHOUT_VENV = """case "$2" in *ensurepip*) exit 1 ;; *) echo 3.14.1 ;; esac"""
+WITH_VENV = "echo 3.12.3"
+
+
+def test_a_newer_python_that_makes_no_environments_does_not_hide_one_that_does(tmp_path: Path) -> None:
+    """As where somebody put a newer interpreter beside the distribution's own."""
+    machine = Shell(tmp_path)
+    for name in PYTHONS:
+        machine.program(name, NONE)
+    machine.program("python3.14", WITHOUT_VENV)
+    facts = look(machine, PLACES, time.time)
+    assert (facts.python, facts.python_version) == ("", "3.14.1")
+    good = machine.program("python3.12", WITH_VENV)
+    facts = look(machine, PLACES, time.time)
+    assert (facts.python, facts.python_version) == (good, "3.12.3")
+
+
+MAKING = """
+case "$2" in
+  venv) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" && chmod 755 "$3/bin/python" ;;
+  pip) mkdir -p "${0%/bin/python}/lib/more" && echo x >"${0%/bin/python}/lib/more/module.py" ;;
+esac
+"""
+
+
+def test_the_worker_may_read_its_release_whatever_roots_umask_is(tmp_path: Path) -> None:
+    machine = Shell(tmp_path)
+    python = machine.program("python-of-the-test", MAKING)
+    places = Places(install_dir=f"{tmp_path}/deep/inside/px", data_dir=f"{tmp_path}/data/px")
+    build(machine, places, Release(wheel=WHEEL, python=python))
+    made = [tmp_path / "deep", *(tmp_path / "deep").rglob("*")]
+    assert any(path.name == "module.py" for path in made)
+    closed = [str(path) for path in made if path.stat().st_mode & 0o004 == 0]
+    assert closed == []
+
+
+def test_a_package_that_is_only_useful_and_cannot_be_had_is_said() -> None:
+    machine = FakeMachine(packages="dnf")
+    machine.fails = {"install libnfs": "No match for argument: libnfs"}
+    said: list[str] = []
+    facts = _facts(machine)
+    order = _order(optional_packages=("libnfs",))
+    install(machine, order, facts, lambda name, text: said.append(f"{name}: {text}"), Undo())
+    assert machine.running
+    assert [one for one in said if "libnfs could not be installed" in one and "No match" in one]
 
 
 def test_a_clock_is_read_in_whole_seconds() -> None:
