@@ -10,7 +10,7 @@ import json
 import ssl
 import sys
 import tomllib
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
@@ -99,7 +99,8 @@ class Enrolment:
     server_url: str
     server_key: str
     """Ed25519 verify key, hexadecimal."""
-    broker_url: str
+    broker_url: str = field(repr=False)
+    """With this proxy's login."""
     more_server_urls: tuple[str, ...] = ()
     """Where the server may be asked as well, when the first does not answer."""
 

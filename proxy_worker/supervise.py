@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +25,8 @@ BACKOFF_MAX_S: Final = 30.0
 STEADY_AFTER_S: Final = 30.0
 STOP_S: Final = 60.0
 LOG_KEEP_BYTES: Final = 16 << 20
+LOG_LOOK_S: Final = 60.0
+"""How often the length of the log is looked at while the command runs, which it may for months."""
 _NOT_RUNNING: Final = 3  # what status scripts answer
 _POLL_S: Final = 0.1
 
@@ -92,6 +95,9 @@ def _start(pid_file: Path, log_file: Path, command: Sequence[str]) -> int:
     # Never back into the caller's code, whatever happens here.
     try:
         _detached(pid_file, log_file, command, write_end)
+    except OSError as error:
+        # To whoever asked, as long as nothing runs; to the log from then on.
+        print(f"supervisor: it ends: {error}", file=sys.stderr, flush=True)  # noqa: T201 - see above
     finally:
         os._exit(0)
 
@@ -123,11 +129,13 @@ def keep_running(
     backoff_s = BACKOFF_FIRST_S
     while not stopping.is_set():
         _cut(log_file)
-        started_at = clock()
+        started_at = looked_at = clock()
         # A group of its own: what the worker started ends with it when it has to be killed.
         child = subprocess.Popen(list(command), stdin=subprocess.DEVNULL, start_new_session=True)
         while child.poll() is None and not stopping.wait(_POLL_S):
-            pass
+            if clock() - looked_at >= LOG_LOOK_S:
+                looked_at = clock()
+                _cut(log_file)
         if child.returncode is None:
             _end(child)
             return
@@ -152,12 +160,21 @@ def _end(child: subprocess.Popen[bytes]) -> None:
 
 
 def _cut(log_file: Path | None) -> None:
-    """Empty a log that has become long, at a start of the command; it is appended to, so it goes on where it is."""
-    if log_file is None or not log_file.is_file():
+    """Empty a log that has become long, and keep what was in it once; it is appended to, so it goes on where it is. A
+    line that is written at this very moment may be lost.
+    """
+    if log_file is None or not log_file.is_file() or log_file.stat().st_size <= LOG_KEEP_BYTES:
         return
-    if log_file.stat().st_size > LOG_KEEP_BYTES:
-        log_file.with_suffix(".log.1").write_bytes(log_file.read_bytes())
-        os.truncate(log_file, 0)
+    try:
+        kept = os.open(
+            log_file.with_suffix(".log.1"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600
+        )
+        with os.fdopen(kept, "wb") as target, log_file.open("rb") as source:
+            shutil.copyfileobj(source, target)
+    except OSError as error:
+        # A full disk most likely, and this is what fills it.
+        print(f"supervisor: the old log is not kept: {error}", file=sys.stderr, flush=True)  # noqa: T201 - its log
+    os.truncate(log_file, 0)
 
 
 if __name__ == "__main__":

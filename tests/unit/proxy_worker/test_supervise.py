@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from proxy_worker import supervise
 from proxy_worker.supervise import running_pid
 
 COUNT = 'echo "$$" >> "$0"; exec sleep 1000'
@@ -77,4 +80,35 @@ def test_a_number_that_another_process_has_now_is_not_taken_for_it(tmp_path: Pat
 def test_a_start_that_cannot_be_says_so(tmp_path: Path, what: str) -> None:
     directory = tmp_path if what == "nothing" else tmp_path / "missing"
     words = [] if what == "nothing" else ["--", "sleep", "1000"]
-    assert _supervise(directory, "start", *words).returncode != 0
+    done = _supervise(directory, "start", *words)
+    assert done.returncode != 0
+    assert ("start needs a command" if what == "nothing" else str(directory / "pid")) in done.stderr
+
+
+def test_a_command_that_is_not_there_is_named_in_the_log(tmp_path: Path) -> None:
+    assert _supervise(tmp_path, "start", "--", "no-such-program").returncode == 0
+    _wait("the reason is written", lambda: "no-such-program" in (tmp_path / "log").read_text())
+    _wait("it has ended", lambda: running_pid(tmp_path / "pid") is None)
+
+
+def test_a_log_that_grows_while_the_command_runs_is_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervise, "LOG_KEEP_BYTES", 1000)
+    log, stopping = tmp_path / "proxy.log", threading.Event()
+    log.write_bytes(b"x" * 500)
+    ticks = itertools.count(step=supervise.LOG_LOOK_S)
+    command = ["sh", "-c", 'head -c 5000 /dev/zero >> "$0"; exec sleep 1000', str(log)]
+    thread = threading.Thread(
+        target=supervise.keep_running, args=(command, stopping, lambda: next(ticks), log)
+    )
+    thread.start()
+    try:
+        kept = tmp_path / "proxy.log.1"
+        _wait("what was in it is kept", lambda: kept.exists() and kept.stat().st_size == 5500)
+        _wait("it is empty", lambda: log.stat().st_size == 0)
+        assert kept.stat().st_mode & 0o777 == 0o600
+    finally:
+        stopping.set()
+        thread.join(60)
+    assert not thread.is_alive()
