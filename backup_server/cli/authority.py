@@ -10,7 +10,7 @@ import typer
 from backup_server import server_certificates
 from backup_server.cli import output, secrets_in
 from backup_server.cli.client import default_data_dir
-from backup_server.cli.door import DataOption, JsonOption, data_option, errors_on_stderr
+from backup_server.cli.door import DataOption, JsonOption, data_option, errors_on_stderr, json_option
 from backup_server.cli.exits import CliError
 from backup_server.errors import VmhaulError
 from backup_server.up.lock import UpLock
@@ -49,7 +49,7 @@ def new_authority(
                 sha256 = server_certificates.ca_sha256(directory / "tls", now)
         except (UpError, VmhaulError, OSError) as error:
             raise CliError(str(error)) from error
-    if as_json:
+    if json_option(ctx, as_json):
         output.print_json({"ca_sha256": sha256, "kept": kept})
         return
     output.say(f"The new certificate authority has the SHA-256 {sha256}.")

@@ -73,6 +73,10 @@ def find_server(data: Path | None, server: str | None, token_file: Path | None) 
         raise CliError(
             f"{path} may not be read by this user: run vmhaul as the user that runs `vmhaul up`"
         ) from None
+    except OSError as error:
+        raise CliError(
+            f"{path} cannot be read ({error.strerror}): name the server's data directory with --data"
+        ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise CliError(
             f"{path} is not readable as JSON with url and token: start `vmhaul up` again"
@@ -84,10 +88,21 @@ def _read_token(path: Path) -> str:
         text = path.read_text().strip()
     except OSError as error:
         raise CliError(f"the token file {path} cannot be read: {error.strerror}") from error
-    if text.startswith("{"):  # a copied server.json will do
-        text = str(json.loads(text).get("token", ""))
+    except UnicodeDecodeError:
+        text = "\0"
+    try:
+        if text.startswith("{"):  # a copied server.json will do
+            text = str(json.loads(text).get("token", ""))
+    except ValueError:
+        text = "\0"
     if not text:
         raise CliError(f"the token file {path} is empty")
+    if not text.isascii() or not text.isprintable():
+        # No header could carry it, and it is not shown: it may be another secret.
+        raise CliError(
+            f"the token file {path} holds no token: give it the one line of the server's api-token file, or a copy of its "
+            "run/server.json"
+        )
     return text
 
 

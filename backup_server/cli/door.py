@@ -15,7 +15,7 @@ import typer
 
 from backup_server.cli import output
 from backup_server.cli.client import ApiClient, ServerAddress, default_data_dir, find_server
-from backup_server.cli.exits import CliError
+from backup_server.cli.exits import CliError, Exit
 
 T = TypeVar("T")
 
@@ -120,6 +120,11 @@ def data_option(ctx: typer.Context, own: Path | None) -> Path | None:
     return _nearest(ctx, "data", own, root.data)
 
 
+def json_option(ctx: typer.Context, own: bool) -> bool:
+    """`--json` as it holds for a command: beside it, or before the noun."""
+    return own or bool((ctx.find_root().obj or RootOptions()).json)
+
+
 def _nearest(ctx: typer.Context, name: str, own: T, at_root: T) -> T:
     """A command's option, or the one before the noun.
 
@@ -147,9 +152,12 @@ def _server_option(ctx: typer.Context, own: str | None, at_root: str | None) -> 
 
 @contextmanager
 def errors_on_stderr() -> Iterator[None]:
-    """Turn CliError into a message and an exit code."""
+    """Turn CliError, and Ctrl-C, into a message and an exit code."""
     try:
         yield
+    except KeyboardInterrupt:
+        output.note("vmhaul: interrupted")
+        raise typer.Exit(Exit.INTERRUPTED.value) from None
     except CliError as error:
         output.note(f"vmhaul: {error}")
         raise typer.Exit(error.code.value) from None
@@ -188,7 +196,7 @@ def with_door(function: Callable[..., None]) -> Callable[..., None]:
             data=data_option(ctx, data),
             server=_server_option(ctx, server, root.server),
             token_file=_nearest(ctx, "token_file", token_file, root.token_file),
-            json=as_json or root.json,
+            json=json_option(ctx, as_json),
         )
         with errors_on_stderr():
             try:

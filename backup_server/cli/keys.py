@@ -16,9 +16,9 @@ from backup_server.cli.client import default_data_dir
 from backup_server.cli.door import (
     DataOption,
     JsonOption,
-    RootOptions,
     data_option,
     errors_on_stderr,
+    json_option,
     noun,
 )
 from backup_server.cli.exits import CliError
@@ -49,16 +49,13 @@ def export(
             "password of the file", from_stdin=password_stdin, option="--password-stdin", confirm=True
         )
         try:
-            text = key_transfer.export_keys(_directory(ctx, data), password)
-            handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            _write_new(file, key_transfer.export_keys(_directory(ctx, data), password))
         except VmhaulError as error:
             raise CliError(error.message) from error
         except OSError as error:
             raise CliError(f"{error.filename or file}: {error.strerror}") from error
-        with os.fdopen(handle, "w") as out:
-            out.write(text)
         authority = (_directory(ctx, data) / key_transfer.AUTHORITY_FILES[0]).exists()
-    if _json(ctx, as_json):
+    if json_option(ctx, as_json):
         output.print_json({"file": str(file), "authority": authority})
         return
     output.say(f"{file} holds the keys. Import it on the second machine, then delete it.")
@@ -96,7 +93,7 @@ def import_(
             raise CliError(error.message) from error
         except OSError as error:
             raise CliError(f"{error.filename or directory}: {error.strerror}") from error
-    if _json(ctx, as_json):
+    if json_option(ctx, as_json):
         output.print_json({"written": list(done.written), "same": list(done.same)})
         return
     if done.written:
@@ -109,8 +106,17 @@ def _directory(ctx: typer.Context, data: Path | None) -> Path:
     return (data_option(ctx, data) or default_data_dir()).expanduser().absolute()
 
 
-def _json(ctx: typer.Context, own: bool) -> bool:
-    return own or (ctx.find_root().obj or RootOptions()).json
+def _write_new(file: Path, text: str) -> None:
+    """Durable, for its owner alone; whole or not at all. OSError."""
+    handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with os.fdopen(handle, "w") as out:
+            out.write(text)
+            out.flush()
+            os.fsync(out.fileno())
+    except OSError:
+        file.unlink(missing_ok=True)
+        raise
 
 
 def _refuse_existing(file: Path) -> None:

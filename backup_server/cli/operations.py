@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any, Final
 
+from backup_server import formats
 from backup_server.cli import output
 from backup_server.cli.door import Door, noun, with_door
 from backup_server.cli.exits import CliError, Exit
@@ -17,7 +18,18 @@ app = noun("Operations: what the server does, or did last, on the machines of pr
 
 
 def follow(door: Door, operation: dict[str, Any]) -> dict[str, Any]:
-    """The operation when it has ended. CliError with its reason when it failed."""
+    """The operation when it has ended. CliError with its reason when it failed, or when a person stops watching."""
+    try:
+        return _follow(door, operation)
+    except KeyboardInterrupt:
+        raise CliError(
+            f"no longer watched; the server goes on with operation {operation['id'][:8]}: see "
+            f"`{door.hint('operation list')}`",
+            Exit.INTERRUPTED,
+        ) from None
+
+
+def _follow(door: Door, operation: dict[str, Any]) -> dict[str, Any]:
     told = 0
     away_since: float | None = None
     while True:
@@ -55,7 +67,7 @@ def list_(door: Door) -> None:
                 item["kind"],
                 item["target"],
                 item["state"],
-                item["created_at"],
+                formats.moment(item["created_at"]),
                 item["steps"][-1]["text"] if item["steps"] else None,
                 item["error"],
             )

@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -136,6 +137,28 @@ def add(
     What was done there is undone when a step fails.
     """
     if "@" not in name and on is None:
+        given = {
+            "--winrm": winrm,
+            "--winrm-port": winrm_port,
+            "--host-key": host_key,
+            "--accept-host-key": accept_host_key,
+            "--password-stdin": password_stdin,
+            "--key-file": key_file,
+            "--passphrase-stdin": passphrase_stdin,
+            "--sudo-password-stdin": sudo_password_stdin,
+            "--agent": agent,
+            "--keep-credentials": keep_credentials,
+            "--install-packages": install_packages,
+            "--name": called,
+            "--extra": extra,
+            "--wheelhouse": wheelhouse,
+            "--python": python,
+            "--install-dir": install_dir,
+            "--proxy-data": proxy_data,
+            "--service": service,
+            "--service-user": service_user,
+        }
+        _refuse_of_machines(name, [option for option, value in given.items() if value])
         _add_by_token(door, name, local=local, slots=slots, description=description)
         return
     if local:
@@ -181,6 +204,15 @@ def add(
     }
     body |= {key: value for key, value in wishes.items() if value is not None}
     machines.add_machine(door, body, install_packages=install_packages)
+
+
+def _refuse_of_machines(name: str, given: Sequence[str]) -> None:
+    """A forgotten USER@ must not end in a token that nobody waits for."""
+    if given:
+        raise CliError(
+            f"{', '.join(given)} is for a machine on which vmhaul installs the proxy: write USER@{name}, or --on SERVER",
+            Exit.USAGE,
+        )
 
 
 def _add_by_token(door: Door, name: str, *, local: bool, slots: int | None, description: str) -> None:

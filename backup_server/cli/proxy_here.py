@@ -11,7 +11,7 @@ import typer
 
 from backup_server.cli import output, secrets_in
 from backup_server.cli import proxy_machine as machines
-from backup_server.cli.door import JsonOption, errors_on_stderr
+from backup_server.cli.door import JsonOption, errors_on_stderr, json_option
 from backup_server.cli.exits import CliError, Exit
 
 TOKEN_PREFIX: Final = "vmhaul-join-"  # noqa: S105 - what every join token begins with
@@ -78,6 +78,7 @@ def register(app: typer.Typer) -> None:
 
 
 def join(
+    ctx: typer.Context,
     token: Annotated[
         str | None,
         typer.Argument(
@@ -145,6 +146,10 @@ def join(
             )
         if data is not None:
             join_only(server, token, data, name)
+            if json_option(ctx, as_json):
+                output.print_json({"data_dir": str(data)})
+            else:
+                output.say(f"Joined. Start the proxy with `vmhaul proxy run --data {data}`.")
             return
         if server is not None or name is not None:
             raise CliError("--server and --name go with --data", Exit.USAGE)
@@ -156,7 +161,7 @@ def join(
             wheelhouse=wheelhouse,
             python=python or "",
         )
-    if as_json:
+    if json_option(ctx, as_json):
         output.print_json({"release": release, "places": places.values()})
         return
     output.say(f"This machine is a proxy now: service {places.service}, data in {places.data_dir}.")
@@ -169,10 +174,11 @@ def join_only(server: str | None, token: str, data: Path, name: str | None) -> N
     words = [sys.executable, "-m", "proxy_worker", "--data", str(data), "--join", server or "token"]
     if name:
         words += ["--name", name]
-    done = subprocess.run(words, input=token + "\n", text=True, check=False)
+    done = subprocess.run(words, input=token + "\n", text=True, check=False, stdout=subprocess.PIPE)
+    if done.stdout:
+        output.note(done.stdout.strip())
     if done.returncode != 0:
         raise CliError("this machine did not join: the lines above say why")
-    output.say(f"Joined. Start the proxy with `vmhaul proxy run --data {data}`.")
 
 
 def _install(
@@ -211,7 +217,7 @@ def _install(
             places=places,
             release=Release(
                 wheel=carried_wheel(),
-                python=python or facts.python or "python3",
+                python=python or facts.python_then,
                 extras=tuple(extras),
                 wheelhouse=wheelhouse.expanduser().absolute() if wheelhouse else None,
             ),
@@ -221,13 +227,19 @@ def _install(
         )
         order.release.check()
         return install(machine, order, facts, _tell, undo)
-    except VmhaulError as error:
+    except (VmhaulError, KeyboardInterrupt) as error:
         left = undo.all(structlog.get_logger())
         done = f"; not undone: {'; '.join(left)}" if left else "; what was done was undone"
-        raise CliError(error.message + (done if left or undo.used else "")) from error
+        why, code = (
+            (error.message, Exit.ERROR)
+            if isinstance(error, VmhaulError)
+            else ("interrupted", Exit.INTERRUPTED)
+        )
+        raise CliError(why + (done if left or undo.used else ""), code) from error
 
 
 def upgrade_here(
+    ctx: typer.Context,
     wheelhouse: machines.WheelhouseOption = None,
     extra: ExtraOption = None,
     python: PythonOption = None,
@@ -249,7 +261,7 @@ def upgrade_here(
             extras=tuple(extra or ()),
             python=python or "",
         )
-    if as_json:
+    if json_option(ctx, as_json):
         output.print_json({"release": release, "places": places.values()})
         return
     output.say(f"Service {places.service} runs release {release}.")
@@ -271,6 +283,11 @@ def _upgrade(places: Any, *, wheelhouse: Path | None, extras: tuple[str, ...], p
                 f"{places.install_dir} holds no proxy: `vmhaul proxy join` makes this machine one"
             )
         facts = look(machine, places, time.time, python=python)
+        if not python and not facts.python:
+            raise CliError(
+                "this machine has no Python 3.11 or newer on the path that can make virtual environments: name one with "
+                "--python"
+            )
         release = releases.Release(
             wheel=carried_wheel(),
             python=python or facts.python,

@@ -199,7 +199,8 @@ def add_machine(door: Door, body: dict[str, Any], *, install_packages: bool) -> 
     )
     if found["problems"]:
         raise CliError("it cannot become a proxy: " + "; ".join(found["problems"]))
-    packages = [*found["missing_packages"], *(found["useful_packages"] if install_packages else ())]
+    # All that will be installed: agreeing to one means both.
+    packages = [*found["missing_packages"], *found["useful_packages"]]
     if found["missing_packages"]:
         secrets_in.confirm(
             f"Let {found['package_manager']} install {', '.join(packages)} there?",
@@ -215,9 +216,10 @@ def add_machine(door: Door, body: dict[str, Any], *, install_packages: bool) -> 
         return
     output.say(f"Proxy '{proxy['name']}' works: {', '.join(proxy['modes']) or 'no mode yet'}.")
     if found["useful_packages"] and not install_packages:
+        source = "" if found["package_manager"] == "apt-get" else ", from EPEL on Red Hat's family"
         output.note(
             f"Direct NFS would need {', '.join(found['useful_packages'])} on its machine "
-            "(--install-packages puts it there)."
+            f"(--install-packages puts it there{source})."
         )
 
 

@@ -104,7 +104,6 @@ def main() -> int:
     parser.add_argument("directory", type=Path)
     directory: Path = parser.parse_args().directory
     own = pwd.getpwnam(USER).pw_uid
-    # Volumes are made for root; the two that ours write into become ours.
     made = make(directory, now=datetime.now(UTC), give=_give, own=own)  # noqa: TID251 - composition root
     print("made " + (", ".join(made) if made else "nothing, all is there"))  # noqa: T201 - for the log
     return 0

@@ -38,6 +38,13 @@ def test_a_new_authority_is_made_on_purpose(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_json_may_stand_before_the_noun(tmp_path: Path) -> None:
+    server_certificates.ensure(tmp_path / "tls", ("x",), datetime.now(UTC))
+    words = ["--json", "proxy", "new-authority", "--yes", "--data", str(tmp_path)]
+    result = CliRunner().invoke(cli.build(), words)
+    assert json.loads(result.output)["ca_sha256"]
+
+
 def test_a_directory_that_is_no_servers_is_left_alone(tmp_path: Path) -> None:
     code, said = run("--data", str(tmp_path), "--yes")
     assert (code, "has no certificate authority" in said) == (1, True)

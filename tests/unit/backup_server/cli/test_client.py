@@ -108,3 +108,19 @@ def test_a_server_elsewhere_needs_a_token_file(tmp_path: Path) -> None:
     assert find_server(None, "http://far/", token) == ServerAddress(url="http://far", token="abc")
     token.write_text(json.dumps({"url": "http://127.0.0.1:1", "token": "xyz"}))
     assert find_server(None, "http://far", token).token == "xyz"
+
+
+def test_a_data_directory_that_is_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    with pytest.raises(CliError, match="name the server's data directory with --data"):
+        find_server(file, None, None)
+
+
+@pytest.mark.parametrize("content", [b"{not json", b"\xff\xfe\x00", b"two\nlines", "schl\u00fcssel".encode()])
+def test_a_token_file_that_holds_something_else(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "token"
+    file.write_bytes(content)
+    with pytest.raises(CliError, match="holds no token") as caught:
+        find_server(None, "http://127.0.0.1:1", file)
+    assert "lines" not in str(caught.value)

@@ -65,3 +65,16 @@ def test_up_heeds_what_stands_before_it(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setattr("backup_server.cli.up._become_supervisor", started.append)
     CliRunner().invoke(cli.build(), ["--data", str(tmp_path), "up"])
     assert [given["data_dir"] for given in started] == [str(tmp_path)]
+
+
+def test_an_interrupted_command_says_so_with_its_own_status() -> None:
+    def wait(door: Door) -> None:
+        """Wait."""
+        del door
+        raise KeyboardInterrupt
+
+    app = typer.Typer()
+    app.callback()(cli.root)
+    app.command("wait")(with_door(wait))
+    result = CliRunner().invoke(app, ["wait"])
+    assert (result.exit_code, "interrupted" in result.output) == (130, True)

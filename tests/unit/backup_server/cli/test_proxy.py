@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from backup_server.cli import app as cli
+from backup_server.cli import proxy_here
 from backup_server.cli.door import Door
 from tests.unit.backup_server.cli.test_plan import PROXY
 
@@ -83,3 +85,29 @@ def test_a_time_zone_needs_hours(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Door, "close", lambda _: None)
     done = CliRunner().invoke(cli.build(), ["proxy", "edit", "px", "--rate-time-zone", "UTC"])
     assert done.exit_code != 0
+
+
+MACHINE_OPTIONS = [
+    ["--winrm"],
+    ["--key-file", "k"],
+    ["--password-stdin"],
+    ["--python", "/usr/bin/python3.12"],
+    ["--service", "px-two"],
+    ["--install-packages"],
+    ["--name", "other"],
+]
+
+
+@pytest.mark.parametrize("words", MACHINE_OPTIONS)
+def test_a_forgotten_user_makes_no_token(words: list[str]) -> None:
+    done = CliRunner().invoke(cli.build(), ["proxy", "add", "px1.example.com", *words])
+    assert done.exit_code == 2
+    assert words[0] in done.output
+    assert "USER@px1.example.com" in done.output
+
+
+def test_joining_a_directory_answers_in_json_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proxy_here, "join_only", lambda *_: None)
+    words = ["--json", "proxy", "join", "vmhaul-join-x", "--data", "/srv/px"]
+    result = CliRunner().invoke(cli.build(), words)
+    assert json.loads(result.output) == {"data_dir": "/srv/px"}

@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
+from backup_server.cli import operations, secrets_in
 from backup_server.cli.exits import CliError, Exit
-from backup_server.cli.proxy_machine import parse_target, target_body
+from backup_server.cli.proxy_machine import add_machine, parse_target, target_body
 
 TARGETS = [
     ("root@px1", ("root", "px1", None)),
@@ -67,3 +68,70 @@ def test_two_ports() -> None:
     door: Any = _Door()
     with pytest.raises(CliError, match="twice"):
         target_body(door, "a@px1:1", winrm=True, winrm_port=2, host_key="x", accept_host_key=False)
+
+
+FOUND = {
+    "system": "Debian GNU/Linux 12",
+    "architecture": "x86_64",
+    "python_version": "",
+    "init": "systemd",
+    "problems": [],
+    "package_manager": "apt-get",
+    "missing_packages": ["python3-venv"],
+    "useful_packages": ["libnfs13"],
+}
+
+
+class _Server:
+    """A server whose look found that, and whose operations are done at once."""
+
+    json = False
+
+    def __init__(self, **found: Any) -> None:
+        self.api = self
+        self.found = {**FOUND, **found}
+        self.asked: list[tuple[str, dict[str, Any]]] = []
+
+    def post(self, path: str, body: dict[str, Any], *, slow: bool = False) -> dict[str, Any]:
+        del slow
+        self.asked.append((path, body))
+        ended = {"id": "o" * 32, "steps": [], "state": "success", "result": {"proxy": "p"}}
+        return self.found if path == "/servers/look" else ended
+
+    def get(self, path: str) -> dict[str, Any]:
+        assert path == "/proxies/p"
+        return {"name": "px1", "modes": []}
+
+
+def test_whoever_agrees_to_packages_has_seen_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(secrets_in, "confirm", lambda question, **_: asked.append(question))
+    door: Any = _Server()
+    add_machine(door, {"address": "px1"}, install_packages=False)
+    assert asked == ["Let apt-get install python3-venv, libnfs13 there?"]
+    assert door.asked[-1] == ("/proxies/deploy", {"address": "px1", "install_packages": True})
+
+
+def test_what_is_only_useful_is_not_installed_unasked(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delattr(secrets_in, "confirm")
+    door: Any = _Server(missing_packages=[], package_manager="dnf", useful_packages=["libnfs"])
+    add_machine(door, {"address": "px1"}, install_packages=False)
+    assert door.asked[-1] == ("/proxies/deploy", {"address": "px1", "install_packages": False})
+    assert "Direct NFS would need libnfs" in (said := capsys.readouterr().err)
+    assert "EPEL" in said
+
+
+def test_who_stops_watching_an_operation_is_told_that_it_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupted(_: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(operations.time, "sleep", interrupted)
+    door: Any = type("Door", (), {"hint": lambda _, words: f"vmhaul {words}"})()
+    running = {"id": "abcdef0123456789", "steps": [], "state": "running"}
+    with pytest.raises(CliError, match="goes on with operation abcdef01: .*operation list") as caught:
+        operations.follow(door, running)
+    assert caught.value.code is Exit.INTERRUPTED
