@@ -214,4 +214,3 @@ def _judged(
         useful=useful,
         problems=tuple(problems),
     )
-

@@ -208,9 +208,7 @@ def interrupted(ctx: Context) -> list[dict[str, Any]]:
 def _the_way_on(row: dict[str, Any]) -> str:
     """After an operation that was cut off."""
     if row["kind"] == "add":
-        return (
-            f"take away what is there already with `vmhaul proxy remove {row['target']}`, and add it again"
-        )
+        return f"take away what is there already with `vmhaul proxy remove {row['target']}`, and add it again"
     return "start it again: what is done already is found"
 
 

@@ -255,7 +255,9 @@ def test_an_upgrade_outlives_a_database_that_starts_anew(
     done = site.upgrade(all=True)
     assert done["state"] == "success", done
     with rig.ctx.db.read() as s:
-        assert s.scalars(sa.select(Setting.name).where(Setting.name.startswith("operating/"))).all() == []
+        assert (
+            s.scalars(sa.select(Setting.name).where(Setting.name.startswith("operating/"))).all() == []
+        )
 
 
 def test_that_the_database_was_away_is_no_defect(

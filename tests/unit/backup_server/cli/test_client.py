@@ -117,7 +117,9 @@ def test_a_data_directory_that_is_a_file(tmp_path: Path) -> None:
         find_server(file, None, None)
 
 
-@pytest.mark.parametrize("content", [b"{not json", b"\xff\xfe\x00", b"two\nlines", "schl\u00fcssel".encode()])
+@pytest.mark.parametrize(
+    "content", [b"{not json", b"\xff\xfe\x00", b"two\nlines", "schl\u00fcssel".encode()]
+)
 def test_a_token_file_that_holds_something_else(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "token"
     file.write_bytes(content)

@@ -132,6 +132,6 @@ def test_who_stops_watching_an_operation_is_told_that_it_goes_on(
     monkeypatch.setattr(operations.time, "sleep", interrupted)
     door: Any = type("Door", (), {"hint": lambda _, words: f"vmhaul {words}"})()
     running = {"id": "abcdef0123456789", "steps": [], "state": "running"}
-    with pytest.raises(CliError, match="goes on with operation abcdef01: .*operation list") as caught:
+    with pytest.raises(CliError, match=r"goes on with operation abcdef01: .*operation list") as caught:
         operations.follow(door, running)
     assert caught.value.code is Exit.INTERRUPTED
