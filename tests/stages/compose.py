@@ -16,6 +16,7 @@ from tests.stages.platform import PROJECT, SERVICES, Platform
 from tests.stages.report import Report, StageError, until
 
 JOB: Final = "nightly"
+SLOW: Final = "slow"
 IDS: Final = {"session_id", "task_id", "attempt", "proxy"}
 PROXY_LIMIT_S: Final = 180.0
 SESSION_LIMIT_S: Final = 300.0
@@ -129,6 +130,8 @@ def _scale(platform: Platform, report: Report) -> None:
 
 
 def _kill_one(platform: Platform, report: Report) -> str:
+    # Slowly, so that the disks are not done before the kill.
+    platform.vmhaul("traffic", "add", SLOW, "--source", "any", "--target", "any", "--rate", "100KB/s")
     platform.vmhaul("job", "run", JOB, "--full", "--no-follow")
     running: list[str] = []
 
@@ -142,6 +145,7 @@ def _kill_one(platform: Platform, report: Report) -> str:
     container = next(one for one in platform.containers("proxy") if one.startswith(victim))
     platform.engine.docker("kill", container)
     report.say(f"  killed {victim} while it had {running.count(victim)} disks")
+    platform.vmhaul("traffic", "remove", SLOW)
 
     def ended() -> bool:
         return bool(platform.last_session()["state"] == "finished")
