@@ -36,8 +36,8 @@ test: setup-test lab lint  ## set up, then pass every test
 lint: setup-test  ## style, types, import contracts
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
-	.venv/bin/mypy
-	.venv/bin/mypy --platform win32 --cache-dir .mypy_cache/win32 $(ON_WINDOWS)
+	.venv/bin/mypy --platform win32 --cache-dir .mypy_cache/win32 $(ON_WINDOWS) & windows=$$!; \
+	  .venv/bin/mypy; code=$$?; wait $$windows && exit $$code
 	.venv/bin/lint-imports
 
 fix:  ## let ruff repair what it can

@@ -2,7 +2,9 @@
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from vmhaul_lab import demo
@@ -65,7 +67,9 @@ def test_the_demo_ends_well_and_leaves_nothing(tmp_path: Path) -> None:
 def test_the_demo_fails_when_a_disk_is_not_what_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """A guest writes after its disk was hashed for the second run: what is restored is something else then."""
+    """A guest writes after its disk was hashed for the second run: what is restored is something else then. Only that
+    guest's disks are restored: of all others, and of whole VMs, the test above tells.
+    """
     directory = tmp_path / "demo"
     honest = demo.Demo._evidence
     taken = []
@@ -78,7 +82,19 @@ def test_the_demo_fails_when_a_disk_is_not_what_it_was(
             site.guest_write(site.disk("files01"), 4096, b"nobody saw this")
         return found
 
+    restore_all = demo.Demo._restore_disks
+
+    def restore_those(
+        performance: demo.Demo, points: Sequence[tuple[str, demo.Evidence, dict[str, Any]]]
+    ) -> None:
+        def only(session: dict[str, Any]) -> dict[str, Any]:
+            return {**session, "vms": [vm for vm in session["vms"] if vm["name"] == "files01"]}
+
+        restore_all(performance, [(name, found, only(session)) for name, found, session in points])
+
     monkeypatch.setattr(demo.Demo, "_evidence", evidence_and_a_write)
+    monkeypatch.setattr(demo.Demo, "_restore_disks", restore_those)
+    monkeypatch.setattr(demo.Demo, "_restore_vm", lambda *_: None)
     assert demo.run_demo(directory, size="small", keep=False) == 1
     lines = capfd.readouterr().out.splitlines()
     assert lines[-1] == "demo: FAILED files01 Hard disk 1 (increment) differs from its source"

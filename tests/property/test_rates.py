@@ -112,21 +112,11 @@ def test_what_one_does_not_want_goes_to_others_and_nobody_loses(
         full = [name for name in names if total(rates, held, name) >= limits[name] - 2 * len(held)]
         assert full
         if own < wants.get(task, float("inf")) - 1:
-            # and there nobody has more than he who would make use of it, but for what was left when all had enough.
+            # and there nobody has more than he who would make use of it.
             assert any(
-                (rates[other] or 0) <= max(own, 0) + 2 or enough(case, wants, rates)
+                all((rates[other] or 0) <= own + 2 for other, among in held.items() if name in among)
                 for name in full
-                for other, among in held.items()
-                if name in among
             )
-
-
-def enough(
-    case: tuple[dict[str, frozenset[str]], dict[str, int]],
-    wants: dict[str, float],
-    rates: dict[str, int | None],
-) -> bool:
-    return all((rates[task] or 0) >= wants.get(task, 0) - 1 for task in case[0])
 
 
 def test_what_a_slow_one_leaves_is_divided() -> None:

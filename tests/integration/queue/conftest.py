@@ -13,12 +13,12 @@ from tests.integration.queue.task_rows import Rows
 
 
 @pytest.fixture
-def rig(database_url: str) -> Iterator[Rig]:
+def rig(migrated_url: str) -> Iterator[Rig]:
     """A platform with its scheduler running and no proxy yet."""
     # pytest's own directories have paths that are too long for a Unix socket
     directory = Path(tempfile.mkdtemp(prefix="vmhaul-q"))
     try:
-        with running(Rig(directory, database_url)) as made:
+        with running(Rig(directory, migrated_url)) as made:
             made.start_scheduler()
             yield made
     finally:
@@ -26,7 +26,7 @@ def rig(database_url: str) -> Iterator[Rig]:
 
 
 @pytest.fixture
-def rows(database_url: str) -> Iterator[Rows]:
-    db = open_database(database_url)
+def rows(migrated_url: str) -> Iterator[Rows]:
+    db = open_database(migrated_url)
     yield Rows(db)
     db.close()

@@ -27,16 +27,8 @@ import structlog
 from backup_server import broker as embedded
 from backup_server.config import Settings
 from backup_server.db.engine import Database, open_database
-from backup_server.db.states import SessionState, TaskState, VmState
-from backup_server.db.tables import (
-    Credential,
-    Proxy,
-    Repository,
-    Session,
-    SessionVm,
-    Task,
-    new_id,
-)
+from backup_server.db.states import TaskState
+from backup_server.db.tables import Proxy, Task, new_id
 from backup_server.errors import ForbiddenError, VmhaulError, outcome_of
 from backup_server.scheduler.claims import ClaimIndex, ProxyEntry
 from backup_server.scheduler.main import Scheduler
@@ -44,25 +36,21 @@ from backup_server.scheduler.needs import Timing
 from backup_server.services import leases
 from backup_server.services.proxy_door import ProxyDoor, server_verify_key
 from proxy_worker.config import ENROLMENT_FILE, Enrolment
-from proxy_worker.contracts.codec import to_json
 from proxy_worker.contracts.ids import Attempt, ProxyId, TaskId
-from proxy_worker.contracts.messages import (
-    BackupDiskOrder,
-    CompressionLevel,
-    SecretsRequest,
-    TaskKind,
-    TaskSecrets,
-    VsphereAccess,
-)
+from proxy_worker.contracts.messages import SecretsRequest, TaskKind, TaskSecrets, VsphereAccess
 from proxy_worker.identity import Identity, load_or_create_identity
-from transports.base import DiskRef
+from tests.integration.queue.task_rows import add_repository, add_session, add_vm, backup_order
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
 WAIT_S = 60.0
 
-ON_SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+ON_SQLITE = pytest.mark.parametrize("migrated_url", ["sqlite"], indirect=True)
 """For tests in which the database plays no part that other tests do not show on both."""
+ON_POSTGRESQL = pytest.mark.parametrize(
+    "migrated_url", [pytest.param("postgresql", marks=pytest.mark.postgres)], indirect=True
+)
+"""For tests in which several write at the same time."""
 
 
 def utc_now() -> datetime:
@@ -129,6 +117,7 @@ class SecretsDoor:
     def __init__(self, ctx: LightContext) -> None:
         self.door = ProxyDoor(ctx, redeem=_redeem)  # type: ignore[arg-type]
         self.away = False
+        self.refused = 0
         outer = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -150,6 +139,7 @@ class SecretsDoor:
 
     def answer(self, body: bytes) -> tuple[int, bytes]:
         if self.away:
+            self.refused += 1
             return 503, b""
         try:
             return 200, self.door.answer(body, SecretsRequest).encode()
@@ -252,7 +242,8 @@ class Rig:
         self.workers: list[Worker] = []
         self.marks_file = directory / "marks"
         self.marks_file.touch()
-        self.repository_id = self._repository()
+        with self.db() as s:
+            self.repository_id = add_repository(s, utc_now())
 
     # -- the server
 
@@ -277,25 +268,6 @@ class Rig:
         self.db.close()
 
     # -- rows
-
-    def _repository(self) -> str:
-        now = utc_now()
-        with self.db() as s:
-            credential = Credential(id=new_id(), kind="repository", sealed=b"x", created_at=now)
-            s.add(credential)
-            s.flush()
-            row = Repository(
-                id=new_id(),
-                name="main",
-                repository_id=new_id(),
-                location="somewhere",
-                credential_id=credential.id,
-                block_size_bytes=1 << 20,
-                max_tasks=50,
-                created_at=now,
-            )
-            s.add(row)
-            return row.id
 
     def add_proxy(self, name: str, slots: int = 2) -> str:
         """An enrolled proxy with its data directory; the worker is not started."""
@@ -357,36 +329,19 @@ class Rig:
 
     def add_session(self) -> str:
         with self.db() as s:
-            row = Session(
-                id=new_id(),
-                kind="backup",
-                state=SessionState.RUNNING.value,
-                created_at=utc_now(),
-            )
-            s.add(row)
-            return row.id
+            return add_session(s, utc_now(), "backup")
 
     def add_tasks(self, titles: list[str], session_id: str | None = None, **values: Any) -> list[str]:
         """Pending tasks of one VM; answers their ids."""
         session_id = session_id or self.add_session()
         ids = []
         with self.db() as s:
-            vm = SessionVm(
-                id=new_id(),
-                session_id=session_id,
-                position=0,
-                moref="vm-1",
-                instance_uuid=new_id(),
-                name="db01",
-                state=VmState.RUNNING.value,
-            )
-            s.add(vm)
-            s.flush()
+            vm_id = add_vm(s, session_id)
             for position, title in enumerate(titles):
                 row = Task(
                     id=new_id(),
                     session_id=session_id,
-                    session_vm_id=vm.id,
+                    session_vm_id=vm_id,
                     kind=TaskKind.BACKUP_DISK.value,
                     title=title,
                     position=position,
@@ -396,7 +351,7 @@ class Rig:
                     capacity_bytes=1 << 30,
                     datastore="vc/ds",
                     repository_id=self.repository_id,
-                    order=to_json(_order(2000 + position)),
+                    order=backup_order(2000 + position),
                     priority=1,
                     state=TaskState.PENDING.value,
                     created_at=utc_now(),
@@ -449,26 +404,6 @@ class Rig:
             with contextlib.suppress(OSError):
                 texts.append(f"--- {path.name}\n" + path.read_text(errors="replace")[-3000:])
         return "\n".join(texts)
-
-
-def _order(disk_key: int) -> BackupDiskOrder:
-    return BackupDiskOrder(
-        disk=DiskRef(
-            vm_moref="vm-1",
-            vm_name="db01",
-            disk_key=disk_key,
-            path="[ds] db01/db01.vmdk",
-            capacity_bytes=1 << 30,
-            datastore="ds",
-            snapshot_moref="snapshot-1",
-        ),
-        previous_map_root="",
-        previous_change_id="",
-        current_change_id="",
-        full_read_reason="",
-        datastore_is_vmfs=True,
-        compression=CompressionLevel.FAST,
-    )
 
 
 def is_gone(pid: int) -> bool:

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.orm import Session as DbSession
 
 from backup_server.db.engine import Database
 from backup_server.db.states import SessionState, TaskState, VmState
@@ -53,61 +54,82 @@ ORDER = {
     "target_disk": None,
     "overwrite": False,
 }
-BACKUP_ORDER = to_json(
-    BackupDiskOrder(
-        disk=DiskRef(
-            vm_moref="vm-1",
-            vm_name="db01",
-            disk_key=2000,
-            path="[ds1] a/a.vmdk",
-            capacity_bytes=10,
-            datastore="ds1",
-        ),
-        previous_map_root="",
-        previous_change_id="",
-        current_change_id="",
-        full_read_reason="",
-        datastore_is_vmfs=False,
-        compression=CompressionLevel.FAST,
+
+
+def backup_order(disk_key: int = 2000) -> dict[str, Any]:
+    return to_json(
+        BackupDiskOrder(
+            disk=DiskRef(
+                vm_moref="vm-1",
+                vm_name="db01",
+                disk_key=disk_key,
+                path="[ds] db01/db01.vmdk",
+                capacity_bytes=1 << 30,
+                datastore="ds",
+                snapshot_moref="snapshot-1",
+            ),
+            previous_map_root="",
+            previous_change_id="",
+            current_change_id="",
+            full_read_reason="",
+            datastore_is_vmfs=True,
+            compression=CompressionLevel.FAST,
+        )
     )
-)
+
+
+def add_repository(s: DbSession, now: datetime, **changes: Any) -> str:
+    credential = Credential(id=new_id(), kind="repository", sealed=b"x", created_at=now)
+    s.add(credential)
+    s.flush()
+    values = {
+        "id": new_id(),
+        "name": "main",
+        "repository_id": new_id(),
+        "location": "somewhere",
+        "credential_id": credential.id,
+        "block_size_bytes": 1 << 20,
+        "max_tasks": 50,
+        "created_at": now,
+        **changes,
+    }
+    s.add(Repository(**values))
+    s.flush()
+    return str(values["id"])
+
+
+def add_session(s: DbSession, now: datetime, kind: str) -> str:
+    """One that runs."""
+    row = Session(id=new_id(), kind=kind, state=SessionState.RUNNING.value, created_at=now)
+    s.add(row)
+    s.flush()
+    return row.id
+
+
+def add_vm(s: DbSession, session_id: str) -> str:
+    row = SessionVm(
+        id=new_id(),
+        session_id=session_id,
+        position=0,
+        moref="vm-1",
+        instance_uuid=new_id(),
+        name="db01",
+        state=VmState.RUNNING.value,
+    )
+    s.add(row)
+    s.flush()
+    return row.id
 
 
 class Rows:
     def __init__(self, db: Database) -> None:
         self.db = db
         with db() as s:
-            credential = Credential(id=new_id(), kind="x", sealed=b"x", created_at=NOW)
-            s.add(credential)
-            s.flush()
-            repository = Repository(
-                id=new_id(),
-                name="main",
-                repository_id=new_id(),
-                location="/srv",
-                credential_id=credential.id,
-                block_size_bytes=1 << 20,
-                max_tasks=4,
-                created_at=NOW,
-            )
-            session = Session(
-                id=new_id(), kind="restore", state=SessionState.RUNNING.value, created_at=NOW
-            )
-            s.add_all([repository, session])
-            s.flush()
-            vm = SessionVm(
-                id=new_id(),
-                session_id=session.id,
-                position=0,
-                moref="vm-1",
-                instance_uuid=new_id(),
-                name="db01",
-                state=VmState.RUNNING.value,
-            )
-            s.add(vm)
+            self.repository_id = add_repository(s, NOW)
+            self.session_id = add_session(s, NOW, "restore")
+            self.vm_id = add_vm(s, self.session_id)
             for name in ("px1", "px2"):
                 s.add(Proxy(id=name, name=name, local=True, slots=2, created_at=NOW))
-            self.repository_id, self.session_id, self.vm_id = repository.id, session.id, vm.id
         self.count = 0
 
     def add(self, **changes: Any) -> str:

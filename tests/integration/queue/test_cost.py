@@ -52,11 +52,11 @@ def counted(rig: Rig | Rows) -> Iterator[Count]:
 
 
 @pytest.fixture
-def site(database_url: str) -> Iterator[Site]:
+def site(migrated_url: str) -> Iterator[Site]:
     directory = Path(tempfile.mkdtemp(prefix="vmhaul-q"))
     try:
         with running(
-            Rig(directory, database_url, {"host_nfc_streams": 10_000, "host_nfc_memory_bytes": 1 << 40})
+            Rig(directory, migrated_url, {"host_nfc_streams": 10_000, "host_nfc_memory_bytes": 1 << 40})
         ) as rig:
             made = Site(rig)
             # audits cost what they cost, and come when they come

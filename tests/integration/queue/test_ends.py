@@ -6,15 +6,11 @@ from datetime import timedelta
 
 import sqlalchemy as sa
 
-from backup_server.db.tables import (
-    Event,
-    Task,
-)
+from backup_server.db.tables import Event, Task
 from backup_server.services import results, tasks
 from backup_server.services.results import Applied
-from proxy_worker.contracts.messages import (
-    TaskOutcome,
-)
+from proxy_worker.contracts.messages import TaskOutcome
+from tests.integration.queue.rig import ON_POSTGRESQL
 from tests.integration.queue.task_rows import NOW, POLICY, Rows, report
 
 
@@ -31,10 +27,9 @@ def test_what_was_said_and_not_read_yet_is_no_silence(rows: Rows) -> None:
     assert ended.task_id == task_id
 
 
+@ON_POSTGRESQL
 def test_leases_that_end_wait_for_nobody_who_holds_a_task(rows: Rows) -> None:
     """Who ends tasks in one order and who renews them in another would wait for each other for ever."""
-    if rows.db.engine.dialect.name != "postgresql":
-        return  # one writer at a time
     held, free = rows.running(), rows.running()
     at = NOW + timedelta(seconds=31)
     with rows.db() as first:

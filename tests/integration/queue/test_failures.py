@@ -227,8 +227,7 @@ def test_secrets_that_come_later(rig: Rig) -> None:
     rig.start_proxy("px1")
     rig.door.away = True
     task_id = rig.add_tasks(["disk"])[0]
-    wait_for(lambda: rig.task(task_id).state == TaskState.RUNNING.value, "the hand-out")
-    time.sleep(0.5)
+    wait_for(lambda: rig.door.refused > 1, "asking for them again")
     assert rig.marks() == []
     rig.door.away = False
     row = rig.wait_state([task_id], TaskState.DONE)[0]

@@ -11,9 +11,9 @@ from tests.integration.queue.rig import ON_SQLITE
 
 
 @ON_SQLITE
-def test_a_small_night(database_url: str) -> None:
+def test_a_small_night(migrated_url: str) -> None:
     size = Size(vms=60, disks=160, proxies=8, slots=4, compress=1000)
-    report = run(size, database_url=database_url, timeout_s=240)
+    report = run(size, database_url=migrated_url, timeout_s=240)
     assert report["problems"] == []
     assert sum(report["modes"].values()) == size.disks
     assert len(report["modes"]) >= 3

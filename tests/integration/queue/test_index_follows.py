@@ -26,11 +26,11 @@ pytestmark = ON_SQLITE
 
 
 @pytest.fixture
-def site(database_url: str) -> Iterator[Site]:
+def site(migrated_url: str) -> Iterator[Site]:
     directory = Path(tempfile.mkdtemp(prefix="vmhaul-q"))
     wide = {"host_nfc_streams": 10_000, "host_nfc_memory_bytes": 1 << 40}
     try:
-        with running(Rig(directory, database_url, wide)) as rig:
+        with running(Rig(directory, migrated_url, wide)) as rig:
             made = Site(rig)
             made.dispatcher._timing = replace(TIMING, audit_s=3600.0, facts_s=0.0)
             set_most(made, 10_000)

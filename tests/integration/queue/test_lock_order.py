@@ -24,19 +24,17 @@ from backup_server.scheduler.rates import RateKeeper
 from backup_server.services import leases, pending, results, tasks, waits
 from proxy_worker.contracts.ids import Attempt, TaskId
 from proxy_worker.contracts.messages import ProgressReport, RunningTask
-from tests.integration.queue.rig import LightContext, wait_for
+from tests.integration.queue.rig import ON_POSTGRESQL, LightContext, wait_for
 from tests.integration.queue.task_rows import NOW, POLICY, Rows, report
 from tests.integration.queue.test_hostile_reports import beat
 
-pytestmark = pytest.mark.parametrize(
-    "database_url", [pytest.param("postgresql", marks=pytest.mark.postgres)], indirect=True
-)
+pytestmark = ON_POSTGRESQL
 FIRST, SECOND, THIRD = (f"{number}0000000-0000-0000-0000-000000000000" for number in "123")
 
 
 @pytest.fixture
-def rows(database_url: str) -> Iterator[Rows]:
-    db = open_database(database_url)
+def rows(migrated_url: str) -> Iterator[Rows]:
+    db = open_database(migrated_url)
     made = Rows(db)
     for task_id in (THIRD, SECOND, FIRST):  # as they lie in the table
         made.running(id=task_id)

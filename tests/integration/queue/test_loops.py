@@ -21,7 +21,6 @@ from backup_server.db.tables import (
     Job,
     JobRun,
     Leader,
-    Repository,
     UtcDateTime,
     Vcenter,
     new_id,
@@ -33,6 +32,7 @@ from backup_server.scheduler.loops import Loop
 from backup_server.scheduler.reaper import Reaper
 from backup_server.services import counters
 from tests.integration.queue.rig import LightContext, wait_for
+from tests.integration.queue.task_rows import add_repository
 
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
@@ -49,8 +49,8 @@ class Clock:
 
 
 @pytest.fixture
-def db(database_url: str) -> Iterator[Database]:
-    made = open_database(database_url)
+def db(migrated_url: str) -> Iterator[Database]:
+    made = open_database(migrated_url)
     yield made
     made.close()
 
@@ -155,19 +155,8 @@ class Jobs:
                 about={},
                 created_at=START,
             )
-            repository = Repository(
-                id=new_id(),
-                name="main",
-                repository_id=new_id(),
-                location="/srv",
-                credential_id=credential.id,
-                block_size_bytes=1 << 20,
-                max_tasks=4,
-                created_at=START,
-            )
-            s.add_all([vcenter, repository])
-            s.flush()
-            self.vcenter_id, self.repository_id = vcenter.id, repository.id
+            s.add(vcenter)
+            self.vcenter_id, self.repository_id = vcenter.id, add_repository(s, START)
 
     def _start(self, s: Any, job: Job, now: datetime) -> str:
         if self.refuse:

@@ -35,10 +35,10 @@ pytestmark = ON_SQLITE
 
 
 @pytest.fixture
-def rig(database_url: str) -> Iterator[Rig]:
+def rig(migrated_url: str) -> Iterator[Rig]:
     directory = Path(tempfile.mkdtemp(prefix="vmhaul-q"))
     try:
-        with running(Rig(directory, database_url, {"host_nfc_streams": 2})) as made:
+        with running(Rig(directory, migrated_url, {"host_nfc_streams": 2})) as made:
             yield made
     finally:
         shutil.rmtree(directory)

@@ -132,10 +132,10 @@ def picky() -> Iterator[None]:
 
 
 @pytest.fixture
-def reports(database_url: str) -> Iterator[Reports]:
+def reports(migrated_url: str) -> Iterator[Reports]:
     directory = Path(tempfile.mkdtemp(prefix="vmhaul-q"))
     try:
-        with running(Rig(directory, database_url)) as rig:
+        with running(Rig(directory, migrated_url)) as rig:
             made = Reports(rig)
             yield made
             made.client.close()

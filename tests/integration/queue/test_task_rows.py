@@ -30,7 +30,7 @@ from proxy_worker.contracts.messages import (
     TaskOutcome,
     TaskRequest,
 )
-from tests.integration.queue.task_rows import BACKUP_ORDER, NOW, POLICY, STATS, Rows, report
+from tests.integration.queue.task_rows import NOW, POLICY, STATS, Rows, backup_order, report
 from tests.integration.queue.test_cost import counted
 from transports.base import TransportMode
 
@@ -63,7 +63,7 @@ def test_a_proxy_is_sent_what_it_knows(rows: Rows) -> None:
             row.connections_at = NOW
         s.get_one(Proxy, "px1").version = "0.2.0"
         s.get_one(Proxy, "px2").version = "0.4.0"
-    order = {**BACKUP_ORDER, "sampled_blocks": 16}
+    order = {**backup_order(), "sampled_blocks": 16}
     old = rows.start(rows.add(kind="backup-disk", order=order), "px1")
     new = rows.start(rows.add(kind="backup-disk", order=order), "px2")
     assert old.backup is not None
@@ -373,7 +373,7 @@ def test_who_may_have_secrets(rows: Rows) -> None:
 
 
 def test_modes_that_were_left_are_kept_with_the_task(rows: Rows) -> None:
-    task_id = rows.add(facts={"known": 1}, kind="backup-disk", order=BACKUP_ORDER)
+    task_id = rows.add(facts={"known": 1}, kind="backup-disk", order=backup_order())
     left = [
         Failover(mode=mode, reason=f"no {mode}") for mode in (TransportMode.HOTADD, TransportMode.NBD)
     ]
@@ -410,7 +410,7 @@ def test_modes_that_were_left_are_kept_with_the_task(rows: Rows) -> None:
 
 
 def test_the_mode_in_use_is_told_while_the_task_runs(rows: Rows) -> None:
-    task_id = rows.running(kind="backup-disk", order=BACKUP_ORDER)
+    task_id = rows.running(kind="backup-disk", order=backup_order())
     progress = ProgressReport(
         task_id=TaskId(task_id),
         attempt=Attempt(1),

@@ -107,54 +107,57 @@ def test_a_start_that_stands_still_keeps_others_waiting_for_a_while_only(
 
 
 @pytest.fixture
-def false_clock(tmp_path: Path) -> FalseClock:
+def false_clocks(tmp_path: Path) -> tuple[FalseClock, FalseClock]:
+    """One ten minutes ahead, and one ten minutes behind."""
     library = tmp_path / "false_clock.so"
     subprocess.run(
         ["gcc", "-shared", "-fPIC", "-O2", "-o", str(library), str(CLOCK_SOURCE)],
         check=True,
         timeout=120,
     )
-    return FalseClock(tmp_path / "clock", library)
+    ahead, behind = (FalseClock(tmp_path / f"clock{number}", library) for number in range(2))
+    ahead.shift(600)
+    behind.shift(-600)
+    return ahead, behind
 
 
-@pytest.mark.parametrize("wrong_s", [600, -600])
-def test_servers_whose_clocks_differ_by_ten_minutes(
+def assert_goes_on_leading(database: Database, found: tuple[str, int], other: Server) -> None:
+    """Whoever has the row renews it several times, and the other looks as often."""
+    renewed = until(database)
+    for _ in range(3):
+        renewed = wait_for("a renewal", lambda last=renewed: later(database, last))
+    assert leader(database) == found
+    assert not other.leads()
+
+
+def test_servers_whose_clocks_are_wrong_by_ten_minutes_each_way(
     postgres_url: str,
     postgres_template: str,
     tmp_path: Path,
-    false_clock: FalseClock,
-    wrong_s: int,
+    false_clocks: tuple[FalseClock, FalseClock],
 ) -> None:
     name = f"t{uuid4().hex}"
     url = create_database(postgres_url, name, template=postgres_template)
-    false_clock.shift(wrong_s)
-    right = Server(tmp_path / "a", url)
-    wrong = Server(tmp_path / "b", url, environment=false_clock.environment())
-    with_keys(right, wrong)
+    ahead, behind = (
+        Server(tmp_path / where, url, environment=clock.environment())
+        for where, clock in zip("ab", false_clocks, strict=True)
+    )
+    with_keys(ahead, behind)
     database = Database(create_engine(url, pool_size=2))
     try:
-        right.start()
-        wait_for("the first leads", right.leads)
-        wrong.start()
-        owner, fence = leader(database)
-        renewed = until(database)
-        # Several renewals of the one, and as many looks of the other.
-        for _ in range(3):
-            renewed = wait_for("a renewal", lambda last=renewed: later(database, last))
-        assert leader(database) == (owner, fence)
-        assert not wrong.leads()
-        right.end(signal.SIGKILL)
-        assert takeover_s(database, owner) < TAKEOVER_S
-        wait_for("the other leads", wrong.leads)
-        right.start()
-        owner, fence = leader(database)
-        renewed = until(database)
-        for _ in range(3):
-            renewed = wait_for("a renewal", lambda last=renewed: later(database, last))
-        assert leader(database) == (owner, fence)
-        assert not right.leads()
+        ahead.start()
+        wait_for("the first leads", ahead.leads)
+        first = leader(database)
+        behind.start()
+        assert_goes_on_leading(database, first, behind)
+        ahead.end(signal.SIGKILL)
+        assert takeover_s(database, first[0]) < TAKEOVER_S
+        wait_for("the other leads", behind.leads)
+        second = leader(database)
+        ahead.start()
+        assert_goes_on_leading(database, second, ahead)
     finally:
-        end_all(right, wrong)
+        end_all(ahead, behind)
         database.close()
         drop_database(postgres_url, name)
 

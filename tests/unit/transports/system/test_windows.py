@@ -63,7 +63,7 @@ else:
     raise AssertionError("a bucket was found where none is")
 """
 CALLS = """
-import os, threading
+import os, threading, time
 from transports import system
 path = directory() / "large"
 with path.open("wb") as file:
@@ -96,7 +96,11 @@ old, new = directory() / "old", directory() / "new"
 old.write_bytes(b"old")
 new.write_bytes(b"new")
 reader = old.open("rb")
-threading.Timer(0.3, reader.close).start()
+def close_when_it_was_in_the_way():
+    while not played.refused:
+        time.sleep(0.01)
+    reader.close()
+threading.Thread(target=close_when_it_was_in_the_way, daemon=True).start()
 system.replace_file(new, old)
 assert system.read_file(old) == b"new" and played.refused, "it was not tried while it was open"
 system.sync_directory(directory())
