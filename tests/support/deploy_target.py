@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import socket
 import subprocess
 import sys
 import sysconfig
@@ -17,6 +16,8 @@ from pathlib import Path
 
 import asyncssh
 import psutil
+
+from tests.support.ports import free_port
 
 PASSWORD = 'it\'s "secret" $HOME'
 USER = "ops"
@@ -101,12 +102,6 @@ class Target:
         return found
 
 
-def _free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
-
-
 @contextlib.contextmanager
 def deploy_target(tmp_path: Path) -> Iterator[Target]:
     """Lets in root with a key, and `ops` with a password and with sudo that asks for it."""
@@ -121,7 +116,7 @@ def deploy_target(tmp_path: Path) -> Iterator[Target]:
         (directory / name).write_bytes(key.export_private_key())
         (directory / name).chmod(0o600)
     (directory / "authorized_keys").write_bytes(user_key.export_public_key())
-    port = _free_port()
+    port = free_port()
     config = directory / "sshd_config"
     config.write_text(
         f"""Port {port}

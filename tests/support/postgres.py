@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -14,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
+
+from tests.support.ports import free_port
 
 START_WAIT_S = 30.0
 
@@ -38,12 +39,6 @@ def _user() -> str | None:
             continue
         return name
     raise RuntimeError("root needs a user to run PostgreSQL as")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager
@@ -83,7 +78,7 @@ def postgres_server() -> Iterator[str]:
             cwd=directory,
             **run_as(),  # type: ignore[call-overload]
         )
-        port = _free_port()
+        port = free_port()
         log = (directory / "log").open("wb")
         server = subprocess.Popen(
             [

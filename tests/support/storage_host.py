@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import socket
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import asyncssh
 
+from tests.support.ports import free_port
 from transports.storage_systems.base import Exposed, StorageAccess, Volume
 from transports.vsphere.model import Secret
 
@@ -57,12 +57,6 @@ class Sshd:
         return f"{self.host}:{self.port}"
 
 
-def _free_port(host: str) -> int:
-    with socket.socket() as one:
-        one.bind((host, 0))
-        return int(one.getsockname()[1])
-
-
 @contextlib.contextmanager
 def running_sshd(tmp_path: Path, *, listen: str = "127.0.0.1", more: str = "") -> Iterator[Sshd]:
     """Lets in whoever has the key, as the user that runs the test. `more`: lines of its configuration."""
@@ -74,7 +68,7 @@ def running_sshd(tmp_path: Path, *, listen: str = "127.0.0.1", more: str = "") -
     (directory / "host_key").write_bytes(host_key.export_private_key())
     (directory / "host_key").chmod(0o600)
     (directory / "authorized_keys").write_bytes(user_key.export_public_key())
-    port = _free_port(listen)
+    port = free_port(listen)
     log = directory / "log"
     config = directory / "sshd_config"
     config.write_text(

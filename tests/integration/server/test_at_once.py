@@ -10,15 +10,16 @@ from uuid import uuid4
 import pytest
 import sqlalchemy as sa
 
-from backup_server.db.states import Result, SessionState, TaskState
-from backup_server.db.tables import Session, Task
-from backup_server.services import chains, jobs, results, session_end, tasks
+from backup_server.db.states import Result, SessionState, TaskState, VmState
+from backup_server.db.tables import Session, SessionVm, Task, new_id
+from backup_server.services import chains, jobs, repositories, results, session_end, tasks
 from backup_server.services.results import Ended, RetryPolicy
 from proxy_worker.contracts.ids import Attempt, TaskId
 from proxy_worker.contracts.messages import ResultReport, TaskOutcome
 from tests.fakes.server import Rig, running_task
 from tests.integration.queue.rig import wait_for
 from tests.support.postgres import create_database
+from transports.vsphere.model import Secret
 
 POLICY = RetryPolicy(attempts=3, wait_s=10)
 WAITING = sa.text(
@@ -68,6 +69,31 @@ def test_a_job_that_ends_while_it_is_to_follow_follows(rig: Rig, pool: ThreadPoo
     end.result(60)
     [again] = rig.rows(Session, job_name="second", state=SessionState.QUEUED.value)
     assert again.options["after_session"] == other
+
+
+def test_a_copy_that_ends_while_a_backup_does_copies_that_too(
+    rig: Rig, pool: ThreadPoolExecutor
+) -> None:
+    """The end of the backup finds the copy running, and the copy ends in the same moment."""
+    repositories.add(rig.ctx, name="r2", location="/backup/r2", password=Secret("offsite password"))
+    rig.job("nightly")
+    copying = {"kind": "copy", "source_repository": "r1", "repository": "r2", "after_backup": True}
+    jobs.create(rig.ctx, {"name": "offsite", "retries": {"count": 0, "wait_s": 0}, **copying})
+    backup, copy = (jobs.run(rig.ctx, name)["id"] for name in ("nightly", "offsite"))
+    now = rig.clock.now
+    with rig.ctx.db() as s:
+        s.execute(sa.update(Session).values(state=SessionState.RUNNING.value, started_at=now))
+        vm = SessionVm(id=new_id(), session_id=copy, position=0, moref="", instance_uuid=new_id())
+        vm.name, vm.state, vm.result = "db01", VmState.DONE.value, Result.SUCCESS.value
+        s.add(vm)
+    with rig.ctx.db() as s:
+        over = {"state": SessionState.FINISHED.value, "result": Result.SUCCESS.value}
+        s.execute(sa.update(Session).where(Session.id == backup).values(finished_at=now, **over))
+        session_end._copy_after(rig.ctx, s, s.get_one(Session, backup))
+        s.flush()
+        end = begin_and_wait(rig, pool, lambda: session_end.finish(rig.ctx, copy))
+    end.result(60)
+    assert rig.rows(Session, job_name="offsite", state=SessionState.QUEUED.value)
 
 
 def test_a_result_that_comes_as_its_lease_ends_loses_nothing(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from backup_server.services.broker_users import BrokerUsers
 from proxy_worker.contracts.ids import ProxyId
 from proxy_worker.contracts.names import task_queue
 from tests.fakes.server import Rig, running_task
+from tests.support.ports import free_port
 from transports.vsphere.model import Secret
 
 PASSWORD = "of-the-broker"
@@ -45,9 +45,7 @@ class Outside:
 
 @pytest.fixture
 def outside(tmp_path: Path) -> Iterator[Outside]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    port = free_port()
     program = shutil.which("redis-server")
     assert program
     server = subprocess.Popen(
@@ -196,19 +194,13 @@ def test_the_servers_login_is_never_given_to_a_machine_elsewhere(outside: Outsid
 
 
 def test_a_broker_that_is_away_hears_of_it_later(outside: Outside, rigs: Any) -> None:
-    nowhere = f"redis://:x@127.0.0.1:{_closed_port()}/0"
+    nowhere = f"redis://:x@127.0.0.1:{free_port()}/0"
     rig = rigs(nowhere)
     row = taken_in(rig, "a")
     assert access(rig, row) == nowhere
     rig = rigs(outside.url())
     BrokerUsers(rig.ctx).apply()
     assert f"vmhaul-px-{row.id}" in users_of(outside)
-
-
-def _closed_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def test_revoking_takes_tasks_back_and_names_the_keys_to_change(

@@ -15,7 +15,7 @@ from typing import Any
 
 from backup_server.db.engine import Database
 from backup_server.db.tables import Leader
-from backup_server.up.options import free_port
+from tests.support.ports import free_port
 
 TAKEOVER_S = 30.0
 KEYS = ("server.key", "server-signing.key")
@@ -47,7 +47,7 @@ class Server:
                     "database": database,
                     # Nobody is there: each loop goes on trying, and what stands in SQL goes its way.
                     "broker": f"redis+socket://{directory}/none.sock",
-                    "port": free_port("127.0.0.1"),
+                    "port": free_port(),
                     "flower": False,
                 }
             )

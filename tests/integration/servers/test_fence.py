@@ -18,11 +18,14 @@ from backup_server.db.engine import Database, create_engine
 from backup_server.db.fenced import FencedDatabase, NotLeadingError
 from backup_server.db.tables import Leader, Proxy, Setting, UtcDateTime, new_id
 from backup_server.errors import SettingsError
+from backup_server.main import Server, listen
 from backup_server.scheduler.leader import Leadership
 from backup_server.services import instances
 from backup_server.services.storage_pool import FencedStoragePool
 from backup_server.services.vcenter_pool import FencedVcenterPool
+from tests.fakes.server import Rig
 from tests.support.postgres import create_database, drop_database
+from transports.vsphere.model import Secret
 
 
 class Clock:
@@ -143,6 +146,23 @@ def test_a_server_that_does_not_lead_leaves_storage_systems_alone() -> None:
     leads = False
     with pytest.raises(NotLeadingError):
         pool.get("array1")
+
+
+def test_sessions_and_tidying_up_work_behind_the_fence(
+    postgres_url: str, postgres_template: str, tmp_path: Path
+) -> None:
+    name = f"t{uuid4().hex}"
+    rig = Rig(tmp_path, create_database(postgres_url, name, template=postgres_template))
+    with listen("127.0.0.1", 0, "") as listener:
+        made = Server(rig.ctx, Secret("token"), listener)
+    for part in (made._engine, made._janitor):
+        for pool in (part._ctx.vcenters, part._ctx.storage):
+            with pytest.raises(NotLeadingError):
+                pool.get("one")
+        with pytest.raises(NotLeadingError), part._ctx.db() as s:
+            s.add(Setting(name="by-one-that-does-not-lead", value=""))
+    rig.close()
+    drop_database(postgres_url, name)
 
 
 # ---- two data directories -------------------------------------------------------------------------

@@ -18,8 +18,8 @@ import pytest
 import redis
 
 from backup_server import broker, server_certificates
-from backup_server.up.options import free_port
 from tests.integration.up.running import wait_for
+from tests.support.ports import free_port
 
 PASSWORD = "of-the-broker"
 
@@ -28,7 +28,7 @@ PASSWORD = "of-the-broker"
 def tls_broker(tmp_path: Path) -> Iterator[str]:
     """Its URL. Only who has the file of its authority knows it."""
     files = server_certificates.ensure(tmp_path / "tls", ("127.0.0.1",), datetime.now(UTC))
-    port = free_port("127.0.0.1")
+    port = free_port()
     words = {
         "port": 0, "tls-port": port, "bind": "127.0.0.1", "tls-cert-file": files.certificate_file,
         "tls-key-file": files.key_file, "tls-ca-cert-file": files.ca_file, "tls-auth-clients": "no",
@@ -59,7 +59,7 @@ def test_flower_hears_workers_and_counts_queues_behind_tls(tmp_path: Path, tls_b
     login, file = tmp_path / "login", tmp_path / "broker.json"
     login.write_text("me:secret\n")
     file.write_text(json.dumps({"broker_url": tls_broker}))
-    port = free_port("127.0.0.1")
+    port = free_port()
     words = ["--broker-file", str(file), "--listen", f"127.0.0.1:{port}", "--login-file", str(login)]
     command = [sys.executable, "-m", "backup_server.up.flower", *words]
     page = httpx.Client(

@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from tests.integration.up.running import Up, run, wait_for
+from tests.support.ports import free_port
 
 
 def test_everything_runs_and_nothing_is_left(own_up: Up) -> None:
@@ -128,9 +129,7 @@ def test_a_directory_that_may_not_be_used(tmp_path: Path) -> None:
 def test_flower_shows_the_worker_on_loopback(tmp_path: Path) -> None:
     import httpx
 
-    from backup_server.up.options import free_port
-
-    port = free_port("127.0.0.1")
+    port = free_port()
     with Up(tmp_path / "data", "--flower-port", str(port)) as up:
         assert up.json("version")["server"]["flower_url"] == f"http://127.0.0.1:{port}"
 
