@@ -13,7 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
+import sqlalchemy as sa
 
+from backup_server.db.engine import Database
 from tests.support.ports import free_port
 
 START_WAIT_S = 30.0
@@ -116,6 +118,16 @@ def _wait_until_it_answers(port: int, server: subprocess.Popen[bytes], log: Path
             if server.poll() is not None or time.monotonic() > until:
                 raise RuntimeError(f"PostgreSQL did not start: {log.read_text()[-2000:]}") from None
             time.sleep(0.05)
+
+
+def somebody_waits(database: Database) -> bool:
+    """Whether a transaction of that database waits for a lock that another one holds."""
+    asked = (
+        "SELECT count(*) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
+    with database.read() as s:
+        return bool(s.scalar(sa.text(asked)))
 
 
 def create_database(server_url: str, name: str, *, template: str = "template1") -> str:

@@ -27,6 +27,7 @@ from proxy_worker.contracts.messages import ProgressReport, RunningTask
 from tests.integration.queue.rig import ON_POSTGRESQL, LightContext, wait_for
 from tests.integration.queue.task_rows import NOW, POLICY, Rows, report
 from tests.integration.queue.test_hostile_reports import beat
+from tests.support.postgres import somebody_waits
 
 pytestmark = ON_POSTGRESQL
 FIRST, SECOND, THIRD = (f"{number}0000000-0000-0000-0000-000000000000" for number in "123")
@@ -117,12 +118,6 @@ def _shorten(rows: Rows) -> None:
     assert waits.shorten_waits(rows.db, now=NOW - hour, lease_s=30, policy=POLICY) == 3
 
 
-def _is_waiting(rows: Rows) -> bool:
-    with rows.db.read() as s:
-        asked = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-        return bool(s.scalar(sa.text(asked)))
-
-
 def _free_while(rows: Rows, change: Callable[[Rows], None], statement: sa.Update) -> list[str]:
     """The tasks that are free while `change` waits for what the statement holds."""
     done: list[str] = []
@@ -135,7 +130,7 @@ def _free_while(rows: Rows, change: Callable[[Rows], None], statement: sa.Update
     with rows.db() as holder:
         holder.execute(statement)
         waits.start()
-        wait_for(lambda: _is_waiting(rows), "the wait for what is held")
+        wait_for(lambda: somebody_waits(rows.db), "the wait for what is held")
         with rows.db() as s:
             free = s.scalars(
                 sa.select(Task.id).order_by(Task.id).with_for_update(skip_locked=True)

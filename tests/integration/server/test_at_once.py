@@ -18,14 +18,10 @@ from proxy_worker.contracts.ids import Attempt, TaskId
 from proxy_worker.contracts.messages import ResultReport, TaskOutcome
 from tests.fakes.server import Rig, running_task
 from tests.integration.queue.rig import wait_for
-from tests.support.postgres import create_database
+from tests.support.postgres import create_database, somebody_waits
 from transports.vsphere.model import Secret
 
 POLICY = RetryPolicy(attempts=3, wait_s=10)
-WAITING = sa.text(
-    "SELECT count(*) FROM pg_stat_activity"
-    " WHERE datname = current_database() AND wait_event_type = 'Lock'"
-)
 pytestmark = pytest.mark.postgres
 
 
@@ -45,13 +41,8 @@ def pool() -> Iterator[ThreadPoolExecutor]:
 
 def begin_and_wait(rig: Rig, pool: ThreadPoolExecutor, work: Callable[[], None]) -> Future[None]:
     """Begin `work` on a thread; answers once it waits for a lock that somebody else holds."""
-
-    def waits() -> bool:
-        with rig.ctx.db.read() as s:
-            return bool(s.scalar(WAITING))
-
     begun = pool.submit(work)
-    wait_for(waits, "the waiting for the other transaction")
+    wait_for(lambda: somebody_waits(rig.ctx.db), "the waiting for the other transaction")
     return begun
 
 
