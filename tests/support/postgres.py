@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -97,7 +98,8 @@ def postgres_server() -> Iterator[str]:
             _wait_until_it_answers(port, server, directory / "log")
             yield f"postgresql+psycopg://vmhaul@127.0.0.1:{port}/postgres"
         finally:
-            server.terminate()
+            # Nobody wants its data, and some test may have left a connection for which an orderly end would wait.
+            server.send_signal(signal.SIGQUIT)
             try:
                 server.wait(20)
             except subprocess.TimeoutExpired:
