@@ -40,11 +40,11 @@ def steady() -> Steady:
 
 
 @pytest.fixture
-def site(database_url: str, steady: Steady) -> Iterator[Site]:
+def site(migrated_url: str, steady: Steady) -> Iterator[Site]:
     directory = Path(tempfile.mkdtemp(prefix="vmhaul-q"))
     timing = replace(TIMING, audit_s=300.0, no_proxy_timeout_s=HALF_AN_HOUR_S)
     try:
-        with running(Rig(directory, database_url)) as rig:
+        with running(Rig(directory, migrated_url)) as rig:
             made = Site(rig, timing=timing, steady_s=steady)
             yield made
             made.close()
