@@ -208,7 +208,9 @@ def _query_text(value: Any) -> str:
 
 
 def part(ref: str) -> str:
-    """A name or id as one segment of a path."""
+    """A name or id as one segment of a path. CliError for what cannot be one."""
     from urllib.parse import quote
 
+    if ref in {"", ".", ".."}:
+        raise CliError(f"'{ref}' is no name and no id: nothing is called so", Exit.USAGE)
     return quote(ref, safe="")

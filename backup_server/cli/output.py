@@ -15,6 +15,8 @@ from backup_server.deploy.said import harmless
 if TYPE_CHECKING:
     from rich.console import Console
 
+_GAP: Final = 3
+"""Columns between two of a table."""
 PLAIN_WIDTH: Final = 200
 """Columns where the output is not a terminal: rows stay whole for grep and for logs."""
 
@@ -68,27 +70,53 @@ def table(
     right: Iterable[str] = (),
     empty: str = "",
 ) -> None:
-    """Print rows under their columns; `right` names the columns of figures."""
+    """Print rows under their columns; `right` names the columns of figures. On a terminal on which not even single words
+    fit beside each other: one row below the other.
+    """
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    cells = [[_text(value) for value in row] for row in rows]
+    cells = [[harmless(_text(value)) for value in row] for row in rows]
     if not cells and empty:
         say(empty)
         return
     figures = set(right)
+    screen = console()
+    least = [
+        _least_width([column, *(row[place] for row in cells)], whole=column in figures)
+        for place, column in enumerate(columns)
+    ]
+    if screen.is_terminal and sum(least) + _GAP * (len(least) - 1) > screen.width:
+        _one_below_the_other(columns, cells)
+        return
     grid = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
-    for column in columns:
+    for column, width in zip(columns, least, strict=True):
         grid.add_column(
             column,
             justify="right" if column in figures else "left",
             overflow="fold",
             no_wrap=column in figures,
+            # Else words are cut to pieces where others could have been put into two lines.
+            min_width=width if screen.is_terminal else None,
         )
     for row in cells:
-        grid.add_row(*(Text(harmless(cell), style=STYLES.get(cell, "")) for cell in row))
-    console().print(grid)
+        grid.add_row(*(Text(cell, style=STYLES.get(cell, "")) for cell in row))
+    screen.print(grid)
+
+
+def _least_width(texts: Iterable[str], *, whole: bool) -> int:
+    """Columns of the longest word, or of the longest text."""
+    from rich.cells import cell_len
+
+    return max(cell_len(part) for text in texts for part in ([text] if whole else text.split() or [""]))
+
+
+def _one_below_the_other(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    for number, row in enumerate(rows):
+        if number:
+            say("")
+        facts(zip(columns, row, strict=True))
 
 
 def facts(pairs: Iterable[tuple[str, object]]) -> None:

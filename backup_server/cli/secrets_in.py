@@ -12,7 +12,14 @@ from backup_server.deploy.said import harmless
 def read_secret(what: str, *, from_stdin: bool, option: str, confirm: bool = False) -> str:
     """The secret, without its line end. CliError when there is nobody to ask."""
     if from_stdin:
-        text = sys.stdin.readline().rstrip("\r\n")
+        try:
+            text = sys.stdin.readline().rstrip("\r\n")
+            text.encode()
+        except UnicodeError:
+            # Not with its cause, which holds what was given.
+            raise CliError(
+                f"{option}: what standard input holds is not text in UTF-8: give the {what} so encoded"
+            ) from None
         if not text:
             raise CliError(f"{option}: standard input held no {what}")
         return text

@@ -126,3 +126,10 @@ def test_a_token_file_that_holds_something_else(tmp_path: Path, content: bytes) 
     with pytest.raises(CliError, match="holds no token") as caught:
         find_server(None, "http://127.0.0.1:1", file)
     assert "lines" not in str(caught.value)
+
+
+@pytest.mark.parametrize("ref", ["", ".", ".."])
+def test_what_no_name_can_be_is_not_asked_for(ref: str) -> None:
+    with pytest.raises(CliError, match="is no name and no id") as caught:
+        part(ref)
+    assert caught.value.code is Exit.USAGE
