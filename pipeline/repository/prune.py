@@ -23,7 +23,14 @@ from pipeline.errors import (
 from pipeline.model import DiskPoint
 from pipeline.repository import layout
 from pipeline.repository.catalogue import Catalogue
-from pipeline.repository.doomed import DoomedRecord, arm_doomed, bring_back, read_doomed, write_doomed
+from pipeline.repository.doomed import (
+    DoomedRecord,
+    arm_doomed,
+    bring_back,
+    is_whole,
+    read_doomed,
+    write_doomed,
+)
 from pipeline.repository.epochs import epoch_numbers
 from pipeline.repository.format import Encoding
 from pipeline.repository.index import (
@@ -39,6 +46,7 @@ from pipeline.repository.index_run import CacheDamagedError
 from pipeline.repository.maps import block_count_of
 from pipeline.repository.marks import Needed
 from pipeline.repository.packs import PackWriter, iterate_pack
+from pipeline.repository.prune_watch import PruneWatch
 from pipeline.repository.reach import mark_map, mark_work, missing_blobs
 from pipeline.repository.reader import BlobReader
 from pipeline.repository.work import WorkRecord, delete_work, read_work, work_ids
@@ -166,11 +174,14 @@ class Pruner:
         self._pack_target_bytes = pack_target_bytes
         self._loader = loader
         self._wait = wait
+        self._watch = PruneWatch(storage, catalogue, clock)
         self._written: set[str] = set()
         """Index objects and doomed records of this run."""
         self._named: set[bytes] = set()
         """Packs that the index named when this run began, or that this run put into it. A listing need not
         show yet what was written a moment ago."""
+        self._made: dict[bytes, PackSegment] = {}
+        """Packs that this run wrote."""
         self._retained: set[bytes] = set()
         self._removed_packs = 0
         self._removed_bytes = 0
@@ -351,14 +362,16 @@ class Pruner:
         return until_s > self._now_s
 
     def _execute(self, plan: _Plan, index_names: list[str], live: Needed) -> None:
-        """New packs, new index objects and doomed records; only then the old index objects go."""
+        """New packs, new index objects and doomed records; only then the old index objects go. Before either it looks
+        whether what it found is so still.
+        """
         is_merging = plan.small_objects > SPARE_INDEX_OBJECTS
         if not plan.go and not is_merging:
             return
-        stay = _Batch(self._write_index)
+        replaced: list[str] = []
+        stay = _Batch(lambda segments: self._write_stay(segments, replaced))
         doom = _Batch(self._write_unarmed)
         packs = PackWriter(self._storage, self._keyring, self._algorithm, self._pack_target_bytes)
-        replaced = []
         seen: set[bytes] = set()
         try:
             for name in index_names:
@@ -376,14 +389,30 @@ class Pruner:
                         self._move_live(segment, plan, live, packs, stay)
                         doom.add(segment)
             if (last := packs.close()) is not None:
-                stay.add(last)
+                self._add_made(last, stay)
         finally:
             packs.abort()
         stay.flush()
         doom.flush()
-        self._await_listed()
+        self._await_listed(replaced)
+        # Now that the index names them nobody takes them for orphans any more.
+        self._watch.refuse_lost(self._made.values())
+        self._watch.refuse_gone(replaced, self._written)
+        self._watch.refuse_new_points()
         for name in replaced:
+            self._watch.refuse_new_points_again()
             self._storage.delete(name)
+
+    def _add_made(self, segment: PackSegment, stay: _Batch) -> None:
+        self._made[segment.pack_id] = segment
+        stay.add(segment)
+
+    def _write_stay(self, segments: list[PackSegment], replaced: Collection[str]) -> None:
+        """`replaced`: the index objects that were read for it."""
+        self._watch.refuse_new_points()
+        self._watch.refuse_gone(replaced)
+        self._watch.refuse_lost(s for s in segments if s.pack_id in self._made)
+        self._write_index(segments)
 
     def _move_live(
         self, segment: PackSegment, plan: _Plan, live: Needed, packs: PackWriter, stay: _Batch
@@ -400,7 +429,7 @@ class Pruner:
             packs.append_stored(blob)
             self._rewritten_bytes += blob.entry.length
             if packs.is_full and (full := packs.close()) is not None:
-                stay.add(full)
+                self._add_made(full, stay)
 
     def _read_index(self, name: str) -> list[PackSegment]:
         try:
@@ -417,7 +446,7 @@ class Pruner:
     def _write_unarmed(self, segments: list[PackSegment]) -> None:
         self._written.add(write_doomed(self._storage, self._keyring, self._algorithm, segments, None))
 
-    def _await_listed(self) -> None:
+    def _await_listed(self, replaced: Collection[str]) -> None:
         """Until listings show what this run wrote. Were the old index objects deleted before that, the next
         prune would take packs for orphans that only a new one names.
         """
@@ -432,6 +461,7 @@ class Pruner:
                     f"{self._storage.location} does not list what was written {waited_s:.0f} s ago; "
                     "nothing was deleted, prune again later"
                 )
+            self._watch.refuse_gone(replaced)  # or another prune took what is waited for
             self._wait(pause_s)
             waited_s += pause_s
             pause_s = min(pause_s * 2, LONGEST_LISTING_PAUSE_S)
@@ -478,7 +508,7 @@ class Pruner:
         for record in read_doomed(self._storage, self._keyring):
             doomed_at_s = record.doomed_at_s
             out = [s for s in record.segments if index.pack_size_of(s.pack_id) is None]
-            needed = [s for s in out if _is_needed(s, live, index)]
+            needed = [s for s in out if _is_needed(s, live, index) and is_whole(self._storage, s)]
             if needed:
                 self._write_index(needed)
                 if doomed_at_s is not None:
