@@ -129,8 +129,9 @@ def _changes(
 def _warn_of_running(door: Door, rule: dict[str, Any]) -> None:
     if not door.json and rule["encrypt"] and rule["enabled"]:
         output.note(
-            "Tasks that run already go on as they are, in the clear as well; those that begin from now on keep to the "
-            "rule. To end the others at once: `vmhaul session cancel`, then start the job again."
+            "Running tasks whose data cross there in the clear stop in order within seconds, and go on in another way "
+            "from what is stored; `vmhaul session log` names them. One that has no other way waits, and "
+            "`vmhaul task why` says for what."
         )
 
 

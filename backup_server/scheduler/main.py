@@ -10,6 +10,7 @@
 | due-jobs | runs that schedules ask for |
 | due-checks | verifications that schedules of repositories ask for |
 | rates | how fast each running task may move data |
+| encryption | running tasks whose data must not cross in the clear any more: out of their way |
 | latency | read latency of datastores that have tasks |
 
 The broker may be away at any time: each loop goes on trying, and what it did not do is still in SQL.
@@ -38,6 +39,7 @@ from backup_server.scheduler.dispatcher import Dispatcher
 from backup_server.scheduler.down import DownLink
 from backup_server.scheduler.due_checks import DueChecks
 from backup_server.scheduler.due_jobs import DueJobs, StartBackup
+from backup_server.scheduler.encryption import EncryptionKeeper
 from backup_server.scheduler.latency import GetVcenter, LatencyMeter
 from backup_server.scheduler.leader import Leadership
 from backup_server.scheduler.loops import Loop, LoopHealth
@@ -144,6 +146,7 @@ class Scheduler:
             wake=rates_wake,
             steady=_never_set(ctx.clock, steady_s),
         )
+        encryption = EncryptionKeeper(ctx, down, ends, leading=self._leading)
         self._reports = ReportReader(
             ctx,
             self._client,
@@ -198,6 +201,7 @@ class Scheduler:
             loop("due-jobs", due_jobs.step, timing.due_jobs_s),
             loop("due-checks", due_checks.step, timing.due_jobs_s),
             loop("rates", rates.step, timing.rates_s, rates_wake),
+            loop("encryption", encryption.step, timing.rates_s),
         ]
 
         if self._latency is not None:

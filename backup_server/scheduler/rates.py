@@ -23,12 +23,12 @@ from backup_server.scheduler.down import DownLink
 from backup_server.scheduler.needs import SchedulerContext
 from backup_server.services import datastore_loads, demand, proxy_rates, traffic_rules
 from backup_server.services.demand import Demand, Use
-from backup_server.services.lookups import NONE, Addresses
+from backup_server.services.lookups import Addresses
 from backup_server.services.networks import on_one_machine
-from backup_server.services.proxy_facts import addresses_of
+from backup_server.services.proxy_ends import ProxyEnds
 from backup_server.services.rate_ledger import Ledger
 from backup_server.services.rates import LEAST_BYTES_PER_S, share
-from backup_server.services.task_ends import Ends, Point, TaskFacts, read_facts
+from backup_server.services.task_ends import Ends, Point, TaskFacts, mode_in_use, read_facts
 from backup_server.services.traffic_rules import Rule
 from proxy_worker.contracts.ids import Attempt, ProxyId, TaskId
 from proxy_worker.contracts.messages import RateLimit, RateOrder, TaskKind
@@ -123,7 +123,7 @@ class RateKeeper:
         self._leading = leading
         self._facts: dict[str, TaskFacts] = {}
         self._unknown: dict[str, datetime] = {}  # tasks whose ends are being looked up, since when
-        self._proxies: dict[str, tuple[datetime | None, Addresses]] = {}
+        self._proxies = ProxyEnds()
         self._said: dict[Key, _Said] = {}
         self._lock = threading.Lock()
         self._limits = _Limits(rules=(), bytes_per_s={})
@@ -169,7 +169,7 @@ class RateKeeper:
         limits, is_first = self._limits, self._round_at is None
         if is_first:
             limits = self._read_limits(s)
-            self._learn_proxies(s)
+            self._proxies.read(s)
         if not limits.bytes_per_s or not starts:
             return {}
         facts = read_facts(s, [row.id for row, _, _ in starts])
@@ -279,13 +279,7 @@ class RateKeeper:
             del self._facts[gone]
         if unknown := running - self._facts.keys():
             self._facts.update(read_facts(s, unknown))
-        self._learn_proxies(s)
-
-    def _learn_proxies(self, s: DbSession) -> None:
-        seen = s.execute(sa.select(Proxy.id, Proxy.connections_at)).all()
-        for proxy_id, at in seen:
-            if proxy_id not in self._proxies or self._proxies[proxy_id][0] != at:
-                self._proxies[proxy_id] = (at, _addresses(s, proxy_id))
+        self._proxies.read(s)
 
     # -- what holds which
 
@@ -298,7 +292,7 @@ class RateKeeper:
             if facts is None:
                 found[row.id] = Held()
                 continue
-            mode = _mode((row.progress or {}).get("mode") or row.mode)
+            mode = mode_in_use(row)
             where = self._where(row.proxy_id)
             held = self._hold(limits, facts, row.datastore, mode, where, wait_s=wait_s)
             if not held.is_known:
@@ -317,8 +311,7 @@ class RateKeeper:
         return held if held.is_known else _standing_still(held)
 
     def _where(self, proxy_id: str) -> Where:
-        _, addresses = self._proxies.get(proxy_id, (None, NONE))
-        return Where(proxy_id=proxy_id, addresses=addresses)
+        return Where(proxy_id=proxy_id, addresses=self._proxies.of(proxy_id))
 
     def _hold(
         self,
@@ -453,12 +446,3 @@ def _use(progress: Mapping[str, Any] | None) -> Use | None:
         passed_bytes_per_s=float(progress.get("passed_bytes_per_s", -1.0)),
         held_share=float(progress.get("held_share", 0.0)),
     )
-
-
-def _mode(name: str | None) -> TransportMode | None:
-    return TransportMode(name) if name in set(TransportMode) else None
-
-
-def _addresses(s: DbSession, proxy_id: str) -> Addresses:
-    told = s.scalar(sa.select(Proxy.connections).where(Proxy.id == proxy_id)) or {}
-    return addresses_of(str(text) for text in told.get("addresses", ()))

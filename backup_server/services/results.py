@@ -20,7 +20,7 @@ from backup_server.config import Settings
 from backup_server.db.states import Result, TaskState, change_state, change_states
 from backup_server.db.tables import Session, Task
 from backup_server.log import task_ids
-from backup_server.services import counters, events
+from backup_server.services import counters, events, moving
 from proxy_worker.contracts.codec import to_json
 from proxy_worker.contracts.events import EventName
 from proxy_worker.contracts.messages import Failover, ResultReport, TaskOutcome
@@ -92,8 +92,7 @@ def apply_results(
             over.add(row.id)
             end = _plain_end(db, row, report)
             if end is None:
-                reason = report.reason or "the proxy ended the attempt"
-                answers.append(try_again(db, row, reason, policy, now, report.failovers))
+                answers.append(_another(db, row, report, policy, now))
                 continue
             result, reason = end
             plain.append(_ended(row, result, reason, now, _told(row, report)))
@@ -171,6 +170,36 @@ def _plain_end(db: DbSession, row: Task, report: ResultReport) -> tuple[Result, 
     if report.outcome is TaskOutcome.CANCELLED and row.cancel_requested:
         return Result.CANCELLED, stop_reason(db, row.session_id) or report.reason or "cancelled"
     return None
+
+
+def _another(
+    db: DbSession, row: Task, report: ResultReport, policy: RetryPolicy, now: datetime
+) -> Applied:
+    """An attempt came to nothing, or was to end so that another goes on elsewhere."""
+    moved = moving.reason_of(row)
+    if moved and report.outcome is TaskOutcome.CANCELLED:
+        return _go_on(db, row, moved, now)
+    reason = report.reason or "the proxy ended the attempt"
+    return try_again(db, row, reason, policy, now, report.failovers)
+
+
+def _go_on(db: DbSession, row: Task, reason: str, now: datetime) -> Applied:
+    """Pending again: the attempt ended as it was asked to, which is no failure."""
+    change_state(
+        db,
+        Task,
+        row.id,
+        TaskState.RUNNING,
+        TaskState.PENDING,
+        attempt=row.attempt,
+        reason=reason,
+        facts=moving.unmarked(row.facts),
+        not_before=now + moving.AGAIN_AFTER,
+        leased_until=None,
+    )
+    text = f"{row.title}: attempt {row.attempt} on {row.proxy_name} ended in order; another follows"
+    say(db, row, now, EventName.TASK_RETRIED, text, events.INFO)
+    return Applied.WAITS
 
 
 def failures_of(row: Task, failovers: Iterable[Failover]) -> list[dict[str, Any]]:

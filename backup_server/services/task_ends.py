@@ -122,6 +122,12 @@ def read_facts(s: DbSession, task_ids: Iterable[str]) -> dict[str, TaskFacts]:
     return found
 
 
+def mode_in_use(row: Any) -> TransportMode | None:
+    """Of a running task: a mover tells when it went on in another mode than the one it was handed."""
+    name = (row.progress or {}).get("mode") or row.mode
+    return TransportMode(name) if name in set(TransportMode) else None
+
+
 def _nfs_hosts(order: dict[str, Any]) -> tuple[str, ...]:
     disk = order.get("disk") or order.get("target_disk") or {}
     return tuple((disk.get("storage") or {}).get("nfs_hosts", ()))

@@ -61,6 +61,21 @@ class Guard:
             self.kept.answers[facts] = tuple(sorted(self._forbidden(facts)))
         return self.kept.answers[facts]
 
+    def stops(self, facts: TaskFacts, proxy_id: str, mode: TransportMode) -> str:
+        """Why a task must not go on that runs there in that mode; empty: it may, or nobody knows yet where its data go."""
+        here = self.here.get(proxy_id)
+        if not self.rules or here is None:
+            return ""
+        points = [point for point in self._points(facts, mode) if point.is_known]
+        return next(filter(None, (self._why(here, point) for point in points)), "")
+
+    def _points(self, facts: TaskFacts, mode: TransportMode) -> Iterator[Point]:
+        """Whatever the proxy that works on the task reads and writes."""
+        assert self.ends is not None
+        yield self.ends.repository(facts, wait_s=self.wait_s)
+        if facts.copied_from or (mode in IN_CLEAR and facts.kind not in WITHOUT_VSPHERE):
+            yield self.ends.disk(facts, mode, wait_s=self.wait_s)
+
     def _forbidden(self, facts: TaskFacts) -> Iterator[tuple[str, str, str]]:
         assert self.ends is not None
         # Where one answer does not come, no other is waited for.

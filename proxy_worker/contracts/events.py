@@ -18,6 +18,7 @@ class EventName(StrEnum):
     TASK_FINISHED = "task.finished"
     TASK_RETRIED = "task.retried"
     TASK_MODE_LEFT = "task.mode-left"
+    TASK_MOVED = "task.moved"
     TASK_GIVEN_UP = "task.given-up"
     TASK_CANCELLED = "task.cancelled"
     TASK_REFUSED = "task.refused"

@@ -29,4 +29,4 @@ def test_who_asks_for_encryption_hears_what_becomes_of_tasks_that_run(
     words = ["traffic", "add", "dmz", "--source", "any", "--target", "192.0.2.0/24", option]
     done = CliRunner().invoke(cli.build(), words)
     assert done.exit_code == 0
-    assert ("Tasks that run already go on" in done.output + done.stderr) is is_said
+    assert ("stop in order within seconds" in done.output + done.stderr) is is_said
