@@ -110,6 +110,7 @@ class Discovery:
                         writable=reached.writable,
                         hops=reached.hops,
                         reason=reached.reason,
+                        portals=reached.portals,
                     )
                 )
         return found

@@ -15,3 +15,5 @@ class Reached:
     """Routers on the way; -1: not known."""
     reason: str = ""
     """Why not; empty when it is reached for reading and writing."""
+    portals: tuple[str, ...] = ()
+    """IP addresses through which its LUNs are reached; empty: through none, or none is known."""

@@ -96,6 +96,12 @@ def print_discovery_vm(found: dict[str, Any]) -> None:
     )
 
 
+def _way(one: dict[str, Any]) -> str:
+    """How its LUNs come to the proxy, where that is known."""
+    portals = one.get("portals") or []
+    return f"over iSCSI from {', '.join(portals)}" if portals else ""
+
+
 def print_discovery(found: dict[str, Any]) -> None:
     print_discovery_vm(found)
     output.table(
@@ -108,7 +114,7 @@ def print_discovery(found: dict[str, Any]) -> None:
                 one["readable"],
                 one["writable"],
                 "-" if one["hops"] is None else one["hops"],
-                one["reason"],
+                one["reason"] or _way(one),
             )
             for one in found["datastores"]
         ],

@@ -23,12 +23,11 @@ from backup_server.scheduler.down import DownLink
 from backup_server.scheduler.needs import SchedulerContext
 from backup_server.services import datastore_loads, demand, proxy_rates, traffic_rules
 from backup_server.services.demand import Demand, Use
-from backup_server.services.lookups import Addresses
 from backup_server.services.networks import on_one_machine
 from backup_server.services.proxy_ends import ProxyEnds
 from backup_server.services.rate_ledger import Ledger
 from backup_server.services.rates import LEAST_BYTES_PER_S, share
-from backup_server.services.task_ends import Ends, Point, TaskFacts, mode_in_use, read_facts
+from backup_server.services.task_ends import Ends, Point, ProxyEnd, TaskFacts, mode_in_use, read_facts
 from backup_server.services.traffic_rules import Rule
 from proxy_worker.contracts.ids import Attempt, ProxyId, TaskId
 from proxy_worker.contracts.messages import RateLimit, RateOrder, TaskKind
@@ -70,13 +69,13 @@ class Where:
     """The proxy that works on a task."""
 
     proxy_id: str
-    addresses: Addresses
+    end: ProxyEnd
 
     def is_covered(self, rule: Rule, point: Point) -> bool:
         """Whether the rule covers what moves between the proxy and that point."""
         if not rule.proxy_id:
-            return rule.covers(self.addresses, point.addresses)
-        elsewhere = point.by_network and not on_one_machine(self.addresses, point.addresses)
+            return rule.covers(self.end.addresses, point.addresses)
+        elsewhere = point.by_network and not on_one_machine(self.end.addresses, point.addresses)
         return rule.proxy_id == self.proxy_id and elsewhere
 
 
@@ -311,7 +310,7 @@ class RateKeeper:
         return held if held.is_known else _standing_still(held)
 
     def _where(self, proxy_id: str) -> Where:
-        return Where(proxy_id=proxy_id, addresses=self._proxies.of(proxy_id))
+        return Where(proxy_id=proxy_id, end=self._proxies.of(proxy_id))
 
     def _hold(
         self,
@@ -330,7 +329,7 @@ class RateKeeper:
         rules = [rule for rule in limits.rules if rule.restores or not facts.is_restore]
         if not rules:
             return held
-        disk = self._ends.disk(facts, mode, wait_s=wait_s)
+        disk = self._ends.disk(facts, mode, where.end, wait_s=wait_s)
         repository = self._ends.repository(facts, wait_s=wait_s)
         held = replace(held, is_known=disk.is_known and repository.is_known)
         source, target = (repository, disk) if facts.is_restore else (disk, repository)

@@ -70,7 +70,7 @@ class View:
             self.repository_rows = limits.repository_rows(s)
             self.loads = datastore_loads.read(s, settings, now)
             proxies = proxy_facts.proxy_facts(s, heard_at, silent_s, {}, self.machines)
-            guard = traffic_guard.read(s, self.ends, self.machines.addresses, self.fleet.guard)
+            guard = traffic_guard.read(s, self.ends, self.machines.ends, self.fleet.guard)
         self.host_tasks = settings.host_nfc_tasks
         if proxies != self.proxies or guard is not self.fleet.guard:
             before, self.proxies = self.proxies, proxies

@@ -17,9 +17,17 @@ from sqlalchemy.orm import Session as DbSession
 
 from backup_server.db.states import TaskState
 from backup_server.db.tables import Proxy, Task
-from backup_server.services import job_windows, limits, placement, session_shapes, traffic_guard
+from backup_server.services import (
+    job_windows,
+    limits,
+    placement,
+    proxy_rates,
+    session_shapes,
+    traffic_guard,
+    traffic_rules,
+)
 from backup_server.services.context import Context
-from backup_server.services.placement import Decision
+from backup_server.services.placement import Candidate, Decision
 from backup_server.services.prospects import Prospect, prospects
 from backup_server.services.proxy_facts import (
     Machines,
@@ -30,6 +38,7 @@ from backup_server.services.proxy_facts import (
 )
 from backup_server.services.shapes import when
 from backup_server.services.surveys import ProxyFacts, Survey, Surveyor
+from backup_server.services.task_ends import NOBODY, ProxyEnd
 from backup_server.services.traffic_guard import NO_GUARD, Guard
 from backup_server.services.wishes import refused_modes, wish_of
 from proxy_worker.contracts.codec import MessageError, from_json
@@ -107,7 +116,7 @@ def _now(
     used = Counter(one.proxy_id for one in running)
     machines = _MachinesAtOnce(s)
     proxies = _proxies(ctx, s, used, machines)
-    guard = traffic_guard.read(s, ctx.ends, machines.addresses, wait_s=traffic_guard.LOOKUP_WAIT_S)
+    guard = traffic_guard.read(s, ctx.ends, machines.ends, wait_s=traffic_guard.LOOKUP_WAIT_S)
     wish = task_wish(row, fleet_of(proxies, guard))
     held = limits.limits_of(s, ctx.settings, row, running, now)
     decision = placement.decide(wish, proxies, held, refused=task_refusals(row))
@@ -161,6 +170,10 @@ class Foresight:
     allowed_modes: Iterable[str]
     failover: bool
     guard: Guard = NO_GUARD
+    has_rules: bool = False
+    """Some traffic rule holds, or some proxy has a rate of its own."""
+    ends: Mapping[str, ProxyEnd] = field(default_factory=dict)
+    """By proxy id."""
     _decided: dict[str, tuple[Survey, Decision]] = field(default_factory=dict)
     _surveyor: Surveyor = field(default_factory=Surveyor)
     _taken: Counter[str] = field(default_factory=Counter)
@@ -205,6 +218,8 @@ class Foresight:
         if chosen is not None:
             remarks += placement.remarks_of(chosen, wish, self.proxies)
             remarks += [seen.warning] if seen.warning else []
+            unseen = self._unseen(chosen, f"{disk.vcenter_id}/{disk.datastore}")
+            remarks += [unseen] if unseen else []
         return {
             "proxy": chosen.proxy_name if chosen else None,
             "mode": chosen.mode.value if chosen else None,
@@ -215,6 +230,21 @@ class Foresight:
             "better": placement.refused_json(placement.better_modes(replace(decision, chosen=chosen))),
             "remarks": remarks,
         }
+
+
+    def _unseen(self, chosen: Candidate, datastore: str) -> str:
+        """Why traffic rules do not look at how the disk is read; empty: they do, or there are none."""
+        if not self.has_rules:
+            return ""
+        end = self.ends.get(chosen.proxy_id, NOBODY)
+        if chosen.mode is TransportMode.HOTADD:
+            return f"{_UNSEEN}: the proxy's host reads it over its own storage network"
+        if chosen.mode is TransportMode.DIRECT_SAN and datastore not in end.portals:
+            return f"{_UNSEEN}: the proxy sees its LUNs, and no iSCSI target that they come from"
+        return ""
+
+
+_UNSEEN = "traffic rules do not look at how the disk is read"
 
 
 def _as_task(disk: DiskFacts, repository_id: str, nfs_hosts: Iterable[str]) -> SimpleNamespace:
@@ -243,7 +273,9 @@ def foresight(
     proxies = _proxies(ctx, s, {}, machines)
     return Foresight(
         proxies=proxies,
-        guard=traffic_guard.read(s, ctx.ends, machines.addresses, wait_s=traffic_guard.LOOKUP_WAIT_S),
+        guard=traffic_guard.read(s, ctx.ends, machines.ends, wait_s=traffic_guard.LOOKUP_WAIT_S),
+        has_rules=bool(traffic_rules.enabled_rules(s) or proxy_rates.own_rules(s)),
+        ends=machines.ends(),
         repository_id=repository_id,
         allowed_proxies=tuple(allowed_proxies),
         allowed_modes=tuple(allowed_modes),

@@ -33,6 +33,17 @@ def parse_address(text: str) -> Address:
     return mapped or found
 
 
+def addresses_of(texts: Iterable[str]) -> frozenset[Address]:
+    """Of what a proxy told ("192.0.2.7/24"), but for what is no address, and for those that are every machine's own."""
+    found = set()
+    for text in texts:
+        try:
+            found.add(parse_address(text))
+        except ValueError:
+            continue
+    return frozenset(address for address in found if not address.is_loopback)
+
+
 def parse_ranges(texts: Iterable[str]) -> tuple[Range, ...]:
     """ValueError that names the text that is none."""
     return tuple(found for text in texts for found in _parse(text))

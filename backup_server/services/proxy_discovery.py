@@ -88,4 +88,5 @@ def _datastore(one: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, An
         "writable": bool(one.get("writable")),
         "hops": None if int(one.get("hops", -1)) < 0 else int(one["hops"]),
         "reason": str(one.get("reason", "")),
+        "portals": [str(address) for address in one.get("portals", ())],
     }

@@ -14,9 +14,8 @@ from sqlalchemy.orm import Session as DbSession
 from backup_server.db.states import TaskState
 from backup_server.db.tables import Proxy, Task
 from backup_server.services import disk_facts, proxy_settings, proxy_troubles, proxy_vms
-from backup_server.services.lookups import Addresses
-from backup_server.services.networks import parse_address
 from backup_server.services.surveys import ProxyFacts
+from backup_server.services.task_ends import ProxyEnd, proxy_end
 from backup_server.services.traffic_guard import NO_GUARD, Guard
 from backup_server.services.wishes import WITHOUT_VSPHERE, ModeRefused, Wish, refused_modes, wish_of
 from proxy_worker.contracts.codec import MessageError, from_json
@@ -30,6 +29,7 @@ class Machines:
 
     def __init__(self) -> None:
         self._kept: dict[str, tuple[datetime | None, ConnectionsReport | None]] = {}
+        self._ends: dict[str, tuple[ConnectionsReport, ProxyEnd]] = {}
         self._made: dict[str, tuple[tuple[Any, ...], ProxyMachine]] = {}
 
     def report_of(self, db: DbSession, proxy_id: str, at: datetime | None) -> ConnectionsReport | None:
@@ -55,13 +55,20 @@ class Machines:
             kept = self._made[row.id] = given, _machine(row, report, offered)
         return kept[1]
 
-    def addresses(self) -> dict[str, Addresses]:
-        """Of every proxy that told some, by its id."""
+    def ends(self) -> dict[str, ProxyEnd]:
+        """Of every proxy that looked around, by its id."""
         return {
-            proxy_id: addresses_of(report.addresses)
+            proxy_id: self._end_of(proxy_id, report)
             for proxy_id, (_, report) in self._kept.items()
             if report is not None
         }
+
+    def _end_of(self, proxy_id: str, report: ConnectionsReport) -> ProxyEnd:
+        kept = self._ends.get(proxy_id)
+        if kept is None or kept[0] is not report:
+            portals = [(one.datastore, one.portals) for one in report.connections]
+            kept = self._ends[proxy_id] = report, proxy_end(report.addresses, portals)
+        return kept[1]
 
 
 _OF_THE_MOMENT: Final = frozenset(
@@ -203,17 +210,6 @@ def fleet_of(proxies: Iterable[ProxyFacts], guard: Guard = NO_GUARD) -> Fleet:
         near={repository_id: tuple(sorted(ids)) for repository_id, ids in near.items()},
         guard=guard,
     )
-
-
-def addresses_of(texts: Iterable[str]) -> Addresses:
-    """Of what a proxy told ("192.0.2.7/24"), but for those that are every machine's own."""
-    found = set()
-    for text in texts:
-        try:
-            found.add(parse_address(text))
-        except ValueError:
-            continue
-    return frozenset(address for address in found if not address.is_loopback)
 
 
 def networks_of(addresses: Iterable[str]) -> tuple[str, ...]:

@@ -6,14 +6,15 @@
 | a disk, `nbdssl`, `nbd` | the ESXi host's VMkernel adapters |
 | a disk, `direct-nfs` | the NFS server's |
 | a disk, `storage-snapshot` | the storage system's |
-| a disk, `direct-san`, `hotadd` | none: it comes over the SAN, or through the host that the proxy is on |
+| a disk, `direct-san` | portals of the iSCSI targets through which the proxy reaches its datastore; none over Fibre Channel |
+| a disk, `hotadd` | none: it comes through the host that the proxy is on |
 | a repository | its endpoint's, its NFS server's; none for a directory of the proxy |
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
@@ -22,7 +23,7 @@ from sqlalchemy.orm import Session as DbSession
 
 from backup_server.db.tables import Repository, StorageSystem, Task
 from backup_server.services.lookups import NONE, Addresses, Lookups, addresses_of_name
-from backup_server.services.networks import parse_address
+from backup_server.services.networks import addresses_of, parse_address
 from backup_server.services.storage_places import Place, places_of
 from proxy_worker.contracts.messages import TaskKind
 from transports.base import TransportMode
@@ -34,8 +35,9 @@ IN_CLEAR: Final = {
     TransportMode.NBD: "nbd sends the disk in the clear",
     TransportMode.DIRECT_NFS: "NFS sends the disk in the clear",
     TransportMode.STORAGE_SNAPSHOT: "storage is read in the clear",
+    TransportMode.DIRECT_SAN: "iSCSI sends the disk in the clear",
 }
-"""Modes whose traffic can be read on the way."""
+"""Modes whose traffic can be read on the way, where it crosses a network at all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,12 +57,35 @@ NOWHERE: Final = Point(addresses=NONE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ProxyEnd:
+    """A proxy, as what moves to and from it sees it."""
+
+    addresses: Addresses = NONE
+    portals: Mapping[str, Addresses] = field(default_factory=dict)
+    """Of the iSCSI targets through which it reaches LUNs, by datastore, "<vcenter id>/<name>"."""
+
+
+NOBODY: Final = ProxyEnd()
+
+
+def proxy_end(addresses: Iterable[str], portals: Iterable[tuple[str, Iterable[str]]]) -> ProxyEnd:
+    """Out of what it told when it looked around; `portals`: pairs of datastore and addresses."""
+    found: dict[str, Addresses] = {}
+    for datastore, texts in portals:
+        if told := addresses_of(texts):
+            found[datastore] = found.get(datastore, NONE) | told
+    return ProxyEnd(addresses=addresses_of(addresses), portals=found)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TaskFacts:
     """What decides about the ends of a task, out of its row and those that it names."""
 
     kind: str
     vcenter_id: str
     host_moref: str
+    datastore: str
+    """"<vcenter id>/<name>"."""
     nfs_hosts: tuple[str, ...]
     storage_hosts: tuple[str, ...]
     """Storage systems on which its datastore lies."""
@@ -94,6 +119,7 @@ class Storages:
             kind=row.kind,
             vcenter_id=row.vcenter_id or "",
             host_moref=row.host_moref,
+            datastore=row.datastore or "",
             nfs_hosts=_nfs_hosts(row.order),
             storage_hosts=self.systems.get(row.datastore, ()),
             repository=self.locations.get(row.repository_id, ""),
@@ -158,8 +184,10 @@ class Ends:
         """As Lookups.answered."""
         return self._lookups.answered
 
-    def disk(self, facts: TaskFacts, mode: TransportMode | None, *, wait_s: float) -> Point:
-        """Where the disk of vSphere is in that mode; of a copy the repository that it reads."""
+    def disk(
+        self, facts: TaskFacts, mode: TransportMode | None, end: ProxyEnd = NOBODY, *, wait_s: float
+    ) -> Point:
+        """Where the disk of vSphere is in that mode for the proxy `end`; of a copy the repository that it reads."""
         if facts.copied_from:
             return self._storage(facts.copied_from, wait_s)
         if mode is None or facts.kind == TaskKind.RESTORE_DISK_TO_FILE.value:
@@ -171,6 +199,8 @@ class Ends:
             point = self._names(facts.nfs_hosts, wait_s)
         elif mode is TransportMode.STORAGE_SNAPSHOT:
             point = self._names(facts.storage_hosts, wait_s)
+        elif mode is TransportMode.DIRECT_SAN and (found := end.portals.get(facts.datastore)):
+            point = Point(addresses=found)
         else:
             return NOWHERE
         return Point(

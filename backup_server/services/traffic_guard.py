@@ -15,9 +15,8 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session as DbSession
 
 from backup_server.db.tables import TrafficRule
-from backup_server.services.lookups import Addresses
 from backup_server.services.networks import on_one_machine
-from backup_server.services.task_ends import IN_CLEAR, Ends, Point, Storages, TaskFacts
+from backup_server.services.task_ends import IN_CLEAR, Ends, Point, ProxyEnd, Storages, TaskFacts
 from backup_server.services.traffic_rules import Rule, enabled_rules
 from backup_server.services.wishes import FILE_MODE, WITHOUT_VSPHERE
 from transports.base import TransportMode
@@ -44,8 +43,8 @@ class Guard:
     """The rules that ask for encryption, and what is needed to apply them. Two that say the same are equal."""
 
     rules: tuple[Rule, ...] = ()
-    here: Mapping[str, Addresses] = field(default_factory=dict)
-    """Addresses by proxy id."""
+    here: Mapping[str, ProxyEnd] = field(default_factory=dict)
+    """By proxy id."""
     storages: Storages = field(default_factory=lambda: Storages(locations={}, systems={}))
     ends: Ends | None = field(default=None, compare=False)
     wait_s: float = field(default=0.0, compare=False)
@@ -66,15 +65,15 @@ class Guard:
         here = self.here.get(proxy_id)
         if not self.rules or here is None:
             return ""
-        points = [point for point in self._points(facts, mode) if point.is_known]
+        points = [point for point in self._points(facts, mode, here) if point.is_known]
         return next(filter(None, (self._why(here, point) for point in points)), "")
 
-    def _points(self, facts: TaskFacts, mode: TransportMode) -> Iterator[Point]:
+    def _points(self, facts: TaskFacts, mode: TransportMode, here: ProxyEnd) -> Iterator[Point]:
         """Whatever the proxy that works on the task reads and writes."""
         assert self.ends is not None
         yield self.ends.repository(facts, wait_s=self.wait_s)
         if facts.copied_from or (mode in IN_CLEAR and facts.kind not in WITHOUT_VSPHERE):
-            yield self.ends.disk(facts, mode, wait_s=self.wait_s)
+            yield self.ends.disk(facts, mode, here, wait_s=self.wait_s)
 
     def _forbidden(self, facts: TaskFacts) -> Iterator[tuple[str, str, str]]:
         assert self.ends is not None
@@ -90,24 +89,28 @@ class Guard:
             for mode in modes
             if mode in IN_CLEAR and facts.kind not in WITHOUT_VSPHERE
         }
+        san = TransportMode.DIRECT_SAN
         for proxy_id, here in self.here.items():
+            if san in disks:
+                # Each proxy has its own way to the storage network.
+                disks[san] = self.ends.disk(facts, san, here, wait_s=wait_s)
             for mode in modes:
                 points = [*whole, disks[mode]] if mode in disks else whole
                 why = next(filter(None, (self._why(here, point) for point in points)), "")
                 if why:
                     yield proxy_id, mode.value, why
 
-    def _why(self, here: Addresses, point: Point) -> str:
+    def _why(self, here: ProxyEnd, point: Point) -> str:
         """Why a proxy there must not reach the point; empty: it may."""
         if not point.clear:
             return ""
         if not point.is_known:
             self.kept.is_whole = False
             return f"{point.clear}, and where that goes is being looked up for a traffic rule"
-        if on_one_machine(here, point.addresses):
+        if on_one_machine(here.addresses, point.addresses):
             return ""
         for rule in self.rules:
-            if rule.covers(here, point.addresses):
+            if rule.covers(here.addresses, point.addresses):
                 return f"traffic rule {rule.name} asks for encryption, and {point.clear}"
         return ""
 
@@ -118,13 +121,13 @@ NO_GUARD = Guard()
 def read(
     s: DbSession,
     ends: Ends | None,
-    here: Callable[[], Mapping[str, Addresses]],
+    here: Callable[[], Mapping[str, ProxyEnd]],
     before: Guard | None = None,
     *,
     wait_s: float = 0.0,
 ) -> Guard:
-    """The guard as of now; `before` itself when that still holds, with what it found. `here` tells the addresses by
-    proxy id. `wait_s`: how long it may wait for an answer of vCenter or of a name server.
+    """The guard as of now; `before` itself when that still holds, with what it found. `here` tells the proxies' ends by
+    their ids. `wait_s`: how long it may wait for an answer of vCenter or of a name server.
     """
     if ends is None or not s.scalar(
         sa.select(sa.func.count())

@@ -289,6 +289,8 @@ class Connection:
     """Routers on the way to an NFS server; -1: not known."""
     reason: str = ""
     """Why not; empty when it is reached for both."""
+    portals: tuple[str, ...] = field(default=(), metadata=LATER)
+    """Addresses of iSCSI targets through which its LUNs are reached; empty: through none, or none is known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

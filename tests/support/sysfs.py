@@ -41,8 +41,9 @@ class SysTree:
         read_only: bool = False,
         number: str = "",
         sequence: str = "",
+        below: str = "",
     ) -> Path:
-        """`content`: what its node is; none: there is no node."""
+        """`content`: what its node is; none: there is no node. `below`: the devices that it hangs from."""
         block = self.sys / "block" / name
         block.mkdir()
         size = content.stat().st_size if content is not None else size_bytes
@@ -52,7 +53,7 @@ class SysTree:
             if value:
                 (block / attribute).write_text(value + "\n")
         if address:
-            device = self.sys / "devices" / address
+            device = self.sys / "devices" / below / address
             device.mkdir(parents=True)
             (device / "delete").write_text("")
             if wwid:
@@ -63,6 +64,13 @@ class SysTree:
         if content is not None:
             (self.dev / name).symlink_to(content)
         return block
+
+    def add_connection(self, session: int, number: int = 0, **attributes: str) -> None:
+        """A connection of an iSCSI session: `address`, `persistent_address`."""
+        connection = self.sys / f"class/iscsi_connection/connection{session}:{number}"
+        connection.mkdir(parents=True)
+        for name, value in attributes.items():
+            (connection / name).write_text(value + "\n")
 
     def remove_disk(self, name: str) -> None:
         block = self.sys / "block" / name

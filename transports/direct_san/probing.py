@@ -9,6 +9,7 @@ from transports.base import DatastoreRef
 from transports.direct_san.access import missing, wait_for
 from transports.direct_san.errors import DamagedMetadataError
 from transports.direct_san.luns import OpenDatastore, Wait, open_datastore
+from transports.direct_san.portals import portals_of
 from transports.errors import TransportError
 from transports.machine import Machine
 from transports.reached import Reached
@@ -36,7 +37,8 @@ def probe(machine: Machine, datastore: DatastoreRef, *, wait: Wait = wait_for) -
     finally:
         opened.close()
     reason = _why_not_writable(opened)
-    return Reached(readable=True, writable=not reason, reason=reason)
+    portals = portals_of(machine, opened.devices)
+    return Reached(readable=True, writable=not reason, reason=reason, portals=portals)
 
 
 def _why_not_writable(opened: OpenDatastore) -> str:

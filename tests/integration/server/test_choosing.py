@@ -19,6 +19,7 @@ from backup_server.services import (
     proxy_facts,
     proxy_vms,
     sessions,
+    traffic_rules,
     vcenters,
 )
 from proxy_worker.contracts.codec import to_json
@@ -240,6 +241,32 @@ def test_a_plan_names_proxy_and_mode_and_why_no_better_one(rig: Rig) -> None:
     assert list(better) == ["storage-snapshot", "direct-san", "direct-nfs"]
     assert better["direct-san"] == "no proxy offers it"
     assert "not NFS" in better["direct-nfs"]
+
+
+def test_a_plan_says_what_traffic_rules_do_not_look_at(rig: Rig) -> None:
+    rig.vcenter.storage["ds1"] = DatastoreRef(name="ds1", kind="VMFS", vmfs_version="6.82")
+    rig.vcenter.add_vm("db01", 1)
+    vcenters.inventory(rig.ctx, "vc1", refresh=True)
+    works(rig, "default", SAN, NBDSSL, found=(link(rig, SAN),))
+    rig.job(selection={"include": [{"type": "vm", "name": "db01"}]})
+
+    def unseen() -> list[str]:
+        [placed] = placements(rig)
+        assert placed["mode"] == "direct-san"
+        return [text for text in placed["remarks"] if "traffic rules do not look" in text]
+
+    assert unseen() == [], "there is no rule"
+    ends = {"source": ["any"], "target": ["10.8.0.0/24"]}
+    traffic_rules.add(rig.ctx, {"name": "storage", **ends, "rate": "80Mbit"})
+    [text] = unseen()
+    assert "no iSCSI target" in text
+    works(rig, "default", SAN, NBDSSL, found=(link(rig, SAN, portals=("10.8.0.40",)),))
+    assert unseen() == []
+    traffic_rules.edit(rig.ctx, "storage", {"encrypt": True})
+    [placed] = placements(rig)
+    assert placed["mode"] == "nbdssl"
+    [why] = [one["reason"] for one in placed["better"] if one["mode"] == "direct-san"]
+    assert why == "traffic rule storage asks for encryption, and iSCSI sends the disk in the clear"
 
 
 def test_a_plan_for_the_proxy_s_own_vm_goes_through_its_host(rig: Rig) -> None:

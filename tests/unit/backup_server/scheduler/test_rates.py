@@ -166,6 +166,20 @@ def test_a_rule_covers_by_mode_and_by_restore(rig: Rig) -> None:
     assert told["back"] == RateLimit(bytes_per_s=5_000_000, source=False, target=True)
 
 
+def test_a_lun_over_iscsi_comes_from_its_portal(rig: Rig) -> None:
+    rig.rule("storage", "80Mbit", target=["10.8.0.0/24"])
+    rig.task("san", mode="direct-san")
+    rig.task("other", mode="direct-san", datastore="vc-1/other")
+    assert rig.round() == {}, "nothing is known of its way"
+    rig.clock.now += timedelta(seconds=2)
+    with rig.ctx.db() as s:
+        proxy = s.query(Proxy).filter_by(name="default").one()
+        seen = {"datastore": "vc-1/ssd", "mode": "direct-san", "portals": ["10.8.0.40"]}
+        proxy.connections = {**proxy.connections, "connections": [seen]}
+        proxy.connections_at = rig.clock()
+    assert rig.round() == {"san": source(10_000_000)}
+
+
 def test_the_repository_is_the_other_end(rig: Rig) -> None:
     with rig.ctx.db() as s:
         s.query(Repository).one().location = f"s3://bucket/x?endpoint=http://{STORE}:9000"

@@ -15,7 +15,7 @@ from backup_server.services.context import Context
 from backup_server.services.lookups import Lookups
 from backup_server.services.networks import parse_address
 from backup_server.services.surveys import ProxyFacts
-from backup_server.services.task_ends import Ends
+from backup_server.services.task_ends import Ends, ProxyEnd, proxy_end
 from backup_server.services.traffic_guard import Forbidden
 from backup_server.services.wishes import wish_of
 from tests.support.history import Clock, Seeded
@@ -35,7 +35,10 @@ DISK = DiskFacts(
     controller="SCSI",
     host_moref="host-1",
 )
-HERE = {"near": frozenset({parse_address("10.0.0.5")}), "far": frozenset({parse_address("172.16.0.5")})}
+HERE = {
+    "near": ProxyEnd(addresses=frozenset({parse_address("10.0.0.5")})),
+    "far": ProxyEnd(addresses=frozenset({parse_address("172.16.0.5")})),
+}
 
 
 class OneHost:
@@ -82,6 +85,24 @@ def test_modes_in_the_clear_are_forbidden_where_the_rule_covers(
     found = forbidden(ctx, ends, task())
     assert [(proxy, mode) for proxy, mode, _ in found] == [("near", "direct-nfs"), ("near", "nbd")]
     assert found[1][2] == "traffic rule lan asks for encryption, and nbd sends the disk in the clear"
+
+
+def test_a_lun_over_iscsi_is_read_in_the_clear_where_the_rule_covers_its_portal(
+    ctx: Context, seeded: Seeded, ends: Ends
+) -> None:
+    del seeded
+    rule(ctx)
+    san = {
+        name: proxy_end(["10.0.0.5/24"], [("vc-1/ssd", portals)])
+        for name, portals in (("iscsi", ["10.0.1.40"]), ("other", ["10.3.0.1"]), ("fibre", []))
+    }
+    with ctx.db.read() as s:
+        guard = traffic_guard.read(s, ends, lambda: san, wait_s=60)
+        found = guard.forbidden(task())
+        elsewhere = guard.forbidden(task(datastore="vc-1/other"))
+    why = "traffic rule lan asks for encryption, and iSCSI sends the disk in the clear"
+    assert [one for one in found if one[1] == "direct-san"] == [("iscsi", "direct-san", why)]
+    assert not [one for one in elsewhere if one[1] == "direct-san"]
 
 
 def test_a_repository_in_the_clear_is_forbidden_in_every_mode(
