@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from ipaddress import ip_address
 from typing import Any, Final
 
 import psutil
@@ -117,11 +118,23 @@ class Discovery:
 
 
 def own_addresses() -> tuple[str, ...]:
-    """IPv4 addresses of this machine with prefix lengths, loopback left out: "192.0.2.7/24"."""
-    found = []
-    for addresses in psutil.net_if_addrs().values():
-        for one in addresses:
-            if one.family.name == "AF_INET" and one.netmask and not one.address.startswith("127."):
-                bits = sum(int(part).bit_count() for part in one.netmask.split("."))
-                found.append(f"{one.address}/{bits}")
-    return tuple(sorted(found))
+    """Addresses of this machine with prefix lengths: "192.0.2.7/24", "2001:db8::7/64". Those of loopback and of one
+    link are left out.
+    """
+    told = (one for addresses in psutil.net_if_addrs().values() for one in addresses)
+    found = {_with_prefix(one.address, one.netmask) for one in told if one.family.name in _IP and one.netmask}
+    return tuple(sorted(found - {""}))
+
+
+_IP: Final = frozenset({"AF_INET", "AF_INET6"})
+
+
+def _with_prefix(text: str, netmask: str) -> str:
+    """Empty for one that no other machine reaches."""
+    try:
+        address, mask = ip_address(text.partition("%")[0]), ip_address(netmask)
+    except ValueError:
+        return ""
+    if address.is_loopback or address.is_link_local:
+        return ""
+    return f"{address}/{int(mask).bit_count()}"

@@ -18,6 +18,7 @@ NONE: Final[Addresses] = frozenset()
 KEPT: Final = timedelta(minutes=10)
 FAILED_KEPT: Final = timedelta(minutes=1)
 _THREADS: Final = 2
+"""For each that is asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +39,14 @@ class Lookups:
         self._found: dict[str, _Found] = {}
         self._asked: dict[str, Future[Addresses]] = {}
         self._answered = 0
-        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="vmhaul-lookup")
+        self._pools: dict[str, ThreadPoolExecutor] = {}
 
-    def get(self, key: str, ask: Callable[[], Addresses], *, wait_s: float) -> Addresses | None:
-        """What `ask` answers, from the cache or after `wait_s` at most; None: not known yet. One that fails is
-        empty for a minute, with a line in the log.
+    def get(
+        self, key: str, ask: Callable[[], Addresses], *, wait_s: float, of: str = ""
+    ) -> Addresses | None:
+        """What `ask` answers, from the cache or after `wait_s` at most; None: not known yet. `of`: who is asked; one
+        that does not answer holds up nobody else's answers. What fails is asked again after a minute, with a line in
+        the log, and until then as it was known before.
         """
         now = self._clock()
         with self._lock:
@@ -51,7 +55,7 @@ class Lookups:
                 return found.addresses
             asked = self._asked.get(key)
             if asked is None:
-                asked = self._asked[key] = self._pool.submit(self._ask, key, ask)
+                asked = self._asked[key] = self._pool_of(of).submit(self._ask, key, ask)
         if wait_s > 0:
             try:
                 return asked.result(wait_s)
@@ -66,7 +70,8 @@ class Lookups:
         return self._answered
 
     def _ask(self, key: str, ask: Callable[[], Addresses]) -> Addresses:
-        addresses, kept = NONE, FAILED_KEPT
+        before = self._found.get(key)
+        addresses, kept = NONE if before is None else before.addresses, FAILED_KEPT
         try:
             addresses = ask()
             kept = KEPT if addresses else FAILED_KEPT
@@ -78,8 +83,17 @@ class Lookups:
             self._answered += 1
         return addresses
 
+    def _pool_of(self, of: str) -> ThreadPoolExecutor:
+        """With the lock held."""
+        if of not in self._pools:
+            self._pools[of] = ThreadPoolExecutor(_THREADS, thread_name_prefix="vmhaul-lookup")
+        return self._pools[of]
+
     def close(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        with self._lock:
+            pools = list(self._pools.values())
+        for pool in pools:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def addresses_of_name(name: str) -> Addresses:

@@ -246,7 +246,8 @@ class Ends:
             told = vcenter(vcenter_id).host_addresses(host_moref)
             return frozenset(parse_address(one.address) for one in told)
 
-        addresses = self._lookups.get(f"host {vcenter_id}/{host_moref}", ask, wait_s=wait_s)
+        key = f"host {vcenter_id}/{host_moref}"
+        addresses = self._lookups.get(key, ask, wait_s=wait_s, of=vcenter_id)
         return Point(addresses=addresses or NONE, is_known=addresses is not None)
 
 

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from queue import Queue
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -130,3 +132,23 @@ def test_one_datastore_that_cannot_be_looked_at_hides_no_other(
     assert "what is this" in first.reason
     assert "naa." in second.reason
     assert site.log.warnings == ["discovery.probe-failed"]
+
+
+def test_own_addresses_of_both_versions_that_others_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    def card(family: socket.AddressFamily, address: str, netmask: str | None) -> SimpleNamespace:
+        return SimpleNamespace(family=family, address=address, netmask=netmask)
+
+    four, six, wire = socket.AF_INET, socket.AF_INET6, socket.AF_PACKET
+    half = "ffff:ffff:ffff:ffff::"
+    cards = {
+        "lo": [card(four, "127.0.0.1", "255.0.0.0"), card(six, "::1", "ffff:" * 7 + "ffff")],
+        "eth0": [
+            card(four, "192.0.2.7", "255.255.255.0"),
+            card(six, "2001:db8::7", half),
+            card(six, "fe80::1%eth0", half),
+            card(wire, "02:fc:00:00:00:01", None),
+        ],
+        "eth1": [card(four, "198.51.100.7", None), card(six, "nonsense", half)],
+    }
+    monkeypatch.setattr("proxy_worker.discovery.psutil.net_if_addrs", lambda: cards)
+    assert discovery.own_addresses() == ("192.0.2.7/24", "2001:db8::7/64")
