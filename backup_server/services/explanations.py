@@ -60,6 +60,8 @@ _SHOWN_FACTS = (
     "write",
 )
 
+_UNSEEN = "traffic rules do not look at how the disk is read"
+
 
 def why(ctx: Context, row: Task) -> dict[str, Any]:
     """The stored decision of a task with all candidates, what failed in earlier attempts, and for one that
@@ -242,9 +244,6 @@ class Foresight:
         if chosen.mode is TransportMode.DIRECT_SAN and datastore not in end.portals:
             return f"{_UNSEEN}: the proxy sees its LUNs, and no iSCSI target that they come from"
         return ""
-
-
-_UNSEEN = "traffic rules do not look at how the disk is read"
 
 
 def _as_task(disk: DiskFacts, repository_id: str, nfs_hosts: Iterable[str]) -> SimpleNamespace:

@@ -17,6 +17,7 @@ from vmhaul_lab.site import LabSite
 
 from tests.support.routers import behind_routers
 
+from . import operator
 from .platform import Platform, explain, platform, wait_until
 from .setup import connect, create_job
 
@@ -29,19 +30,21 @@ BURST = RATE // 4 + 2 * MIB
 """What a second may hold beside its rate: a bucket's quarter of a second, and of each mover a block that passes whole."""
 MARGIN = MIB
 """What is read before the mover has its order's rate in hand: of each disk a few sectors."""
+AGAIN = 6 * MIB
+"""Blocks that were read and not stored yet when the mover stopped, and those that are read to try change tracking."""
 NEAR = 1024
 """Orders differ by some bytes, so that one can be told from the other."""
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def host() -> Iterator[str]:
     """The address of another machine: what moves between two ends of one machine crosses no network."""
     with behind_routers(0) as address:
         yield address
 
 
-@pytest.fixture
-def site(tmp_path: Path, labvc_binary: Path, host: str) -> Iterator[LabSite]:
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory, labvc_binary: Path, host: str) -> Iterator[LabSite]:
     """Its vCenter tells that its host is there; the host's tickets lead to this machine."""
     vms = tuple(
         VmPlan(
@@ -50,9 +53,24 @@ def site(tmp_path: Path, labvc_binary: Path, host: str) -> Iterator[LabSite]:
         for name, size in SIZES.items()
     )
     plan = SitePlan(vms=vms, hosts=(host,))
-    with LabSite(tmp_path / "site", plan, binary=labvc_binary) as running:
+    with LabSite(tmp_path_factory.mktemp("traffic") / "site", plan, binary=labvc_binary) as running:
         for name, size in SIZES.items():
             running.guest_write(running.disk(name), 0, os.urandom(size))
+        yield running
+
+
+@pytest.fixture(scope="module")
+def product(tmp_path_factory: pytest.TempPathFactory, site: LabSite) -> Iterator[Platform]:
+    """With two proxies of one slot each, whose addresses are known, and a rule about the site's host."""
+    directory = tmp_path_factory.mktemp("product")
+    with platform(directory / "data", slots=1) as running:
+        running.run("proxy", "add", "px2", "--local", "--slots", "1")
+        connect(running, site, directory / "repo")
+        host = site.plan.hosts[0]
+        running.run(
+            "traffic", "add", "hosts", "--source", "any", "--target", host, "--rate", f"{RATE}"
+        )
+        wait_until("both proxies looked around", lambda: looked_around(running))
         yield running
 
 
@@ -67,10 +85,14 @@ class Sample:
     """Of the tasks that run, by VM."""
 
 
+def read_at_hosts(site: LabSite) -> int:
+    return sum(host["bytes_read"] for host in site.control.stats()["hosts"].values())
+
+
 def sample(product: Platform, site: LabSite, session: str) -> tuple[Sample, dict[str, Any]]:
     before_s = time.monotonic()
     found = product.session(session)
-    read = sum(host["bytes_read"] for host in site.control.stats()["hosts"].values())
+    read = read_at_hosts(site)
     rates = {
         vm["name"]: task["progress"]["rate_bytes_per_s"]
         for vm in found["vms"]
@@ -89,28 +111,19 @@ def looked_around(product: Platform) -> bool:
     return False
 
 
-def test_two_proxies_keep_to_one_rule_and_a_part_comes_back(
-    tmp_path: Path, site: LabSite, host: str
-) -> None:
-    with platform(tmp_path / "data", slots=1) as product:
-        product.run("proxy", "add", "px2", "--local", "--slots", "1")
-        connect(product, site, tmp_path / "repo")
-        product.run(
-            "traffic", "add", "hosts", "--source", "any", "--target", host, "--rate", f"{RATE}"
-        )
-        create_job(product, "nightly", "--all")
-        wait_until("both proxies looked around", lambda: looked_around(product))
-        session = product.start_job("nightly")
-        samples: list[Sample] = []
-        ended: dict[str, Any] = {}
+def test_two_proxies_keep_to_one_rule_and_a_part_comes_back(product: Platform, site: LabSite) -> None:
+    create_job(product, "nightly", "--all")
+    session = product.start_job("nightly")
+    samples: list[Sample] = []
+    ended: dict[str, Any] = {}
 
-        def is_over() -> bool:
-            nonlocal ended
-            seen, ended = sample(product, site, session)
-            samples.append(seen)
-            return bool(ended["state"] == "finished")
+    def is_over() -> bool:
+        nonlocal ended
+        seen, ended = sample(product, site, session)
+        samples.append(seen)
+        return bool(ended["state"] == "finished")
 
-        wait_until("the session ends", is_over, 120, 0.05)
+    wait_until("the session ends", is_over, 120, 0.05)
     assert ended["result"] == "success", explain(ended)
     tasks = [task for vm in ended["vms"] for task in vm["tasks"]]
     assert {task["proxy"] for task in tasks} == {"default", "px2"}
@@ -132,3 +145,41 @@ def test_two_proxies_keep_to_one_rule_and_a_part_comes_back(
     assert any(share[0] >= RATE // 2 - NEAR for share in shares), shares
     alone = [one.rates for one in rest if set(one.rates) == {"db02"}]
     assert any((rates["db02"] or 0) >= RATE - NEAR for rates in alone[-1:]), alone
+
+
+def only_task(session: dict[str, Any]) -> dict[str, Any]:
+    [task] = [task for vm in session["vms"] for task in vm["tasks"]]
+    return dict(task)
+
+
+def test_a_running_task_leaves_the_mode_that_a_new_rule_refuses(
+    product: Platform, site: LabSite, host: str
+) -> None:
+    modes = ("--mode", "nbd", "--mode", "nbdssl")
+    create_job(product, "clear", "--vm", "db02", "--proxy", "default", *modes)
+    product.run("proxy", "edit", "default", "--mode", "nbd")
+    product.run("traffic", "edit", "hosts", "--rate", f"{RATE // 4}")
+    before = read_at_hosts(site)
+    session = product.start_job("clear", "--full")
+    product.wait_for_progress(session)
+    product.run("proxy", "edit", "default", "--mode", "nbdssl", "--mode", "nbd")
+    assert only_task(product.session(session))["mode"] == "nbd"
+    ends = ("--source", "any", "--target", host)
+    product.run("traffic", "add", "secret", *ends, "--rate", "unlimited", "--encrypt")
+
+    def goes_on() -> bool:
+        task = only_task(product.session(session))
+        return bool(task["attempt"] > 1 and task["mode"] == "nbdssl")
+
+    wait_until("it goes on by another mode", goes_on)
+    product.run("traffic", "edit", "hosts", "--disable")
+    ended = product.wait_for(session)
+    assert ended["result"] == "success", explain(ended)
+    task = only_task(ended)
+    assert (task["attempt"], task["mode"]) == (2, "nbdssl")
+    said = product.run("session", "log", session).stdout
+    assert "traffic rule secret asks for encryption, and nbd sends the disk in the clear" in said
+    # From the last block that was stored: nothing but what was on its way was read twice.
+    assert task["stats"]["read_bytes"] < SIZES["db02"]
+    assert read_at_hosts(site) - before <= SIZES["db02"] + AGAIN
+    assert operator.snapshot_names(site) == []
