@@ -66,7 +66,7 @@ EncryptOption = Annotated[
     bool | None,
     typer.Option(
         "--encrypt/--no-encrypt",
-        help="Refuse what would cross in the clear: nbd, NFS, object storage by http://.",
+        help="Refuse what would cross in the clear: nbd, NFS, iSCSI, object storage by http://.",
         show_default=False,
     ),
 ]
