@@ -122,7 +122,9 @@ def own_addresses() -> tuple[str, ...]:
     link are left out.
     """
     told = (one for addresses in psutil.net_if_addrs().values() for one in addresses)
-    found = {_with_prefix(one.address, one.netmask) for one in told if one.family.name in _IP and one.netmask}
+    found = {
+        _with_prefix(one.address, one.netmask) for one in told if one.family.name in _IP and one.netmask
+    }
     return tuple(sorted(found - {""}))
 
 

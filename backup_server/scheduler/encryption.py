@@ -54,9 +54,7 @@ class EncryptionKeeper:
             return False
         now = self._ctx.clock()
         with self._ctx.db.read() as s:
-            self._guard = traffic_guard.read(
-                s, self._ends, lambda: self._proxies.read(s), self._guard
-            )
+            self._guard = traffic_guard.read(s, self._ends, lambda: self._proxies.read(s), self._guard)
             rows = self._running(s) if self._guard.rules else []
         wanted = self._must_end(rows)
         if not wanted:

@@ -233,7 +233,6 @@ class Foresight:
             "remarks": remarks,
         }
 
-
     def _unseen(self, chosen: Candidate, datastore: str) -> str:
         """Why traffic rules do not look at how the disk is read; empty: they do, or there are none."""
         if not self.has_rules:

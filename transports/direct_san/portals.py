@@ -26,9 +26,7 @@ def portals_of(machine: Machine, devices: Iterable[BlockDevice]) -> tuple[str, .
     """
     names = [name for device in devices for name in (device.paths or (device.name,))]
     sessions = {number for name in names for number in _sessions_of(machine, name)}
-    return tuple(
-        sorted({address for number in sessions for address in _addresses_of(machine, number)})
-    )
+    return tuple(sorted({address for number in sessions for address in _addresses_of(machine, number)}))
 
 
 def _sessions_of(machine: Machine, device: str) -> list[str]:

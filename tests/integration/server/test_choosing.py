@@ -266,7 +266,8 @@ def test_a_plan_says_what_traffic_rules_do_not_look_at(rig: Rig) -> None:
     [placed] = placements(rig)
     assert placed["mode"] == "nbdssl"
     [why] = [one["reason"] for one in placed["better"] if one["mode"] == "direct-san"]
-    assert why == "traffic rule storage asks for encryption, and iSCSI sends the disk in the clear"
+    said = "traffic rule storage asks for encryption, and iSCSI sends the disk in the clear"
+    assert why == f"default: {said}"
 
 
 def test_a_plan_for_the_proxy_s_own_vm_goes_through_its_host(rig: Rig) -> None:

@@ -86,9 +86,7 @@ class Rig:
             task_id=TaskId(TASK), attempt=Attempt(row.attempt), outcome=outcome, reason=reason
         )
         with self.ctx.db() as s:
-            return results.apply_result(
-                s, str(row.proxy_id), report, policy=POLICY, now=self.clock()
-            )
+            return results.apply_result(s, str(row.proxy_id), report, policy=POLICY, now=self.clock())
 
     def said(self, name: str) -> list[str]:
         with self.ctx.db.read() as s:
@@ -161,6 +159,7 @@ def test_the_mode_in_use_counts_and_what_the_repository_is_reached_by(rig: Rig) 
     rig.rule()
     assert len(rig.round_when_known()) == 1
     assert rig.end(TaskOutcome.CANCELLED) is Applied.WAITS
+    assert rig.round() == []
     with rig.ctx.db() as s:
         s.query(Repository).one().location = HTTP
     rig.change(state="running", mode="nbdssl", progress={}, not_before=None)
