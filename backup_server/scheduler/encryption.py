@@ -97,7 +97,8 @@ class EncryptionKeeper:
         for one in found:
             key = (one.task_id, one.attempt)
             told_at = before.get(key)
-            if told_at is not None and now - told_at < SAID_AGAIN_AFTER:
+            # A clock that was set back makes nobody wait for it.
+            if told_at is not None and told_at <= now < told_at + SAID_AGAIN_AFTER:
                 self._told[key] = told_at
                 continue
             self._told[key] = now
