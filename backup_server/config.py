@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, Field, ValidationError
 from pydantic_settings import (
@@ -23,6 +23,8 @@ from backup_server.doors import SETTINGS_FILE, Door, parse_door
 from backup_server.errors import SettingsError
 from proxy_worker.contracts.names import with_tls_verified
 
+MIN_HISTORY_DAYS: Final = 30
+
 
 def default_data_dir() -> Path:
     """`/var/lib/vmhaul` for root, else below the user's data home."""
@@ -30,6 +32,13 @@ def default_data_dir() -> Path:
         return Path("/var/lib/vmhaul")
     home = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
     return Path(home) / "vmhaul"
+
+
+def _zero_or_a_month(days: int) -> int:
+    """What a stopped session left is taken up within two weeks."""
+    if days and days < MIN_HISTORY_DAYS:
+        raise ValueError(f"must be 0 (for ever) or at least {MIN_HISTORY_DAYS}")
+    return days
 
 
 class Settings(BaseSettings):
@@ -89,6 +98,7 @@ class Settings(BaseSettings):
     free_space_floor_bytes: int = Field(default=1 << 30, ge=0)
     prune_after_session: bool = True
     prune_min_age_s: float = Field(default=3600, ge=0)
+    history_days: Annotated[int, AfterValidator(_zero_or_a_month)] = 400
 
     # -- vSphere
     keep_alive_s: float = Field(default=600, gt=0)

@@ -28,6 +28,7 @@ dicts in the shapes of docs/reference/api.md (times are RFC 3339 text). Errors a
 | `doctor` | `run_checks(ctx) -> [{name, level, text, advice}]` |
 | `engine` | `SessionEngine(ctx)` with `start()`, `stop()`, `run_once()` |
 | `janitor` | `Janitor(ctx)` with `start()`, `stop()`, `run_once()` |
+| `history` | `forget(ctx)`: sessions older than `history_days` |
 | `tasks` | inside a transaction: `start_attempt`, `expire_leases`, `cancel_session_tasks(db, session_id, now)` |
 | `pending` | inside a transaction: `explain`, `give_up`, `give_up_all(db, {task id: reason}, now)` |
 | `results` | inside a transaction: `apply_results(db, [(proxy_id, report)], *, policy, now)`, `try_again` |

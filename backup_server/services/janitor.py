@@ -29,6 +29,7 @@ from backup_server.errors import VmhaulError
 from backup_server.services import (
     attachments,
     events,
+    history,
     restore_flow,
     restore_points,
     retention,
@@ -106,7 +107,7 @@ class Janitor:
 
     def run_once(self) -> None:
         """One visit: open intents that are due, once a day what the jobs keep no more, unfinished
-        deletions, now and then every snapshot.
+        deletions; now and then every snapshot, and history that is too old.
         """
         self.clean_due()
         if self._stop.is_set():
@@ -115,6 +116,7 @@ class Janitor:
         self._finish_deletions()
         if self._visits % _SWEEP_EVERY == 0:
             self.sweep()
+            history.forget(self._ctx)
         self._visits += 1
 
     # -- intents

@@ -244,7 +244,7 @@ def apply(ctx: Context, work: Work) -> int:
         if job is None:
             return 0
         now = ctx.clock()
-        if _held_until(s, now) is not None:
+        if held_until(s, now) is not None:
             return 0
         here = (repository_id, work.vm.instance_uuid)
         for one in plan_job(s, job, job.retention, now=now, backed_up=here):
@@ -280,7 +280,7 @@ def daily(ctx: Context) -> bool:
         # A time that is yet to come was written with a wrong clock.
         if last is not None and timedelta(0) <= now - last < DAILY:
             return False
-        held = _held_until(s, now)
+        held = held_until(s, now)
         s.merge(Setting(name=_LAST_DONE, value=now.isoformat()))
         if last is not None and held is not None:
             s.merge(Setting(name=_HELD_UNTIL, value=held.isoformat()))
@@ -304,7 +304,7 @@ def _time_of(s: DbSession, name: str) -> datetime | None:
     return None if row is None else datetime.fromisoformat(row.value)
 
 
-def _held_until(s: DbSession, now: datetime) -> datetime | None:
+def held_until(s: DbSession, now: datetime) -> datetime | None:
     """Until when nothing is removed, because the clock may have been set forward."""
     last, held = _time_of(s, _LAST_DONE), _time_of(s, _HELD_UNTIL)
     if last is not None and now - last > MAX_GAP:
