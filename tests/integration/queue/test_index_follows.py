@@ -245,8 +245,8 @@ def test_places_that_end_while_the_fleet_changes_are_forgotten(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As there are more than one round surveys anew."""
-    proxy_id = site.proxy("px", NBDSSL)
-    ids = site.tasks(1, datastore="gone")
+    proxy_id = site.proxy("px", NBDSSL, slots=1)
+    ids = site.tasks(2, datastore="gone")
     site.settle()
     monkeypatch.setattr(dispatching, "_SURVEYED", 0)
     end_all(site, ids)
