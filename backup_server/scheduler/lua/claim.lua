@@ -55,9 +55,14 @@ end
 -- Best head of a place whose keys have room, remembered until the place changes or a key is full.
 local waits = {}  -- place -> rank -> see must_wait
 local best_of = {[true] = {}, [false] = {}}
+local filled = 0  -- how many keys became full in this call: as long as none does, what fitted fits
 local function best(place, nfc)
   local kept = best_of[nfc][place]
-  if kept == false or (kept and fits(kept.bucket, nfc)) then return kept end
+  if kept == false or (kept and kept.filled == filled) then return kept end
+  if kept and fits(kept.bucket, nfc) then
+    kept.filled = filled
+    return kept
+  end
   waits[place] = nil
   local from, step = 0, 4
   while true do
@@ -68,7 +73,7 @@ local function best(place, nfc)
         local band = math.floor(score / BAND)
         local virtual = score - band * BAND
         kept = {place = place, bucket = heads[i], score = score, band = band, virtual = virtual,
-          begun = virtual < NEW and 0 or 1}
+          begun = virtual < NEW and 0 or 1, filled = filled}
         best_of[nfc][place] = kept
         return kept
       end
@@ -154,6 +159,7 @@ local function take(p, c, rank, tid)
   for _, key in ipairs(keys) do
     know(key)
     used[key] = used[key] + 1
+    if used[key] == limit[key] then filled = filled + 1 end
     redis.call('HINCRBY', 'vmhaul:use', key, 1)
   end
   redis.call('ZREM', 'vmhaul:pend:' .. c.place .. '/' .. c.bucket, tid)
@@ -194,8 +200,10 @@ local function serve(p)
   while true do
     local found, found_rank
     for place, rank in pairs(ranks) do
-      if attachable(p, rank) then
-        local c = best(place, rank >= network)
+      if not attaches(rank) or attachable(p, rank) then
+        local nfc = rank >= network
+        local c = best_of[nfc][place]
+        if c == nil or (c and c.filled ~= filled) then c = best(place, nfc) end
         if not c then
           ranks[place] = nil  -- nothing comes into a place in this call
         elseif (not found or before(c, rank, found, found_rank)) and not must_wait(c, rank) then
