@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from backup_server.errors import VmhaulError, outcome_of
+from backup_server.services import database_errors
 from backup_server.services.context import Context
 
 _CODES: Final = {
@@ -72,7 +73,17 @@ def install(app: FastAPI, ctx: Context) -> None:
             "the server could not do this because of an error of its own: see its log",
         )
 
+    async def of_database(request: Request, error: Exception) -> JSONResponse:
+        known = database_errors.translated(error)
+        if known is None:
+            return await of_anything(request, error)
+        ctx.log.warning(
+            "api.database", method=request.method, path=request.url.path, error=known.message
+        )
+        return await of_service(request, known)
+
     app.add_exception_handler(VmhaulError, of_service)
+    app.add_exception_handler(database_errors.DatabaseError, of_database)
     app.add_exception_handler(RequestValidationError, of_validation)
     app.add_exception_handler(HTTPException, of_http)
     app.add_exception_handler(Exception, of_anything)

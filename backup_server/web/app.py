@@ -15,6 +15,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from backup_server.errors import VmhaulError, outcome_of
+from backup_server.services import database_errors
 from backup_server.services.context import Context
 from backup_server.web.logins import Logins
 from backup_server.web.pages import Pages, error_page
@@ -44,7 +45,12 @@ def create_console(ctx: Context, logins: Logins) -> Starlette:
             *restore_points.routes(),
             *places.routes(),
         ],
-        exception_handlers={HTTPException: _of_http, VmhaulError: _of_service, Exception: _of_anything},
+        exception_handlers={
+            HTTPException: _of_http,
+            VmhaulError: _of_service,
+            database_errors.DatabaseError: _of_database,
+            Exception: _of_anything,
+        },
     )
     app.state.pages = Pages(ctx, logins)
     app.add_middleware(SecurityHeaders)
@@ -65,6 +71,13 @@ async def _of_http(request: Request, error: Exception) -> Response:
 
 async def _of_service(request: Request, error: Exception) -> Response:
     return error_page(request, outcome_of(error).http_status, str(error))
+
+
+async def _of_database(request: Request, error: Exception) -> Response:
+    known = database_errors.translated(error)
+    if known is None:
+        return await _of_anything(request, error)
+    return await _of_service(request, known)
 
 
 async def _of_anything(request: Request, error: Exception) -> Response:

@@ -285,3 +285,16 @@ def test_a_job_that_follows_another_does_not_run_by_hand(
         page = console.get(path).text
         assert page.count("after nightly") == 1, path
         assert "by hand" not in page, path
+
+
+def test_a_database_that_does_not_answer_is_said(
+    console: AsgiClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: object, **__: object) -> None:
+        raise sa.exc.OperationalError("SELECT secret", {}, OSError("connection refused"))
+
+    monkeypatch.setattr(sessions, "get", away)
+    answer = console.get("/sessions/latest")
+    assert answer.status_code == 503
+    assert "the job database does not answer (connection refused)" in answer.text
+    assert "secret" not in answer.text
