@@ -32,19 +32,23 @@ class Heartbeat:
         version: str,
         max_tasks: int,
         modes: tuple[TransportMode, ...],
+        no_directories: str = "",
         running: Callable[[], list[RunningTask]],
         every_s: float,
         clock: Clock,
         after_each: Callable[[], None],
         log: Any,
     ) -> None:
-        """`running` names what runs or waits to be heard of; `after_each` is called on this thread."""
+        """`running` names what runs or waits to be heard of; `after_each` is called on this thread. `no_directories`: as
+        in the report.
+        """
         self._link = link
         self._proxy_id = proxy_id
         self._boot_id = boot_id
         self._version = version
         self._max_tasks = max_tasks
         self._modes = modes
+        self._no_directories = no_directories
         self._running = running
         self._every_s = every_s
         self._clock = clock
@@ -118,4 +122,5 @@ class Heartbeat:
             cpu_share=psutil.cpu_percent() / 100,
             free_memory_bytes=psutil.virtual_memory().available,
             takes_leases_held=True,
+            no_directories=self._no_directories,
         )

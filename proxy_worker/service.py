@@ -10,6 +10,7 @@ from uuid import uuid4
 from nacl.signing import VerifyKey
 from structlog.contextvars import bound_contextvars
 
+from pipeline.storage import NO_DIRECTORIES
 from proxy_worker.cache_argument import cache_arguments
 from proxy_worker.config import ProxyConfig, installed_version, local_server_url, server_trust
 from proxy_worker.contracts.codec import MessageError
@@ -94,6 +95,7 @@ class ProxyService:
             version=installed_version(),
             max_tasks=settings.max_tasks,
             modes=config.modes(),
+            no_directories=NO_DIRECTORIES,
             running=self._running,
             every_s=settings.heartbeat_s,
             clock=clock,

@@ -212,6 +212,8 @@ class Proxy(Answer):
     running: int
     modes: list[str]
     offered_modes: list[str]
+    no_directories: str
+    """Why it gets no task that needs a directory: a repository in one, an image file; empty: it does."""
     failover_to_network: bool
     connected_datastores: list[str] | None
     preferred_networks: list[str]

@@ -23,6 +23,7 @@ def print_proxy(proxy: dict[str, Any]) -> None:
             ("local", proxy["local"]),
             ("running", f"{proxy['running']} of {formats.plural(proxy['slots'], 'slot')}"),
             ("modes", proxy["modes"] or "any"),
+            *([("no directories", proxy["no_directories"])] if proxy.get("no_directories") else []),
             ("failover to network", proxy.get("failover_to_network")),
             ("connected datastores", _datastores(proxy)),
             ("preferred networks", proxy.get("preferred_networks") or "none"),

@@ -18,6 +18,7 @@ from backup_server.db.fenced import NotLeadingError
 from backup_server.db.tables import Proxy, Task
 from backup_server.scheduler.needs import SchedulerContext, retry_policy
 from backup_server.services import leases, proxy_troubles, proxy_vms, results, tasks
+from backup_server.services.proxy_facts import NO_DIRECTORIES
 from backup_server.services.results import Applied, Ended
 from proxy_worker.contracts.codec import MessageError, to_json
 from proxy_worker.contracts.events import EventName
@@ -46,6 +47,8 @@ _OUTAGES: Final = (
 )
 """The database is away or busy, or another server leads: nothing is wrong with what was to be stored."""
 _REASON_CHARS: Final = 200
+_PLACED_BY: Final = ("slots", "stopping", "modes", NO_DIRECTORIES)
+"""Facts of a proxy that placement goes by."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -304,9 +307,10 @@ class ReportWriter:
             "modes": [mode.value for mode in report.modes],
             "cpu_share": report.cpu_share,
             "free_memory_bytes": report.free_memory_bytes,
+            NO_DIRECTORIES: report.no_directories[:_REASON_CHARS],
             proxy_troubles.BOOTS: boots,
         }
-        if back or any(row.facts.get(key) != new_facts[key] for key in ("slots", "stopping", "modes")):
+        if back or any(row.facts.get(key) != new_facts[key] for key in _PLACED_BY):
             effect.changed_proxies = True
         row.facts = new_facts
         if not replaced:

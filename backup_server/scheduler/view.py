@@ -71,11 +71,16 @@ class View:
             self.loads = datastore_loads.read(s, settings, now)
             proxies = proxy_facts.proxy_facts(s, heard_at, silent_s, {}, self.machines)
             guard = traffic_guard.read(s, self.ends, self.machines.ends, self.fleet.guard)
+            directories = proxy_facts.directories_for(s, proxies)
         self.host_tasks = settings.host_nfc_tasks
-        if proxies != self.proxies or guard is not self.fleet.guard:
+        if (
+            proxies != self.proxies
+            or guard is not self.fleet.guard
+            or directories != self.fleet.directories
+        ):
             before, self.proxies = self.proxies, proxies
             self.by_id = {proxy.id: proxy for proxy in proxies}
-            fleet = proxy_facts.fleet_of(proxies, guard)
+            fleet = proxy_facts.fleet_of(proxies, guard, directories)
             # Another guard that says the same found something out meanwhile.
             self.fleets += fleet != self.fleet or guard is not self.fleet.guard
             self.fleet = fleet

@@ -31,6 +31,7 @@ from backup_server.services.placement import Candidate, Decision
 from backup_server.services.prospects import Prospect, prospects
 from backup_server.services.proxy_facts import (
     Machines,
+    directories_for,
     fleet_of,
     proxy_facts,
     task_refusals,
@@ -119,7 +120,7 @@ def _now(
     machines = _MachinesAtOnce(s)
     proxies = _proxies(ctx, s, used, machines)
     guard = traffic_guard.read(s, ctx.ends, machines.ends, wait_s=traffic_guard.LOOKUP_WAIT_S)
-    wish = task_wish(row, fleet_of(proxies, guard))
+    wish = task_wish(row, fleet_of(proxies, guard, directories_for(s, proxies)))
     held = limits.limits_of(s, ctx.settings, row, running, now)
     decision = placement.decide(wish, proxies, held, refused=task_refusals(row))
     expected = prospects(
@@ -176,6 +177,8 @@ class Foresight:
     """Some traffic rule holds, or some proxy has a rate of its own."""
     ends: Mapping[str, ProxyEnd] = field(default_factory=dict)
     """By proxy id."""
+    directories: frozenset[str] | None = None
+    """As Fleet.directories."""
     _decided: dict[str, tuple[Survey, Decision]] = field(default_factory=dict)
     _surveyor: Surveyor = field(default_factory=Surveyor)
     _taken: Counter[str] = field(default_factory=Counter)
@@ -202,6 +205,7 @@ class Foresight:
             networks=fleet.networks,
             near=fleet.near.get(self.repository_id, ()),
             forbidden=self.guard.forbidden(_as_task(disk, self.repository_id, nfs_hosts)),
+            directory=self.directories is not None and self.repository_id in self.directories,
         )
         if wish.key not in self._decided:
             self._surveyor.follow(self.proxies)
@@ -274,6 +278,7 @@ def foresight(
         guard=traffic_guard.read(s, ctx.ends, machines.ends, wait_s=traffic_guard.LOOKUP_WAIT_S),
         has_rules=bool(traffic_rules.enabled_rules(s) or proxy_rates.own_rules(s)),
         ends=machines.ends(),
+        directories=directories_for(s, proxies),
         repository_id=repository_id,
         allowed_proxies=tuple(allowed_proxies),
         allowed_modes=tuple(allowed_modes),

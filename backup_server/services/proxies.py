@@ -35,7 +35,7 @@ from backup_server.services import (
 )
 from backup_server.services.context import Context
 from backup_server.services.joining import Joining, take_in
-from backup_server.services.proxy_facts import running_by_proxy
+from backup_server.services.proxy_facts import NO_DIRECTORIES, running_by_proxy
 from backup_server.services.shapes import Fields, by_ref, when
 from proxy_worker.contracts.messages import TaskKind
 from proxy_worker.contracts.older import release_of
@@ -494,6 +494,7 @@ def _shape(ctx: Context, row: Proxy, running: int, repositories: Mapping[str, st
         "running": running,
         "modes": row.modes or row.facts.get("modes", []),
         "offered_modes": row.facts.get("modes", []),
+        NO_DIRECTORIES: row.facts.get(NO_DIRECTORIES, ""),
         **proxy_settings.shape(row.settings, repositories),
         **proxy_rates.shape(row.settings, ctx.clock()),
         "vm_confirmed": proxy_vms.how_confirmed(row.settings, proxy_vms.uuid_of(row), local=row.local)

@@ -12,14 +12,15 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session as DbSession
 
 from backup_server.db.states import TaskState
-from backup_server.db.tables import Proxy, Task
+from backup_server.db.tables import Proxy, Repository, Task
 from backup_server.services import disk_facts, proxy_settings, proxy_troubles, proxy_vms
+from backup_server.services.storage_places import has_directory
 from backup_server.services.surveys import ProxyFacts
 from backup_server.services.task_ends import ProxyEnd, proxy_end
 from backup_server.services.traffic_guard import NO_GUARD, Guard
 from backup_server.services.wishes import WITHOUT_VSPHERE, ModeRefused, Wish, refused_modes, wish_of
 from proxy_worker.contracts.codec import MessageError, from_json
-from proxy_worker.contracts.messages import ConnectionsReport
+from proxy_worker.contracts.messages import ConnectionsReport, TaskKind
 from transports.base import TransportMode
 from transports.rules import Connected, ProxyMachine
 
@@ -74,6 +75,8 @@ class Machines:
 _OF_THE_MOMENT: Final = frozenset(
     {"slots", "running", "stopping", "cpu_share", "free_memory_bytes", "modes", proxy_troubles.BOOTS}
 )
+NO_DIRECTORIES: Final = "no_directories"
+"""Fact of a proxy, as its heartbeats tell it."""
 _COLUMNS: Final = (
     Proxy.id,
     Proxy.name,
@@ -140,6 +143,7 @@ def _facts(
         machine=machines.machine_of(row, report, offered),
         repositories=proxy_settings.near_repositories(row.settings),
         missing={} if report is None else {one.mode: one.reason for one in report.missing},
+        no_directories=str(row.facts.get(NO_DIRECTORIES) or ""),
     )
 
 
@@ -181,11 +185,26 @@ class Fleet:
     """Those in which proxies have addresses."""
     near: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Repository row id -> ids of the proxies that are set to be near to it."""
+    directories: frozenset[str] | None = None
+    """Row ids of the repositories that are directories; None: every proxy opens those."""
     guard: Guard = NO_GUARD
     """What traffic rules let nobody send in the clear."""
 
 
-def fleet_of(proxies: Iterable[ProxyFacts], guard: Guard = NO_GUARD) -> Fleet:
+def directories_for(db: DbSession, proxies: Iterable[ProxyFacts]) -> frozenset[str] | None:
+    """As Fleet.directories. Nothing is read while every proxy opens them."""
+    if not any(proxy.no_directories for proxy in proxies):
+        return None
+    rows = db.execute(sa.select(Repository.id, Repository.location))
+    return frozenset(row.id for row in rows if has_directory(row.location))
+
+
+def fleet_of(
+    proxies: Iterable[ProxyFacts],
+    guard: Guard = NO_GUARD,
+    directories: frozenset[str] | None = None,
+) -> Fleet:
+    """`directories`: as directories_for() answers."""
     known = list(proxies)
     near: dict[str, list[str]] = {}
     for proxy in known:
@@ -208,6 +227,7 @@ def fleet_of(proxies: Iterable[ProxyFacts], guard: Guard = NO_GUARD) -> Fleet:
             for network in proxy.machine.networks
         ),
         near={repository_id: tuple(sorted(ids)) for repository_id, ids in near.items()},
+        directories=directories,
         guard=guard,
     )
 
@@ -254,6 +274,18 @@ def task_wish(row: Task, fleet: Fleet) -> Wish:
         networks=fleet.networks,
         near=fleet.near.get(row.repository_id, ()),
         forbidden=fleet.guard.forbidden(row),
+        directory=_needs_directory(row, fleet),
+    )
+
+
+def _needs_directory(row: Task, fleet: Fleet) -> bool:
+    if fleet.directories is None:
+        return False
+    source = str((row.order.get("source") or {}).get("location", ""))
+    return (
+        row.kind == TaskKind.RESTORE_DISK_TO_FILE.value
+        or row.repository_id in fleet.directories
+        or has_directory(source)
     )
 
 

@@ -33,14 +33,25 @@ LOCAL: Final = Place(host="", clear=False, how="a directory")
 def places_of(location: str) -> tuple[Place, ...]:
     """Of every extent. A directory that is a mount of NFS here is taken for the same on the proxies."""
     if location.startswith(SCALE_OUT):
-        try:
-            rows = json.loads(location.removeprefix(SCALE_OUT))
-            return tuple(place for row in rows for place in places_of(str(row["location"])))
-        except (ValueError, KeyError, TypeError):
-            return ()
+        return tuple(place for extent in _extents(location) for place in places_of(extent))
     if location.startswith("/"):
         return (_of_directory(location, _mounts()),)
     return _of_url(location)
+
+
+def has_directory(location: str) -> bool:
+    """Whether it, or an extent of it, is a directory of the proxy's machine."""
+    return location.startswith("/") or any(place.startswith("/") for place in _extents(location))
+
+
+def _extents(location: str) -> list[str]:
+    """Locations of its extents; none of a repository that is in one place."""
+    if not location.startswith(SCALE_OUT):
+        return []
+    try:
+        return [str(row["location"]) for row in json.loads(location.removeprefix(SCALE_OUT))]
+    except (ValueError, KeyError, TypeError):
+        return []
 
 
 def _of_url(location: str) -> tuple[Place, ...]:

@@ -64,6 +64,8 @@ class ProxyFacts:
     """What its machine lacks for modes that it does not offer."""
     trouble: str = ""
     """What is wrong with it as a whole, so that it gets nothing new; empty: nothing."""
+    no_directories: str = ""
+    """Why it opens no repository in a directory and makes no image file; empty: it does both."""
 
 
 class Obstacles(Mapping[tuple[str, TransportMode], str]):
@@ -262,6 +264,10 @@ class _Table:
                     reason if proxy.id in named else "other proxies are named for it"
                     for proxy, reason in zip(self.proxies, self.columns[mode], strict=True)
                 )
+        if wish.directory:
+            # Not in the columns: those hold whatever the repository is.
+            for mode in self.modes:
+                self._add(mode, self._no_directories)
         self._refuse_pairs((pair[0], pair[1], pair[2]) for pair in wish.forbidden)
         if wish.modes:
             self._network_as_asked()
@@ -284,6 +290,10 @@ class _Table:
         self.columns[mode] = tuple(
             reason or why(place) for place, reason in enumerate(self.columns[mode])
         )
+
+    def _no_directories(self, place: int) -> str:
+        why = self.proxies[place].no_directories
+        return f"the proxy opens no directories: {why}" if why else ""
 
     def _network_as_asked(self) -> None:
         """Where network modes may not take over, they are for disks that no other mode can open at all."""

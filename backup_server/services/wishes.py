@@ -43,6 +43,8 @@ class Wish:
     """Network modes may take over where another could read the disk."""
     near: tuple[str, ...] = ()
     """Ids of the proxies that are set to be near the task's repository; sorted."""
+    directory: bool = False
+    """A repository of the task is a directory, or it makes an image file. Only told where some proxy opens none."""
     impossible: str = ""
     """Why no mode at all will do; empty: some will."""
 
@@ -74,13 +76,16 @@ def wish_of(
     networks: Collection[str] = (),
     near: Iterable[str] = (),
     forbidden: Iterable[tuple[str, str, str]] = (),
+    directory: bool = False,
 ) -> Wish:
     """The wish of one task. Modes of a newer release that this one does not know are left out. `proxy_vms`,
     `proxy_hosts` and `networks`: as `reach_of`.
     """
     proxies, close = tuple(sorted(allowed_proxies)), tuple(sorted(near))
     if kind in WITHOUT_VSPHERE:
-        return Wish(proxies=proxies, near=close, forbidden=tuple(sorted(forbidden)))
+        return Wish(
+            proxies=proxies, near=close, forbidden=tuple(sorted(forbidden)), directory=directory
+        )
     refused = {one.mode: one.reason for one in refused_modes(kind, disk, allowed_modes)}
     modes = tuple(mode for mode in TransportMode if mode not in refused)
     known = {mode.value for mode in modes}
@@ -94,6 +99,7 @@ def wish_of(
         forbidden=tuple(sorted(pair for pair in forbidden if pair[1] in known)),
         failover=failover,
         near=close,
+        directory=directory,
         impossible="" if modes else _grouped(refused),
     )
 

@@ -15,7 +15,16 @@ from pipeline.storage.extents import is_scale_out, open_scale_out
 from pipeline.storage.location import is_object_location, parse_object_location
 from pipeline.storage.retry import RetryingStorage, wait_for
 
-__all__ = ["Buffer", "ObjectWriter", "Retention", "Space", "Storage", "StoredObject", "open_storage"]
+__all__ = [
+    "NO_DIRECTORIES",
+    "Buffer",
+    "ObjectWriter",
+    "Retention",
+    "Space",
+    "Storage",
+    "StoredObject",
+    "open_storage",
+]
 
 _NO_SECRETS: Final[Mapping[str, str]] = MappingProxyType({})
 
@@ -52,6 +61,9 @@ def open_storage(
 
 
 if sys.platform == "win32":
+    NO_DIRECTORIES: str = (
+        "it runs Windows, where vmhaul keeps in object storage alone and makes no image files"
+    )
 
     def _open_directory(location: str, *, create: bool, cancel: threading.Event | None) -> Storage:
         del create, cancel
@@ -64,6 +76,9 @@ else:
     from pipeline.storage.immutable import split_location
     from pipeline.storage.local import LocalStorage
     from pipeline.storage.mounts import is_network_mount
+
+    NO_DIRECTORIES: str = ""
+    """Why no directory can be a repository on this machine; empty: one can."""
 
     def _open_directory(location: str, *, create: bool, cancel: threading.Event | None) -> Storage:
         directory, keeper = split_location(location)

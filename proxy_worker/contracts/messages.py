@@ -212,6 +212,8 @@ class HeartbeatReport:
     free_memory_bytes: int
     takes_leases_held: bool = field(default=False, metadata=LATER)
     """It understands `LeasesHeld`."""
+    no_directories: str = field(default="", metadata=LATER)
+    """Why the proxy opens no repository in a directory and makes no image file; empty: it does both."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

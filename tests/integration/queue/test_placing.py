@@ -14,12 +14,21 @@ import pytest
 import sqlalchemy as sa
 
 from backup_server.db.states import Result, TaskState
-from backup_server.db.tables import Credential, Event, OutboxRow, Proxy, Task, Vcenter, new_id
+from backup_server.db.tables import (
+    Credential,
+    Event,
+    OutboxRow,
+    Proxy,
+    Repository,
+    Task,
+    Vcenter,
+    new_id,
+)
 from backup_server.scheduler.claims import ClaimIndex
 from backup_server.scheduler.dispatcher import Dispatcher
 from backup_server.scheduler.needs import Timing
 from backup_server.scheduler.outbox import OutboxSender, celery_sender
-from backup_server.services import disk_facts
+from backup_server.services import disk_facts, proxy_facts
 from backup_server.services.surveys import HOTADD_RANKS, NETWORK_RANK
 from proxy_worker.contracts.codec import to_json
 from proxy_worker.contracts.ids import ProxyId
@@ -445,3 +454,21 @@ class Down:
 
     def send(self, proxy_id: str, messages: list[DownMessage]) -> None:
         self.sent.append((proxy_id, list(messages)))
+
+
+def test_a_proxy_that_opens_no_directories_gets_tasks_of_buckets_alone(site: Site) -> None:
+    windows = site.proxy("windows", NBDSSL)
+    with site.rig.db() as s:
+        row = s.get_one(Proxy, windows)
+        row.facts = {**row.facts, proxy_facts.NO_DIRECTORIES: "it runs Windows"}
+        s.execute(sa.update(Repository).values(location="/srv/backups"))
+    ids = site.tasks(2)
+    site.settle()
+    for row in site.rig.tasks(ids):
+        assert row.state == TaskState.PENDING.value
+        assert row.decision is not None
+        assert row.decision["reason"] == "windows: the proxy opens no directories: it runs Windows"
+    with site.rig.db() as s:
+        s.execute(sa.update(Repository).values(location="s3://bucket/place"))
+    site.settle()
+    assert site.modes(ids) == ["nbdssl", "nbdssl"]

@@ -383,3 +383,17 @@ def test_a_broker_that_is_full_is_emptied_of_what_was_read(
         reports.reader.step()
     assert reports.left(px) == 0
     assert reports.rig.task(task_id).state == TaskState.DONE.value
+
+
+def test_a_heartbeat_tells_why_a_proxy_opens_no_directories(reports: Reports) -> None:
+    windows, linux = reports.proxy("windows"), reports.proxy("linux")
+    said = replace(heartbeat(windows, reports.task(windows)), no_directories="it runs Windows " * 40)
+    reports.send(windows, said)
+    reports.send(linux, heartbeat(linux, reports.task(linux)))
+    reports.reader.step()
+    told = {
+        proxy_id: reports.rig.proxy(proxy_id).facts["no_directories"] for proxy_id in (windows, linux)
+    }
+    assert told[linux] == ""
+    assert told[windows].startswith("it runs Windows")
+    assert len(told[windows]) == 200

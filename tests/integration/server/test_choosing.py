@@ -6,9 +6,10 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+import sqlalchemy as sa
 
 from backup_server.db.states import TaskState
-from backup_server.db.tables import OutboxRow, Proxy, Task, Vcenter
+from backup_server.db.tables import OutboxRow, Proxy, Repository, Task, Vcenter
 from backup_server.errors import InvalidError, NotFoundError
 from backup_server.main import create_app
 from backup_server.services import (
@@ -354,6 +355,44 @@ def test_why_a_task_waits_is_told_as_it_is_now(rig: Rig) -> None:
     works(rig)
     now = sessions.why(rig.ctx, row.id)["now"]
     assert now["mode"] == "nbdssl"
+
+
+def test_a_plan_and_a_task_tell_of_a_proxy_that_opens_no_directories(rig: Rig) -> None:
+    rig.vcenter.add_vm("db01", 1)
+    proxies.add(rig.ctx, name="win", slots=2, local=True)
+    windows = works(rig, "win")
+    said = "win: the proxy opens no directories: it runs Windows"
+    with rig.ctx.db() as s:
+        row = s.get_one(Proxy, windows)
+        row.facts = {**row.facts, proxy_facts.NO_DIRECTORIES: "it runs Windows"}
+    rig.job()
+    [placed] = placements(rig)
+    assert placed["proxy"] is None
+    assert said in placed["reason"]
+    task = begun(rig)
+    assert said in sessions.why(rig.ctx, task.id)["now"]["reason"]
+    works(rig)
+    [placed] = placements(rig)
+    assert placed["proxy"] == "default"
+    assert sessions.why(rig.ctx, task.id)["now"]["proxy"] == placed_id(rig, "default")
+    proxies.edit(rig.ctx, "default", {"enabled": False})
+    with rig.ctx.db() as s:
+        s.execute(sa.update(Repository).values(location="s3://bucket/place"))
+    [placed] = placements(rig)
+    assert placed["proxy"] == "win"
+    assert sessions.why(rig.ctx, task.id)["now"]["proxy"] == windows
+    # A copy that reads a directory, and a restore that makes a file, need one.
+    fleet = proxy_facts.Fleet(directories=frozenset())
+    assert not proxy_facts.task_wish(task, fleet).directory
+    task.order = {**task.order, "source": {"location": "/srv/other"}}
+    assert proxy_facts.task_wish(task, fleet).directory
+    task.order, task.kind = {}, "restore-disk-to-file"
+    assert proxy_facts.task_wish(task, fleet).directory
+    assert not proxy_facts.task_wish(task, proxy_facts.Fleet()).directory
+
+
+def placed_id(rig: Rig, name: str) -> str:
+    return str(proxies.get(rig.ctx, name)["id"])
 
 
 def test_why_tells_the_stored_decision_and_what_failed(rig: Rig) -> None:

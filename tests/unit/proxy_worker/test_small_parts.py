@@ -251,6 +251,7 @@ def test_heartbeats_come_at_once_on_change_and_say_goodbye() -> None:
             version="1",
             max_tasks=4,
             modes=(TransportMode.NBDSSL,),
+            no_directories="it runs Windows",
             running=list,
             every_s=3600,
             clock=Clock(),
@@ -271,6 +272,7 @@ def test_heartbeats_come_at_once_on_change_and_say_goodbye() -> None:
     assert [report.stopping for report in sent][:3] == [False, False, True]
     assert sent[-1].stopping
     assert sent[0].free_memory_bytes > 0
+    assert sent[0].no_directories == "it runs Windows"
 
 
 def test_a_broker_that_is_away_does_not_end_the_heartbeat() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from backup_server.services.placement import Limit, decide
-from backup_server.services.surveys import NETWORK_RANK, ProxyFacts, claim_rank, survey
+from backup_server.services.surveys import NETWORK_RANK, ProxyFacts, Surveyor, claim_rank, survey
 from backup_server.services.wishes import FILE_MODE, Wish, refused_modes, wish_of
 from transports.base import TransportMode
 from transports.rules import (
@@ -484,3 +484,34 @@ def test_on_vsan_hotadd_goes_to_the_host_that_has_the_data() -> None:
     assert decision.chosen is not None
     assert decision.chosen.proxy_id == "b"
     assert "on a host that has most of the VM's data" in decision.reason
+
+
+def test_a_proxy_that_opens_no_directories_takes_nothing_of_them() -> None:
+    windows = proxy("a", no_directories="it runs Windows")
+    linux = proxy("b", used=3)
+    surveyor = Surveyor([windows, linux])
+    in_bucket = wish()
+    in_directory = wish_of(BACKUP, DISK, [], [], directory=True)
+    assert in_directory.key != in_bucket.key
+    for _ in range(2):  # both go by the same columns, and neither spoils them for the other
+        assert surveyor.survey(in_bucket).best == {"a": NBDSSL, "b": NBDSSL}
+        seen = surveyor.survey(in_directory)
+        assert seen.best == {"b": NBDSSL}
+        assert seen.reasons["a", NBDSSL] == "the proxy opens no directories: it runs Windows"
+        assert seen.after("a", NBDSSL) == ()
+    for kind in ("copy-disk", "restore-disk-to-file"):
+        assert best(wish_of(kind, None, [], [], directory=True), windows, linux) == {"b": FILE_MODE}
+        assert best(wish_of(kind, None, [], []), windows, linux) == {"a": FILE_MODE, "b": FILE_MODE}
+    decision = decide(in_directory, [windows], [])
+    assert decision.chosen is None
+    assert decision.reason == "a: the proxy opens no directories: it runs Windows"
+    # It changed: what is known of it is not kept.
+    surveyor.follow([replace(windows, no_directories=""), linux])
+    assert surveyor.survey(in_directory).best == {"a": NBDSSL, "b": NBDSSL}
+
+
+def test_proxies_near_a_directory_that_open_none_are_not_waited_for() -> None:
+    windows, linux = proxy("a", no_directories="it runs Windows"), proxy("b")
+    seen = survey(wish_of(BACKUP, DISK, [], [], near=["a"], directory=True), [windows, linux])
+    assert seen.best == {"b": NBDSSL}
+    assert "opens no directories" in seen.warning

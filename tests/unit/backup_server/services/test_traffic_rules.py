@@ -8,7 +8,7 @@ import pytest
 from backup_server.errors import ConflictError, InvalidError, NotFoundError
 from backup_server.services import traffic_rules
 from backup_server.services.context import Context
-from backup_server.services.storage_places import Place, _of_directory, places_of
+from backup_server.services.storage_places import Place, _of_directory, has_directory, places_of
 from backup_server.services.traffic_rules import parse_rate, rate_text
 
 BODY: dict[str, Any] = {
@@ -131,6 +131,22 @@ def test_a_rule_for_hours_only_has_no_rate_outside_of_them(ctx: Context) -> None
 )
 def test_where_a_repository_is(location: str, expected: list[Place]) -> None:
     assert list(places_of(location)) == expected
+
+
+@pytest.mark.parametrize(
+    ("location", "expected"),
+    [
+        ("/srv/backups", True),
+        ("/srv/backups?keeper=/run/keeper", True),
+        ("s3://bucket/place?endpoint=https://127.0.0.1:9000", False),
+        ('scale-out:[{"location": "s3://bucket"}, {"location": "az://container"}]', False),
+        ('scale-out:[{"location": "s3://bucket"}, {"location": "/srv/backups"}]', True),
+        ("scale-out:?", False),
+        ("", False),
+    ],
+)
+def test_what_needs_a_directory(location: str, *, expected: bool) -> None:
+    assert has_directory(location) is expected
 
 
 def test_a_directory_on_nfs_is_on_the_server() -> None:

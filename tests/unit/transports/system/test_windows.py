@@ -46,7 +46,8 @@ for driver in registry.transport_modes().values():
 with_vddk = ModeOptions(vddk=VddkOptions(client=NetworkClient.VDDK, libdir="l", user="u", password_file="p"))
 assert all("nbdkit, which needs Linux" in registry.offered_modes(with_vddk)[mode] for mode in ("nbd", "nbdssl"))
 from pipeline.errors import PermanentPipelineError, StorageMissingError
-from pipeline.storage import open_storage
+from pipeline.storage import NO_DIRECTORIES, open_storage
+assert "runs Windows" in NO_DIRECTORIES  # what its heartbeats tell placement
 try:
     open_storage(str(directory()))
 except StorageMissingError as error:
