@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session as DbSession
 from backup_server.db.tables import Proxy
 from backup_server.services import broker_users, fleet_tokens, proxy_settings, proxy_troubles
 from backup_server.services.context import Context
+from backup_server.services.proxy_names import refuse_name_in_use
 
 JOINED: Final = "joined"
 """In `proxies.facts`: hash of the token that was used, when, and until when it was good."""
@@ -33,7 +34,8 @@ class Joining:
 def take_in(ctx: Context, s: DbSession, joining: Joining, now: datetime) -> str | None:
     """Id of the proxy, whose keys and broker password are kept then; None: it is not let in.
 
-    sqlalchemy's IntegrityError when another machine takes a new name at the same moment.
+    sqlalchemy's IntegrityError when another machine takes a new name at the same moment; ConflictError when the worker
+    of a proxy that was renamed goes by that name.
     """
     return _repeated(s, joining, now) or _first(ctx, s, joining, now)
 
@@ -81,6 +83,7 @@ def _first(ctx: Context, s: DbSession, joining: Joining, now: datetime) -> str |
     if found is None:
         return None
     row = s.get_one(Proxy, found.id)
+    refuse_name_in_use(s, row)
     proxy_troubles.forget(row)
     joined = {
         "token_hash": joining.token_hash,

@@ -36,6 +36,7 @@ from backup_server.services import (
 from backup_server.services.context import Context
 from backup_server.services.joining import Joining, take_in
 from backup_server.services.proxy_facts import NO_DIRECTORIES, running_by_proxy
+from backup_server.services.proxy_names import refuse_name_in_use
 from backup_server.services.shapes import Fields, by_ref, when
 from proxy_worker.contracts.messages import TaskKind
 from proxy_worker.contracts.older import release_of
@@ -107,6 +108,7 @@ def add(
     try:
         with ctx.db() as s:
             s.add(row)
+            refuse_name_in_use(s, row)
             if local:
                 instances.claim(s, ctx.settings, row.id)
     except DuplicateError:
@@ -170,6 +172,8 @@ def edit(ctx: Context, ref: str, changes: Mapping[str, Any]) -> dict[str, Any]:
                 row.settings = {proxy_settings.ENROLLED_AS: row.name, **row.settings}
             for name, value in values.items():
                 setattr(row, name, value)
+            if "name" in values:
+                refuse_name_in_use(s, row)
             if settings:
                 row.settings = {**row.settings, **settings}
             unseen = {proxy_settings.REPOSITORIES, *proxy_rates.NAMES}

@@ -14,11 +14,13 @@ import pytest
 import redis
 import sqlalchemy as sa
 
+from backup_server.credentials import token_hash
 from backup_server.db.states import TaskState
-from backup_server.db.tables import Credential, Event, Proxy, Task
+from backup_server.db.tables import Credential, Event, Proxy, Task, new_id
 from backup_server.errors import ConflictError
 from backup_server.services import broker_users, doctor, proxies
 from backup_server.services.broker_users import BrokerUsers
+from backup_server.services.proxy_settings import ENROLLED_AS
 from proxy_worker.contracts.ids import ProxyId
 from proxy_worker.contracts.names import task_queue
 from tests.fakes.server import Rig, running_task
@@ -260,3 +262,59 @@ def test_a_proxy_that_is_renamed_keeps_its_mailbox_until_it_joins_again(
     proxies.enrol(rig.ctx, token=token, name="moved-again", version="1", **KEYS)
     with outside.client(access(rig, row)) as client:
         assert client.llen("moved-again@vmhaul.celery.pidbox") == 0
+
+
+def test_no_two_workers_go_by_one_name(rigs: Any) -> None:
+    """Their mailboxes would be one: each could read what is for the other, and be cut off for what the other wrote."""
+    rig = rigs("")
+    first = taken_in(rig, "a")
+    proxies.edit(rig.ctx, "a", {"name": "moved"})
+    with pytest.raises(ConflictError, match="worker of proxy 'moved' still goes by the name 'a'"):
+        proxies.add(rig.ctx, name="a")
+    other = taken_in(rig, "b")
+    with pytest.raises(ConflictError, match="vmhaul proxy token moved"):
+        proxies.edit(rig.ctx, "b", {"name": "a"})
+    assert {mailbox(rig, first), mailbox(rig, other)} == {"a", "b"}
+    # Back to where it was, and on; a name that nobody goes by any more is free.
+    proxies.edit(rig.ctx, "moved", {"name": "a"})
+    proxies.edit(rig.ctx, "a", {"name": "moved"})
+    token = Secret(proxies.new_token(rig.ctx, "moved")["join_token"])
+    proxies.edit(rig.ctx, "b", {"name": "a"})
+    proxies.enrol(rig.ctx, token=token, name="moved", version="unknown", **KEYS)
+    # Now its old name is taken by one that was renamed, whose own is still its worker's.
+    with pytest.raises(ConflictError, match="worker of proxy 'a' still goes by the name 'b'"):
+        proxies.edit(rig.ctx, "moved", {"name": "b"})
+    assert {mailbox(rig, first), mailbox(rig, other)} == {"moved", "b"}
+
+
+def test_a_machine_does_not_join_under_the_name_of_anothers_worker(rigs: Any) -> None:
+    rig = rigs("")
+    taken_in(rig, "a")
+    proxies.edit(rig.ctx, "a", {"name": "moved"})
+    with rig.ctx.db() as s:  # as an earlier release let it be made
+        s.add(
+            Proxy(
+                id=new_id(),
+                name="a",
+                local=False,
+                enabled=True,
+                slots=4,
+                modes=[],
+                join_token_hash=token_hash(Secret("known")),
+                facts={},
+                created_at=rig.clock.now,
+            )
+        )
+    joining = {"token": Secret("known"), "name": "a", "version": "unknown", **KEYS}
+    with pytest.raises(ConflictError, match="worker of proxy 'moved' still goes by the name 'a'"):
+        proxies.enrol(rig.ctx, **joining)
+    token = Secret(proxies.new_token(rig.ctx, "moved")["join_token"])
+    assert proxies.enrol(rig.ctx, **joining)
+    assert proxies.enrol(rig.ctx, token=token, name="moved", version="unknown", **KEYS)
+
+
+def mailbox(rig: Rig, row: Proxy) -> str:
+    """The name after which the worker's mailbox is called."""
+    with rig.ctx.db.read() as s:
+        now = s.get_one(Proxy, row.id)
+        return str(now.settings.get(ENROLLED_AS, now.name))
