@@ -33,6 +33,7 @@ _EARLIER: Final = timedelta(days=1)
 """For proxies whose clocks are behind."""
 MAX_NAMES: Final = 8
 """Addresses of a machine that stand in a join token; more would make it longer, not better."""
+_NEW_KEY: Final = "ca.key.new"
 _WILDCARDS: Final = ("0.0.0.0", "::")  # noqa: S104 - compared with, not listened on
 
 
@@ -130,14 +131,22 @@ def _authority(tls_dir: Path, now: datetime) -> tuple[ec.EllipticCurvePrivateKey
     if not file.exists() and key_file.exists() and (found := _behind_the_door(tls_dir)) is not None:
         # Lost alone, it is in the chain that the door shows. Whether it is the key's is looked at below.
         _write(file, _pem(found))
+    _finish_authority(tls_dir)
     if not key_file.exists() and (file.exists() or _behind_the_door(tls_dir) is not None):
         raise SettingsError(
             f"{key_file}, the key of the certificate authority by which remote proxies know this server, is gone; put "
             "it back from a copy. Where there is none, make a new authority with `vmhaul proxy new-authority`: every "
             "remote proxy must join again then"
         )
-    if not (key_file.exists() and file.exists()):
-        # No certificate of it is anywhere: nobody knows it yet.
+    if key_file.exists() and not file.exists():
+        raise SettingsError(
+            f"{file}, the certificate of the authority by which remote proxies know this server, is gone, and "
+            f"{key_file} is left; put it back from a copy: every remote proxy has one, server-ca.pem in its directory. "
+            "Where no proxy has it, make a new authority with `vmhaul proxy new-authority`: every remote proxy must "
+            "join again then"
+        )
+    if not key_file.exists():
+        # Nor is a certificate of it anywhere: nobody knows it yet.
         _make_authority(tls_dir, now)
     try:
         key = serialization.load_pem_private_key(key_file.read_bytes(), None)
@@ -175,8 +184,22 @@ def _make_authority(tls_dir: Path, now: datetime) -> None:
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .sign(key, hashes.SHA256())
     )
-    _write(tls_dir / "ca.key", _private(key))
+    # The key has its name last: where it has it and the certificate is not there, that one was lost.
+    _write(tls_dir / _NEW_KEY, _private(key))
     _write(tls_dir / "ca.pem", _pem(ca))
+    (tls_dir / _NEW_KEY).replace(tls_dir / "ca.key")
+
+
+def _finish_authority(tls_dir: Path) -> None:
+    """The last step of `_make_authority`, where the start ended before it."""
+    new, key_file = tls_dir / _NEW_KEY, tls_dir / "ca.key"
+    if not new.exists() or key_file.exists():
+        return
+    with contextlib.suppress(OSError, ValueError):
+        key = serialization.load_pem_private_key(new.read_bytes(), None)
+        ca = x509.load_pem_x509_certificate((tls_dir / "ca.pem").read_bytes())
+        if key.public_key() == ca.public_key():
+            new.replace(key_file)
 
 
 def _make_leaf(

@@ -102,10 +102,56 @@ def test_a_lost_certificate_of_the_authority_is_found_behind_the_doors(tmp_path:
     (tmp_path / "ca.pem").unlink()
     assert not ensure(tmp_path, ("x",), NOW).renewed
     assert (tmp_path / "ca.pem").read_bytes() == known
-    # A start that ended between the key and the certificate: nobody knew it.
-    for name in ("ca.pem", "door.pem", "door.key"):
+
+
+@pytest.mark.parametrize("lost", [("ca.pem", "door.pem"), ("ca.pem", "door.pem", "door.key")])
+def test_an_authority_whose_certificate_is_lost_is_not_replaced_unseen(
+    tmp_path: Path, lost: tuple[str, ...]
+) -> None:
+    ensure(tmp_path, ("x",), NOW)
+    known = (tmp_path / "ca.pem").read_bytes()
+    for name in lost:
         (tmp_path / name).unlink()
+    left = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    for ask in (lambda: ensure(tmp_path, ("x",), NOW), lambda: ca_sha256(tmp_path, NOW)):
+        with pytest.raises(
+            SettingsError, match=r"ca\.pem, .*server-ca\.pem .*`vmhaul proxy new-authority`"
+        ):
+            ask()
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == left
+    # From a copy, all is as it was: proxies know the server.
+    (tmp_path / "ca.pem").write_bytes(known)
     assert ensure(tmp_path, ("x",), NOW).renewed
+    assert (tmp_path / "ca.pem").read_bytes() == known
+    (tmp_path / "ca.pem").unlink()
+    (tmp_path / "door.pem").unlink()
+    assert make_new_authority(tmp_path, NOW)
+    assert ensure(tmp_path, ("x",), NOW).renewed
+
+
+@pytest.mark.parametrize("dies_before", [1, 2, 3, 4])
+def test_a_first_start_that_ends_anywhere_is_followed_by_one_that_goes_on(
+    tmp_path: Path, dies_before: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    renamed: list[str] = []
+    replace = Path.replace
+
+    def replace_or_die(self: Path, target: Path) -> Path:
+        renamed.append(Path(target).name)
+        if len(renamed) == dies_before:
+            raise KeyboardInterrupt
+        return replace(self, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", replace_or_die)
+        with pytest.raises(KeyboardInterrupt):
+            ensure(tmp_path, ("x",), NOW)
+    assert renamed == ["ca.key.new", "ca.pem", "ca.key", "door.key"][:dies_before]
+    assert ensure(tmp_path, ("x",), NOW).renewed
+    assert not (tmp_path / "ca.key.new").exists()
+    known = (tmp_path / "ca.pem").read_bytes()
+    assert not ensure(tmp_path, ("x",), NOW).renewed
+    assert (tmp_path / "ca.pem").read_bytes() == known
 
 
 def test_names(monkeypatch: pytest.MonkeyPatch) -> None:
