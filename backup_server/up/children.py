@@ -8,7 +8,7 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -23,6 +23,9 @@ MEND_AFTER: Final = 2
 """A child that lived this long starts again with the first back-off."""
 LOG_KEEP_BYTES: Final = 16 * 1024 * 1024
 
+_SETTINGS: Final = ("VMHAUL_", "PG")
+"""How variables begin that tell the server's settings; those of PostgreSQL's client may hold a password, too."""
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -35,6 +38,8 @@ class ChildSpec:
     stop_s: float
     """How long it may take to end after SIGTERM."""
     ready: Callable[[], bool] | None = None
+    has_settings: bool = False
+    """The server's settings may stand in its environment. Passwords are among them, so others do not get these."""
     mend: Callable[[], str] | None = None
     """What may help when it ends at once after every start; answers what was done, empty for nothing."""
 
@@ -78,6 +83,7 @@ class Child:
             self.process = subprocess.Popen(
                 list(self.spec.argv),
                 stdin=subprocess.DEVNULL,
+                env=None if self.spec.has_settings else _without_settings(os.environ),
                 stdout=handle,
                 stderr=subprocess.STDOUT,
                 # Not in the terminal's foreground group: Ctrl-C reaches the supervisor, which stops
@@ -132,6 +138,10 @@ class Child:
         with contextlib.suppress(OSError):
             return "\n".join(self.log_file.read_text(errors="replace").splitlines()[-count:])
         return ""
+
+
+def _without_settings(environment: Mapping[str, str]) -> dict[str, str]:
+    return {name: text for name, text in environment.items() if not name.startswith(_SETTINGS)}
 
 
 def _turn_over(path: Path) -> None:

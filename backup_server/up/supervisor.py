@@ -93,6 +93,7 @@ class Supervisor:
             name="server",
             argv=[sys.executable, "-m", "backup_server.main", *_where(options)],
             stop_s=SERVER_STOP_S,
+            has_settings=True,
             ready=lambda: (
                 (options.run_dir / SERVER_FILE).exists() and answers(options.host, options.port)
             ),

@@ -47,6 +47,35 @@ def test_a_child_writes_into_its_log_and_ends_on_sigterm(tmp_path: Path) -> None
     assert not child.running
 
 
+def test_only_the_server_has_settings_in_its_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VMHAUL_DATABASE", "postgresql://vmhaul:of-the-database@db/vmhaul")
+    monkeypatch.setenv("PGPASSWORD", "of-the-database")
+    monkeypatch.setenv("VMHAULERS", "kept")
+    code = "import os; print(sorted(os.environ), flush=True)"
+    told = []
+    for has_settings in (False, True):
+        spec = ChildSpec(
+            name=f"child-{has_settings}",
+            argv=[sys.executable, "-c", code],
+            stop_s=10,
+            has_settings=has_settings,
+        )
+        child = _child(tmp_path, spec)
+        child.start(0.0)
+        assert child.process is not None
+        assert child.process.wait(60) == 0
+        told.append(child.last_lines(1))
+    other, server = told
+    assert "PGPASSWORD" in server
+    assert "VMHAUL_DATABASE" in server
+    assert "PGPASSWORD" not in other
+    assert "VMHAUL_DATABASE" not in other
+    assert "'VMHAULERS'" in other
+    assert "'PATH'" in other
+
+
 def test_a_child_that_does_not_end_is_killed(tmp_path: Path) -> None:
     deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(600)"
     child = _child(tmp_path, _spec(code=deaf))
