@@ -3,6 +3,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -10,12 +11,19 @@ from hypothesis import HealthCheck, settings
 
 from backup_server.db.engine import create_engine
 from backup_server.db.migrate import upgrade
+from tests.support.groups import GroupScheduling
 from tests.support.object_servers import ObjectServer, RgwCluster, start_moto
 from tests.support.postgres import create_database, drop_database, postgres_server
 
 # How long an example takes depends on what else the machine does; pytest's own time-out ends what hangs.
 settings.register_profile("vmhaul", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("vmhaul")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> GroupScheduling:
+    return GroupScheduling(config, log)
+
 
 DATABASES = ["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)]
 TEMPLATE = "vmhaul_template"
@@ -85,7 +93,7 @@ def moto_server() -> Iterator[ObjectServer]:
 @pytest.fixture(scope="session")
 def ceph_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RgwCluster]:
     """Ceph's S3 gateway for the whole run, the one server here that keeps object lock. It takes some
-    20 seconds to start: tests that use it belong to xdist_group("ceph").
+    20 seconds to start: tests that use it belong to a group (`tests.support.groups`).
     """
     cluster = RgwCluster(tmp_path_factory.mktemp("ceph") / "cluster")
     try:

@@ -8,7 +8,7 @@ python=.venv/bin/python
 most_repeated=5
 
 rm -f .pytest_cache/v/cache/lastfailed
-"$python" -m pytest -q -n 3 --dist loadgroup --durations=40 --durations-min=5 "$@"
+"$python" -m pytest -q -n 3 --durations=40 --durations-min=5 "$@"
 code=$?
 [ "$code" = 1 ] || exit "$code"
 

@@ -72,7 +72,6 @@ class TestGoogle(StorageContract):
             storage.close()
 
 
-@pytest.mark.xdist_group("ceph")
 class TestCephGatewayWithLock(StorageContract):
     """Its release 16 ignores conditions where objects have versions."""
 

@@ -10,11 +10,7 @@ import pytest
 from vmhaul_lab import demo
 from vmhaul_lab.loops import loops_under
 
-pytestmark = [
-    pytest.mark.lab,
-    pytest.mark.timeout(300),
-    pytest.mark.xdist_group("demo"),  # each wants the usual ports
-]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
 
 
 def run_small(directory: Path) -> "subprocess.CompletedProcess[str]":

@@ -31,8 +31,6 @@ from pipeline.testing.builders import BLOCK_SIZE_BYTES, PASSWORD, Workbench, dis
 from proxy_worker.agent import Agent
 from tests.support.object_servers import ObjectServer
 
-pytestmark = pytest.mark.xdist_group("ceph")
-
 DAYS = 30
 CAPACITY_BYTES = 40 * BLOCK_SIZE_BYTES
 PLACE = "one/site"
