@@ -29,6 +29,11 @@ def moto_bucket(moto_server: ObjectServer) -> str:
     return moto_server.new_bucket()
 
 
+@pytest.fixture(scope="module")
+def ceph_bucket(ceph: ObjectServer) -> str:
+    return ceph.new_bucket(lock=True)
+
+
 def opened(server: ObjectServer, bucket: str, **options: str) -> Iterator[Storage]:
     location = server.location(bucket, f"some/{uuid4().hex}", **options)
     storage = open_storage(location, secrets=server.secrets, create=True)
@@ -76,5 +81,5 @@ class TestCephGatewayWithLock(StorageContract):
     """Its release 16 ignores conditions where objects have versions."""
 
     @pytest.fixture
-    def storage(self, ceph: ObjectServer) -> Iterator[Storage]:
-        yield from opened(ceph, ceph.new_bucket(lock=True), conditional_put="versions")
+    def storage(self, ceph: ObjectServer, ceph_bucket: str) -> Iterator[Storage]:
+        yield from opened(ceph, ceph_bucket, conditional_put="versions")
