@@ -30,6 +30,11 @@ def moto_bucket(moto_server: ObjectServer) -> str:
 
 
 @pytest.fixture(scope="module")
+def versions_bucket(moto_server: ObjectServer) -> str:
+    return moto_server.new_bucket(versions=True)
+
+
+@pytest.fixture(scope="module")
 def ceph_bucket(ceph: ObjectServer) -> str:
     return ceph.new_bucket(lock=True)
 
@@ -51,8 +56,8 @@ class TestS3WithVersions(StorageContract):
     """A bucket that keeps old versions, where a plain delete would only hide objects."""
 
     @pytest.fixture
-    def storage(self, moto_server: ObjectServer) -> Iterator[Storage]:
-        yield from opened(moto_server, moto_server.new_bucket(versions=True))
+    def storage(self, moto_server: ObjectServer, versions_bucket: str) -> Iterator[Storage]:
+        yield from opened(moto_server, versions_bucket)
 
 
 class TestAzure(StorageContract):

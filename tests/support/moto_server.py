@@ -20,13 +20,11 @@ class Application(server.DomainDispatcherApplication):
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         length = environ.get("CONTENT_LENGTH")
         if "HTTP_IF_NONE_MATCH" not in environ or not length:
-            found: Iterable[bytes] = super().__call__(environ, start_response)
-            return found
+            return super().__call__(environ, start_response)
         # Read before: whoever sends slowly keeps nobody waiting.
         environ["wsgi.input"] = io.BytesIO(environ["wsgi.input"].read(int(length)))
         with self._turn:
-            found = super().__call__(environ, start_response)
-            return found
+            return super().__call__(environ, start_response)
 
 
 if __name__ == "__main__":
