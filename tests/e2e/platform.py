@@ -156,9 +156,15 @@ class Platform:
         """What the API answers to a GET: for looking often, where a process for each look costs too
         much. OSError or ValueError while the server is not there.
         """
+        return self.call("GET", path)
+
+    def call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+        """What the API answers, as `ask`; for steps that other tests take by the command line."""
         server = json.loads((self.data / "run" / "server.json").read_text())
-        request = urllib.request.Request(f"{server['url']}/api/v1{path}")
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(f"{server['url']}/api/v1{path}", data, method=method)
         request.add_header("Authorization", f"Bearer {server['token']}")
+        request.add_header("Content-Type", "application/json")
         with _OPENER.open(request, timeout=30) as answer:
             return json.load(answer)
 

@@ -26,17 +26,19 @@ pytestmark = pytest.mark.lab
 MIB = 1 << 20
 RATE = 2 * MIB
 SIZE = 48 * MIB
-"""So much that no disk is read before what is waited for is there: half a minute at least."""
+"""So much that no disk is read before what is waited for is there."""
 VMS = ("db01", "db02")
 BURST = RATE // 4 + 2 * MIB
 """What a second may hold beside its rate: a bucket's quarter of a second, and of each mover a block that passes whole."""
-MARGIN = MIB
-"""What is read before the mover has its order's rate in hand: of each disk a few sectors."""
+ON_THE_WAY = BURST
+"""What movers may have asked for and hosts have not read yet, however slow the machine is: nothing is asked for while
+a bucket owes.
+"""
 AGAIN = 6 * MIB
 """Blocks that were read and not stored yet when the mover stopped, and those that are read to try change tracking."""
 NEAR = 1024
 """Orders differ by some bytes, so that one can be told from the other."""
-ROUNDS = 10
+ROUNDS = 5
 """How often both are looked at while they share the rule."""
 
 
@@ -101,6 +103,7 @@ class Watch:
         self._site = site
         self._sessions = sessions
         self.samples: list[Sample] = []
+        self.read_before = read_at_hosts(site)
 
     def rates(self) -> dict[str, int | None]:
         """Of the tasks that run now, by VM."""
@@ -133,7 +136,7 @@ def test_two_proxies_keep_to_one_rule_and_a_part_comes_back(product: Platform, s
     watch = Watch(product, site, sessions)
     watch.rates()
     for vm in VMS:
-        sessions[vm] = product.start_job(vm)
+        sessions[vm] = str(product.call("POST", f"/jobs/{vm}/run", {})["id"])
     half, whole = RATE // 2 - NEAR, RATE - NEAR
 
     def is_shared() -> bool:
@@ -146,27 +149,26 @@ def test_two_proxies_keep_to_one_rule_and_a_part_comes_back(product: Platform, s
     for _ in range(ROUNDS):
         watch.rates()
         time.sleep(0.2)
-    product.run("session", "cancel", sessions["db01"])
+    product.call("POST", f"/sessions/{sessions['db01']}/cancel")
     wait_until(
         "the other has all of it",
         lambda: (watch.rates().get("db02") or 0) >= whole,
         120,
         0.05,
     )
-    product.run("traffic", "edit", "hosts", "--disable")
+    product.call("PATCH", "/traffic-rules/hosts", {"enabled": False})
     ended = product.wait_for(sessions["db02"])
     assert ended["result"] == "success", explain(ended)
 
-    # Nothing can have moved before the last look at which no task ran.
-    first = next(at for at, one in enumerate(watch.samples) if one.rates)
+    # From the last look at which nothing had been read.
+    first = next(at for at, one in enumerate(watch.samples) if one.read_bytes > watch.read_before)
     began, rest = watch.samples[first - 1], watch.samples[first:]
     for one in rest:
-        at_most = RATE * (one.after_s - began.before_s) + BURST + MARGIN
+        at_most = RATE * (one.after_s - began.before_s) + BURST + ON_THE_WAY
         assert one.read_bytes - began.read_bytes <= at_most
         # What is ordered never adds up to more either.
         assert None not in one.rates.values()
         assert sum(rate or 0 for rate in one.rates.values()) <= RATE + NEAR
-    assert rest[-1].read_bytes > began.read_bytes, "it was seen at the hosts"
 
 
 def test_a_running_task_leaves_the_mode_that_a_new_rule_refuses(
@@ -174,12 +176,12 @@ def test_a_running_task_leaves_the_mode_that_a_new_rule_refuses(
 ) -> None:
     modes = ("--mode", "nbd", "--mode", "nbdssl")
     create_job(product, "clear", "--vm", "db02", "--proxy", "default", *modes)
-    product.run("proxy", "edit", "default", "--mode", "nbd")
-    product.run("traffic", "edit", "hosts", "--enable")
+    product.call("PATCH", "/proxies/default", {"modes": ["nbd"]})
+    product.call("PATCH", "/traffic-rules/hosts", {"enabled": True})
     before = read_at_hosts(site)
-    session = product.start_job("clear", "--full")
+    session = str(product.call("POST", "/jobs/clear/run", {"full": True})["id"])
     product.wait_for_progress(session)
-    product.run("proxy", "edit", "default", "--mode", "nbdssl", "--mode", "nbd")
+    product.call("PATCH", "/proxies/default", {"modes": ["nbdssl", "nbd"]})
     assert only_task(product.session(session))["mode"] == "nbd"
     ends = ("--source", "any", "--target", host)
     product.run("traffic", "add", "secret", *ends, "--rate", "unlimited", "--encrypt")
@@ -189,7 +191,7 @@ def test_a_running_task_leaves_the_mode_that_a_new_rule_refuses(
         return bool(task["attempt"] > 1 and task["mode"] == "nbdssl")
 
     wait_until("it goes on by another mode", goes_on)
-    product.run("traffic", "edit", "hosts", "--disable")
+    product.call("PATCH", "/traffic-rules/hosts", {"enabled": False})
     ended = product.wait_for(session)
     assert ended["result"] == "success", explain(ended)
     task = only_task(ended)
