@@ -327,7 +327,10 @@ def test_the_old_release_comes_back(rig: Rig, site: Site, failure: str) -> None:
     assert proxies.get(rig.ctx, "px1")["enabled"]
 
 
-def test_that_no_release_comes_up_is_said_of_both(rig: Rig, site: Site) -> None:
+def test_that_no_release_comes_up_is_said_of_both(
+    rig: Rig, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deployments, "HEARD_S", 10.0)
     site.add(keep_credentials=True)
     old = site.make_it_older()
     site.machine.on_start = lambda: None
