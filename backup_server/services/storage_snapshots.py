@@ -422,6 +422,8 @@ def _undo(ctx: Context, work: Work, intent: Intent) -> None:
 
 def clean(ctx: Context, intent: Intent) -> None:
     """Remove what the intent names: of a snapshot everything that was shown of it as well."""
+    # By name, as one that was hidden in part is no exposure any more for an array, and takes space there still.
+    shown = [one.mark for one in _shown_of(ctx, intent)]
     for part in intent.details.get("systems", []):
         try:
             system = ctx.storage.get(part["system"])
@@ -430,11 +432,11 @@ def clean(ctx: Context, intent: Intent) -> None:
         if intent.kind == IntentKind.STORAGE_EXPOSURE.value:
             system.hide(intent.mark)
         else:
-            _remove(system, intent.mark)
+            _remove(system, intent.mark, shown)
 
 
-def _remove(system: StorageSystem, name: str) -> None:
-    for exposure in system.exposures(f"{name}-"):
+def _remove(system: StorageSystem, name: str, shown: Sequence[str] = ()) -> None:
+    for exposure in dict.fromkeys([*shown, *system.exposures(f"{name}-")]):
         system.hide(exposure)
     system.delete_snapshot(name)
 
@@ -444,18 +446,27 @@ def close(ctx: Context, intent: Intent) -> None:
     now = ctx.clock()
     with ctx.db() as s:
         vm_snapshots.close_intent(s, intent.id, now, problem="")
-        if intent.kind != IntentKind.STORAGE_SNAPSHOT.value:
-            return
-        shown = s.scalars(
-            sa.select(Intent).where(
-                Intent.kind == IntentKind.STORAGE_EXPOSURE.value,
-                Intent.state == IntentState.OPEN.value,
-                Intent.session_vm_id == intent.session_vm_id,
-            )
+        for one in _open_shown(s, intent):
+            vm_snapshots.close_intent(s, one.id, now, problem="")
+
+
+def _shown_of(ctx: Context, intent: Intent) -> list[Intent]:
+    with ctx.db.read() as s:
+        return _open_shown(s, intent)
+
+
+def _open_shown(s: DbSession, intent: Intent) -> list[Intent]:
+    """Open intents of what was shown of a snapshot; none for another kind of intent."""
+    if intent.kind != IntentKind.STORAGE_SNAPSHOT.value:
+        return []
+    of_vm = s.scalars(
+        sa.select(Intent).where(
+            Intent.kind == IntentKind.STORAGE_EXPOSURE.value,
+            Intent.state == IntentState.OPEN.value,
+            Intent.session_vm_id == intent.session_vm_id,
         )
-        for one in list(shown):
-            if one.mark.startswith(intent.mark):
-                vm_snapshots.close_intent(s, one.id, now, problem="")
+    )
+    return [one for one in of_vm if one.mark.startswith(intent.mark)]
 
 
 def _intents_of(ctx: Context, vm_id: str) -> list[Intent]:

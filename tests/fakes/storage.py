@@ -38,6 +38,8 @@ class FakeArray:
         """Name -> volume -> what `content` said when it was frozen."""
         self.shown: dict[str, tuple[tuple[str, ...], str]] = {}
         """Exposure -> volumes and host."""
+        self.destroyed: set[str] = set()
+        """Exposures that are hidden and not eradicated."""
         self.content: Callable[[str], object] = lambda volume: None
         self.calls: list[str] = []
         self.scripted: dict[str, list[Exception]] = {}
@@ -161,9 +163,15 @@ class FakeStorageSystem:
         return tuple(name for name in self.array.shown if name.startswith(prefix))
 
     def hide(self, exposure: str) -> None:
+        """As arrays do it that eradicate: what is destroyed is no exposure any more, and still takes space."""
         snapshot_of(exposure)
         self._enter("hide")
-        self.array.shown.pop(exposure, None)
+        if exposure in self.array.shown:
+            self.array.destroyed.add(exposure)
+            del self.array.shown[exposure]
+        if exposure in self.array.destroyed:
+            self._enter("eradicate")
+            self.array.destroyed.discard(exposure)
         self.array.leave("hide")
 
     def close(self) -> None:

@@ -438,6 +438,22 @@ def test_a_clone_that_stays_is_removed_with_its_snapshot(storage: Rig) -> None:
     nothing_left(storage)
 
 
+def test_a_clone_that_is_hidden_and_takes_space_still_goes_with_its_snapshot(storage: Rig) -> None:
+    storage.vcenter.add_vm("db01", disks=1)
+    storage.job(storage_snapshots=True)
+    session_id, [task] = begin(storage)
+    hand_out(storage, task)
+    present(storage, task)
+    storage.array.fail("eradicate", TransientTransportError("busy"))
+    withdraw(storage, task)
+    assert not storage.array.shown
+    assert len(storage.array.destroyed) == 1
+    give_back(storage, task)
+    storage.drive(session_id)
+    assert not storage.array.destroyed
+    nothing_left(storage)
+
+
 def test_the_sweep_takes_ours_and_nobody_else_s(storage: Rig) -> None:
     from transports.storage_systems.base import exposure_name, snapshot_name
 
