@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Final
 
@@ -125,23 +126,25 @@ def plan(s: DbSession, job: Job, now: datetime) -> dict[str, Any]:
 # ---- after a backup -------------------------------------------------------------------------------
 
 
-def jobs_after(s: DbSession, session: Session) -> list[Job]:
+def jobs_after(s: DbSession, session: Session, *, made_points: bool = True) -> list[Job]:
     """Copy jobs that are to run because this backup or copy session ended.
 
-    A backup that ended while a copy ran is seen when that copy ends.
+    A backup that ended while a copy ran is seen when that copy ends. After a copy that found nothing to copy
+    (`made_points` False) that is all: two jobs that copy to and fro would start each other for ever.
     """
     repository_id = session.repository_id
     if session.cancel_requested or repository_id is None:
         return []
     wanted = sa.select(Job).where(Job.enabled.is_(True), Job.source_repository_id == repository_id)
-    jobs = [job for job in s.scalars(wanted) if job.options.get("after_backup")]
+    jobs = [job for job in s.scalars(wanted) if made_points and job.options.get("after_backup")]
     own = s.get(Job, session.job_id) if session.job_id else None
-    if own is not None and _missed_a_backup(s, own, session):
+    kinds = ("backup", "copy") if made_points else ("backup",)
+    if own is not None and _missed_one(s, own, session, kinds):
         jobs.append(own)
     return jobs
 
 
-def _missed_a_backup(s: DbSession, job: Job, session: Session) -> bool:
+def _missed_one(s: DbSession, job: Job, session: Session, kinds: Sequence[str]) -> bool:
     if not job.enabled or not job.options.get("after_backup") or session.started_at is None:
         return False
     ended = s.scalar(
@@ -149,7 +152,7 @@ def _missed_a_backup(s: DbSession, job: Job, session: Session) -> bool:
         .select_from(Session)
         .where(
             Session.repository_id == job.source_repository_id,
-            Session.kind.in_(("backup", "copy")),
+            Session.kind.in_(kinds),
             Session.finished_at >= session.started_at,
             Session.id != session.id,
         )

@@ -74,9 +74,8 @@ def finish(ctx: Context, session_id: str) -> None:
                 can_help = any(_worth_another(vm) for vm in vms)
                 again = retry_failed(ctx, s, session, can_help=can_help)
             _prune_after(ctx, s, session, vms)
-            if vms or session.kind == SessionKind.BACKUP.value:
-                # Two jobs that copy to and fro would start each other for ever, with nothing to copy.
-                _copy_after(ctx, s, session)
+            made_points = bool(vms) or session.kind == SessionKind.BACKUP.value
+            _copy_after(ctx, s, session, made_points=made_points)
             if not again:
                 follow(ctx, s, session, result, now)
     if session.kind in {SessionKind.BACKUP.value, SessionKind.COPY.value}:
@@ -221,10 +220,10 @@ def follow(ctx: Context, s: DbSession, session: Session, result: Result, now: da
         ctx.wake_engine.set()
 
 
-def _copy_after(ctx: Context, s: DbSession, session: Session) -> None:
+def _copy_after(ctx: Context, s: DbSession, session: Session, *, made_points: bool) -> None:
     """Queue the copy jobs that follow the backups of this repository."""
     s.flush()
-    for job in copy_jobs.jobs_after(s, session):
+    for job in copy_jobs.jobs_after(s, session, made_points=made_points):
         # Locked: a copy that ends at this very moment either is over for us, or sees that this session has ended.
         s.execute(sa.select(Job.id).where(Job.id == job.id).with_for_update())
         waiting = sessions.open_session(s, job.id)

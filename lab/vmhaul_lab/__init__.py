@@ -17,4 +17,4 @@ The product does not know this package. This package knows the product by its co
 
 __all__ = ["__version__"]
 
-__version__ = "0.5.0"
+__version__ = "0.5.1"

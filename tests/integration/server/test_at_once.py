@@ -80,7 +80,7 @@ def test_a_copy_that_ends_while_a_backup_does_copies_that_too(
     with rig.ctx.db() as s:
         over = {"state": SessionState.FINISHED.value, "result": Result.SUCCESS.value}
         s.execute(sa.update(Session).where(Session.id == backup).values(finished_at=now, **over))
-        session_end._copy_after(rig.ctx, s, s.get_one(Session, backup))
+        session_end._copy_after(rig.ctx, s, s.get_one(Session, backup), made_points=True)
         s.flush()
         end = begin_and_wait(rig, pool, lambda: session_end.finish(rig.ctx, copy))
     end.result(60)

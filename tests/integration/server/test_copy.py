@@ -228,6 +228,21 @@ def test_a_backup_that_ends_while_the_copy_runs_is_copied_after_it(site: Rig) ->
     assert len(points_in(site, "r2")) == 4
 
 
+def test_a_backup_that_ends_while_a_copy_finds_nothing_is_copied_after_it(site: Rig) -> None:
+    backup = site.run()["id"]
+    site.run("offsite")
+    jobs.edit(site.ctx, "offsite", {"after_backup": True})
+    empty = jobs.run(site.ctx, "offsite")["id"]
+    site.engine.run_once()  # it looked, and found nothing
+    with site.ctx.db() as s:
+        assert s.get_one(Session, empty).state == SessionState.RUNNING.value
+        s.get_one(Session, backup).finished_at = site.clock.now
+    site.drive(empty)
+    [again] = site.rows(Session, kind="copy", state="queued")
+    assert site.drive(again.id)["reason"] == "nothing new to copy"
+    assert site.rows(Session, kind="copy", state="queued") == [], "and then it rests"
+
+
 def test_cancelled_between_points(site: Rig) -> None:
     for _ in range(2):
         site.run()
