@@ -39,7 +39,11 @@ set -e
 until ip addr show dev far 2>/dev/null | grep -q 'inet '; do sleep 0.01; done
 mount -t tmpfs tmpfs /run
 mkdir -p /run/ganesha /run/rpcbind
-if [ "$1" = 3 ]; then rpcbind -f -w & fi
+if [ "$1" = 3 ]; then
+  rpcbind -f -w &
+  # The server registers once, and stands still when nobody answers.
+  until rpcinfo -p 127.0.0.1 >/dev/null 2>&1; do sleep 0.02; done
+fi
 shift
 exec ganesha.nfsd -F "$@"
 """
